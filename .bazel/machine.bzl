@@ -1,0 +1,94 @@
+"""Finds what this machine has, and makes it one repository, @lamella_config.
+
+@lamella_config//:dlpack, :ffi, :dnnl, :mpi   libraries to depend on; a part that is not there has no target
+@lamella_config//:defs.bzl                    HAVE (a dict: name -> bool), HAVE_MPI, ..., NVCC, MPICC, MPIRUN, PYTHON
+
+Nothing is downloaded. A part that is missing is named once, in one message, and the targets that need it are left out
+(the `needs` attribute of the macros in lamella.bzl). Bazel looks again whenever its server starts.
+"""
+
+_HEADERS = {
+    # name: (a header that proves it, what to link; oneDNN is opened at run time and never linked)
+    "dlpack": ("/usr/include/dlpack/dlpack.h", []),
+    "ffi": ("ffi.h", ["-lffi"]),
+    "dnnl": ("dnnl.h", []),
+}
+
+_CC_LIBRARY = """
+cc_library(
+    name = "{name}",
+    {hdrs}
+    linkopts = {linkopts},
+    visibility = ["//visibility:public"],
+)
+"""
+
+def _succeeds(ctx, command):
+    return ctx.execute(command).return_code == 0
+
+def _output(ctx, command):
+    result = ctx.execute(command)
+    return result.stdout.strip() if result.return_code == 0 else ""
+
+def _program(ctx, names):
+    for name in names:
+        path = ctx.which(name)
+        if path:
+            return str(path)
+    return ""
+
+def _has_header(ctx, cc, header):
+    if header.startswith("/"):
+        return ctx.path(header).exists
+    return _succeeds(ctx, [cc, "-E", "-include", header, "-x", "c", "/dev/null", "-o", "/dev/null"])
+
+def _mpi_library(ctx, mpicc):
+    """The site's own compile and link flags: its headers become inputs, its libraries stay where they are."""
+    flags = [f for f in _output(ctx, [mpicc, "-show"]).split(" ") if f]
+    includes = [f[2:] for f in flags if f.startswith("-I")]
+    if not includes:
+        return ""
+    ctx.symlink(includes[0], "mpi_include")
+    links = [f for f in flags if f.startswith("-L") or f.startswith("-l") or f.startswith("-Wl,")]
+    hdrs = 'hdrs = glob(["mpi_include/**"]), includes = ["mpi_include"],'
+    return _CC_LIBRARY.format(name = "mpi", hdrs = hdrs, linkopts = repr(links))
+
+def _module(ctx, python, name):
+    code = "import importlib.util,sys; sys.exit(importlib.util.find_spec('%s') is None)" % name
+    return bool(python) and _succeeds(ctx, [python, "-c", code])
+
+def _machine_impl(ctx):
+    cc = _program(ctx, ["cc", "gcc", "clang"])
+    nvcc = _program(ctx, ["nvcc", "/usr/local/cuda/bin/nvcc"])
+    mpicc = _program(ctx, ["mpicc"])
+    python = ctx.os.environ.get("LAMELLA_PYTHON", "") or _program(ctx, ["python3"])
+
+    build, have = "", {}
+    for name, (header, linkopts) in _HEADERS.items():
+        have[name] = bool(cc) and _has_header(ctx, cc, header)
+        if have[name]:
+            build += _CC_LIBRARY.format(name = name, hdrs = "", linkopts = repr(linkopts))
+    mpi = _mpi_library(ctx, mpicc) if mpicc else ""
+    have["mpi"] = mpi != ""
+    have["cuda"] = nvcc != ""
+    have["torch"] = _module(ctx, python, "torch")
+    have["jax"] = _module(ctx, python, "jax")
+
+    defs = ["HAVE = " + repr(have)]
+    defs += ["HAVE_%s = %s" % (name.upper(), value) for name, value in have.items()]
+    programs = {"NVCC": nvcc, "MPICC": mpicc, "MPIRUN": _program(ctx, ["mpirun"]), "PYTHON": python}
+    defs += ["%s = %s" % (name, repr(path)) for name, path in programs.items()]
+    ctx.file("defs.bzl", "\n".join(defs) + "\n")
+    ctx.file("BUILD", 'load("@rules_cc//cc:defs.bzl", "cc_library")\n' + build + mpi)
+
+    missing = [name for name in have if not have[name]]
+    if missing:
+        print("not on this machine: %s; targets that need them are left out (./lamella doctor tells more)" %
+              ", ".join(missing))
+
+machine = repository_rule(
+    implementation = _machine_impl,
+    local = True,
+    configure = True,
+    environ = ["PATH", "CC", "LAMELLA_PYTHON"],
+)
