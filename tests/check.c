@@ -226,6 +226,7 @@ static _Noreturn void child_main(const rank_call *call) {
 
 typedef struct children {
   pid_t pids[RANKS_MAX]; /* 0 = has ended */
+  char stopped[RANKS_MAX];
   int size, n_running;
   unsigned doomed;
 } children;
@@ -251,7 +252,12 @@ static void judge_end(const children *c, int rank, int status) {
 static void reap(children *c) {
   for (int rank = 0; rank < c->size; rank++) {
     int status = 0;
-    if (c->pids[rank] == 0 || waitpid(c->pids[rank], &status, WNOHANG) != c->pids[rank]) continue;
+    if (c->pids[rank] == 0) continue;
+    if (waitpid(c->pids[rank], &status, WNOHANG | WUNTRACED) != c->pids[rank]) continue;
+    if (WIFSTOPPED(status)) {
+      c->stopped[rank] = 1;
+      continue;
+    }
     c->pids[rank] = 0;
     c->n_running--;
     judge_end(c, rank, status);
@@ -264,9 +270,9 @@ static int only_doomed_run(const children *c) {
   return 1;
 }
 
-static void kill_running(const children *c) {
+static void kill_ranks(const children *c, int only_stopped) {
   for (int rank = 0; rank < c->size; rank++)
-    if (c->pids[rank]) kill(c->pids[rank], SIGKILL);
+    if (c->pids[rank] && (c->stopped[rank] || !only_stopped)) kill(c->pids[rank], SIGKILL);
 }
 
 static void wait_children(children *c) {
@@ -278,7 +284,7 @@ static void wait_children(children *c) {
       check_fail(CHECK_AT, "%d of %d ranks still ran after %d s and were killed", c->n_running, c->size,
                  (int)RANKS_DEADLINE_S);
     }
-    if (late || only_doomed_run(c)) kill_running(c);
+    if (late || only_doomed_run(c)) kill_ranks(c, !late);
     nanosleep(&(struct timespec){.tv_nsec = 500000}, NULL);
   }
 }
@@ -292,7 +298,7 @@ void run_processes_doomed(int size, unsigned doomed, check_rank_fn fn, void *arg
     if (pid == 0) child_main(&(rank_call){fn, arg, rank, size});
     if (pid < 0) {
       check_fail(CHECK_AT, "rank %d could not be forked: %s", rank, strerror(errno));
-      kill_running(&c);
+      kill_ranks(&c, 0);
       break;
     }
     c.pids[rank] = pid;
@@ -318,16 +324,16 @@ static void on_deadly(int signal_number) {
   raise(signal_number);
 }
 
-/* Where a sanitizer has its own handler, that one stays and calls back. */
+/* A sanitizer has its own handlers and calls back; two sets of them would hang each other. */
 static void watch_death(int on) {
   static const int deadly[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTERM};
   if (!on) running = NULL;
-  if (on && __sanitizer_set_death_callback) __sanitizer_set_death_callback(name_the_dying);
-  for (size_t i = 0; i < sizeof deadly / sizeof *deadly; i++) {
-    struct sigaction old;
-    sigaction(deadly[i], NULL, &old);
-    if (old.sa_handler == (on ? SIG_DFL : on_deadly)) signal(deadly[i], on ? on_deadly : SIG_DFL);
+  if (__sanitizer_set_death_callback) {
+    __sanitizer_set_death_callback(name_the_dying);
+    return;
   }
+  for (size_t i = 0; i < sizeof deadly / sizeof *deadly; i++)
+    signal(deadly[i], on ? on_deadly : SIG_DFL);
 }
 
 /* Prints the verdict and gives its column: 0 passed, 1 failed, 2 skipped. */
