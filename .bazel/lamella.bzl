@@ -14,7 +14,7 @@ load("@rules_cc//cc:defs.bzl", "cc_binary", "cc_library", "cc_test")
 
 _WARNINGS = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
 _COMMON = _WARNINGS + ["-D_GNU_SOURCE", "-fvisibility=hidden", "-O2", "-g"]
-_LINK = ["-lm", "-lpthread", "-ldl"]
+_LINK = ["-Wl,--as-needed", "-lm", "-lpthread", "-ldl"]
 
 def _is_cpp(srcs):
     return any([s.endswith(".cc") or s.endswith(".cpp") for s in srcs])
@@ -48,7 +48,7 @@ def lam_binary(name, srcs, deps = [], copts = [], linkopts = [], needs = [], vis
             srcs = srcs,
             deps = deps,
             copts = _copts(srcs, copts),
-            linkopts = linkopts + _LINK,
+            linkopts = _LINK + linkopts,
             linkstatic = True,
             visibility = visibility,
             **kwargs
@@ -80,7 +80,7 @@ def lam_test(name, srcs, deps = [], copts = [], linkopts = [], needs = [], size 
             srcs = srcs,
             deps = deps + ["//tests:check"],
             copts = _copts(srcs, copts),
-            linkopts = linkopts + _LINK,
+            linkopts = _LINK + linkopts,
             linkstatic = True,
             size = size,
             tags = tags,
