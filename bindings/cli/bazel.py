@@ -1,0 +1,77 @@
+"""Calls Bazel and reads what it did from its own event file, not from what it prints."""
+
+import json
+import subprocess
+import tempfile
+from collections import namedtuple
+from urllib.parse import unquote, urlparse
+
+from bindings.cli.common import ROOT, Problem
+
+TestRun = namedtuple("TestRun", "target status log cached")
+Outcome = namedtuple("Outcome", "status tests broken output")  # broken: targets that do not build
+
+
+def call(arguments, **kwargs):
+    try:
+        return subprocess.run(["bazel", *arguments], cwd=ROOT, stdin=subprocess.DEVNULL, **kwargs)
+    except FileNotFoundError:
+        raise Problem("bazel is missing; run ./lamella setup") from None
+
+
+def shutdown():
+    call(["shutdown"], capture_output=True)
+
+
+def build(targets, options=()):
+    """Errors go to the terminal as Bazel prints them."""
+    return call(["build", "--ui_event_filters=-info,-debug", *options, *targets]).returncode
+
+
+def query(expression):
+    found = call(["query", "--output=label", expression], capture_output=True, text=True)
+    if found.returncode != 0:
+        raise Problem("bazel query failed:\n" + found.stderr.strip())
+    return found.stdout.split()
+
+
+def info(key):
+    return call(["info", key], capture_output=True, text=True).stdout.strip()
+
+
+def test(targets, options=()):
+    """Builds and runs the tests; what is unchanged is answered from Bazel's cache."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as events:
+        done = call(["test", "--keep_going", "--ui_event_filters=-info,-debug", "--test_output=summary",
+                     "--test_summary=none", "--build_event_json_file=" + events.name, *options, *targets],
+                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        lines = [json.loads(line) for line in open(events.name) if line.strip()]
+    return Outcome(done.returncode, read_tests(lines), read_broken(lines), done.stdout)
+
+
+def read_tests(events):
+    tests = {}
+    for event in events:
+        result = event.get("testResult")
+        if not result:
+            continue
+        target = event["id"]["testResult"]["label"]
+        logs = [o for o in result.get("testActionOutput", []) if o["name"] == "test.log"]
+        log = open(unquote(urlparse(logs[0]["uri"]).path), errors="replace").read() if logs else ""
+        cached = bool(result.get("cachedLocally"))
+        tests[target] = TestRun(target, result["status"], log, cached)  # a retried test's last run counts
+    return list(tests.values())
+
+
+def read_broken(events):
+    """Targets that failed to build, and packages that failed to load."""
+    broken = set()
+    for event in events:
+        name = event["id"]
+        if "targetCompleted" in name and not event.get("completed", {}).get("success"):
+            broken.add(name["targetCompleted"]["label"])
+        if "pattern" in name and "aborted" in event:
+            broken.add(" ".join(name["pattern"]["pattern"]))
+        if "configuredLabel" in name and "aborted" in event:
+            broken.add(name["configuredLabel"]["label"])
+    return sorted(broken)

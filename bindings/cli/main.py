@@ -1,0 +1,76 @@
+"""lamella's commands: reads the command line and calls one module per command.
+
+Each command is a module with add_arguments(parser) and main(args) -> exit status, imported only when it is asked for.
+Invariant: a user's mistake or a missing thing ends in one clear line and a status (2 for wrong usage), never in a traceback.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[0] = str(ROOT)  # so that no module here hides one of Python's own (test, run)
+
+from bindings.cli.common import Problem, say  # noqa: E402
+
+COMMANDS = [
+    # name, module, one line
+    ("setup", "bindings.cli.setup", "install what is missing (Debian packages), once"),
+    ("build", "bindings.cli.build", "build the library and everything around it"),
+    ("demo", "bindings.cli.demo.demo", "train a small decoder on real text, split over workers"),
+    ("test", "bindings.cli.test", "run every test"),
+    ("bench", "bindings.cli.bench", "measure, beside the peers found on this machine"),
+    ("doctor", "bindings.cli.doctor", "what this machine has, what is missing, how to install it"),
+    ("run", "bindings.cli.run", "start N copies of a program as the ranks of one group"),
+]
+
+
+def make_parser(chosen):
+    """A parser that knows every command's name, and the options of the chosen one only."""
+    parser = argparse.ArgumentParser(
+        prog="lamella", description="Run a model split over devices: tensor-parallel layers and pipeline stages.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, module, line in COMMANDS:
+        sub = commands.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".",
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+        if name == chosen:
+            command = importlib.import_module(module)
+            command.add_arguments(sub)
+            sub.set_defaults(main=command.main)
+    commands.add_parser("help", help="this list, or the help of one command").add_argument("topic", nargs="?")
+    return parser
+
+
+def parse(argv):
+    first = next((a for a in argv if not a.startswith("-")), "help")
+    if first == "help":
+        topic = argv[argv.index("help") + 1:] if "help" in argv else argv
+        names = [name for name, _, _ in COMMANDS]
+        argv = [topic[0], "--help"] if topic and topic[0] in names else (topic or ["--help"])
+        first = argv[0]
+    return make_parser(first).parse_args(argv)
+
+
+def main(argv):
+    try:
+        args = parse(argv)
+        return args.main(args)
+    except Problem as problem:
+        say(str(problem))
+        return problem.status
+    except ModuleNotFoundError as missing:
+        if not (missing.name or "").startswith("bindings."):
+            raise
+        say("this copy of Lamella lacks %s" % missing.name)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

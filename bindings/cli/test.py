@@ -1,0 +1,147 @@
+"""lamella test: every test of the tree, counted one by one.
+
+The C tests run through Bazel three times: as built for use, with the address and undefined-behaviour sanitizers, and (those
+that use threads) with the thread sanitizer; then the Python tests run under pytest. Bazel answers from its cache for what
+did not change, and those results count too.
+Invariant: the last line is `N passed, N failed[, N skipped]`, and what could not be built or ended early counts as failed.
+"""
+
+import os
+import re
+import subprocess
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections import namedtuple
+
+from bindings.cli import bazel, packages
+from bindings.cli.common import ROOT
+
+Config = namedtuple("Config", "name options")
+CONFIGS = [
+    Config("as built", []),
+    Config("asan", ["--config=asan", "--build_tests_only", "--test_tag_filters=-nosan"]),
+    Config("tsan", ["--config=tsan", "--build_tests_only", "--test_tag_filters=threads,-nosan"]),
+]
+PYTEST = "/usr/bin/python3"  # Debian's pytest belongs to Debian's Python
+LOG_LINES = 200
+
+
+def add_arguments(parser):
+    parser.add_argument("filter", nargs="?", help="only tests whose area.claim contains this; no sanitizers")
+    parser.add_argument("--fast", action="store_true", help="no sanitizers")
+
+
+def main(args):
+    packages.ensure("test")
+    total = Count()
+    if args.filter:
+        total.add(run_filtered(args.filter))
+    else:
+        for config in CONFIGS[:1] if args.fast else CONFIGS:
+            total.add(run_config(config))
+    total.add(run_python(args.filter))
+    for line in total.skips:
+        print(line)
+    print(total.line(), flush=True)
+    return 1 if total.failed else 0
+
+
+class Count:
+    """How many passed, failed and were skipped; one line for each skip."""
+
+    def __init__(self, passed=0, failed=0, skipped=0):
+        self.passed, self.failed, self.skipped, self.skips = passed, failed, skipped, []
+
+    def add(self, other):
+        self.passed += other.passed
+        self.failed += other.failed
+        self.skipped += other.skipped
+        self.skips += [line for line in other.skips if line not in self.skips]
+
+    def line(self):
+        return "%d passed, %d failed%s" % (self.passed, self.failed, ", %d skipped" % self.skipped if self.skipped else "")
+
+
+def run_config(config):
+    began, count = time.monotonic(), Count()
+    print("%s: building and testing" % config.name, flush=True)
+    jobs = max(1, len(os.sched_getaffinity(0)) // 2)  # a test is often several busy ranks
+    outcome = bazel.test(["//..."], [*config.options, "--local_test_jobs=%d" % jobs])
+    for test in outcome.tests:
+        count.add(judge(test.target, test.log, test.status == "PASSED", test.status.lower()))
+    broken = outcome.broken or ([] if outcome.tests or outcome.status in (0, 4) else ["bazel"])
+    if broken:
+        print(outcome.output.rstrip())
+    for target in broken:
+        print("FAIL %s does not build" % target)
+        count.failed += 1
+    print("%s: %s; %d programs, %d from cache, %.0f s" % (
+        config.name, count.line(), len(outcome.tests), sum(test.cached for test in outcome.tests), time.monotonic() - began))
+    return count
+
+
+def judge(name, log, ended_well, how):
+    """Counts one test program's cases; prints what it said where one failed."""
+    count = Count(*[len(re.findall("^%s " % word, log, re.M)) for word in ("ok", "FAIL", "skip")])
+    count.skips = re.findall("^skip .*", log, re.M)
+    if ended_well and not (count.passed or count.failed or count.skipped):
+        count.passed = 0 if re.search("^0 passed, 0 failed$", log, re.M) else 1  # a program without our harness
+    if not ended_well and not count.failed:
+        count.failed = 1
+    if count.failed:
+        print("---- %s (%s)" % (name, how))
+        lines = [line for line in log.splitlines() if not line.startswith("ok ")]
+        print("\n".join(lines[-LOG_LINES:]))
+    return count
+
+
+def run_filtered(wanted):
+    """The matching cases, by running the programs directly: Bazel keeps one result a test, and that is the whole one's."""
+    if bazel.build(["//..."]) != 0:
+        return Count(failed=1)
+    count, bin_dir = Count(), bazel.info("bazel-bin")
+    for label in bazel.query("tests(//...)"):
+        path = os.path.join(bin_dir, label.lstrip("/").replace(":", "/"))
+        runfiles = path + ".runfiles/lamella"
+        with tempfile.TemporaryDirectory() as scratch:
+            env = dict(os.environ, TEST_TMPDIR=scratch, TEST_SRCDIR=path + ".runfiles", TEST_WORKSPACE="lamella")
+            done = subprocess.run([path, wanted], cwd=runfiles if os.path.isdir(runfiles) else ROOT, env=env, text=True,
+                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace")
+        for line in re.findall("^ok .*", done.stdout, re.M):
+            print(line)
+        count.add(judge(label, done.stdout, done.returncode == 0, "status %d" % done.returncode))
+    return count
+
+
+def run_python(wanted):
+    began = time.monotonic()
+    with tempfile.NamedTemporaryFile(suffix=".xml") as report:
+        done = subprocess.run([PYTEST, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml=" + report.name,
+                               *(["-k", wanted] if wanted else []), "tests"], cwd=ROOT, stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        count = read_junit(report.name)
+    if done.returncode not in (0, 5) and not count.failed:  # 5: no test was selected
+        count.failed = 1
+    if count.failed:
+        print("\n".join(done.stdout.splitlines()[-LOG_LINES:]))
+    print("python: %s; %.0f s" % (count.line(), time.monotonic() - began))
+    return count
+
+
+def read_junit(path):
+    count = Count()
+    try:
+        cases = ElementTree.parse(path).iter("testcase")
+    except ElementTree.ParseError:
+        return count
+    for case in cases:
+        skip = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
+            count.failed += 1
+        elif skip is not None:
+            count.skipped += 1
+            count.skips.append("skip %s: %s" % (case.get("name"), skip.get("message")))
+        else:
+            count.passed += 1
+    return count
