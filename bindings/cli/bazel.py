@@ -57,10 +57,17 @@ def read_tests(events):
             continue
         target = event["id"]["testResult"]["label"]
         logs = [o for o in result.get("testActionOutput", []) if o["name"] == "test.log"]
-        log = open(unquote(urlparse(logs[0]["uri"]).path), errors="replace").read() if logs else ""
+        log = read_log(logs[0]["uri"]) if logs else ""
         cached = bool(result.get("cachedLocally"))
         tests[target] = TestRun(target, result["status"], log, cached)  # a retried test's last run counts
     return list(tests.values())
+
+
+def read_log(uri):
+    """Without Bazel's own lines on top, which end in a ruler."""
+    text = open(unquote(urlparse(uri).path), errors="replace").read()
+    head, ruler, rest = text.partition("\n" + "-" * 77 + "\n")
+    return rest if ruler else text
 
 
 def read_broken(events):

@@ -1,8 +1,8 @@
 """lamella test: every test of the tree, counted one by one.
 
 The C tests run through Bazel three times: as built for use, with the address and undefined-behaviour sanitizers, and (those
-that use threads) with the thread sanitizer; then the Python tests run under pytest. Bazel answers from its cache for what
-did not change, and those results count too.
+that use threads) with the thread sanitizer; clang must build everything too; then the Python tests run under pytest. Bazel
+answers from its cache for what did not change, and those results count too.
 Invariant: the last line is `N passed, N failed[, N skipped]`, and what could not be built or ended early counts as failed.
 """
 
@@ -40,6 +40,8 @@ def main(args):
     else:
         for config in CONFIGS[:1] if args.fast else CONFIGS:
             total.add(run_config(config))
+        if not args.fast:
+            total.add(build_with_clang())
     total.add(run_python(args.filter))
     for line in total.skips:
         print(line)
@@ -94,6 +96,13 @@ def judge(name, log, ended_well, how):
         lines = [line for line in log.splitlines() if not line.startswith("ok ")]
         print("\n".join(lines[-LOG_LINES:]))
     return count
+
+
+def build_with_clang():
+    began = time.monotonic()
+    builds = bazel.build(["//..."], ["--config=clang", "--keep_going"]) == 0
+    print("clang: %s; %.0f s" % ("builds everything" if builds else "FAIL", time.monotonic() - began), flush=True)
+    return Count(passed=1) if builds else Count(failed=1)
 
 
 def run_filtered(wanted):
