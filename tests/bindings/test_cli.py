@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -63,6 +65,66 @@ def test_setup_where_nothing_is_missing_is_quick():
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr == "lamella: everything is there\n"
     assert time.monotonic() - began < 5  # a call of apt-get takes longer on a busy machine; normally 0.1 s
+
+
+def tools(folder, **scripts):
+    """An environment whose PATH has the launcher's own needs and these shell scripts, and nothing else."""
+    for name in ["sh", "env", "readlink", "dirname", "id", "tail", "mktemp", "rm", "touch", "cat"]:
+        (folder / name).symlink_to(shutil.which(name))
+    for name, script in scripts.items():
+        path = folder / name.replace("_", "-")
+        path.write_text("#!/bin/sh\n" + script + "\n")
+        path.chmod(0o755)
+    return {"PATH": str(folder)}
+
+
+NOTHING_INSTALLED = "exit 0"
+
+
+def test_setup_without_apt_lists_what_to_install(tmp_path):
+    done = lamella("setup", "build", env=tools(tmp_path))
+    assert done.returncode == 1
+    assert "there is no apt-get here" in done.stderr and "libdnnl-dev (oneDNN" in done.stderr
+
+
+def test_setup_without_a_network_says_so(tmp_path):
+    apt = 'echo "E: Failed to fetch http://x/y.deb  Temporary failure resolving"; exit 100'
+    sudo = 'exec "$@"'
+    done = lamella("setup", "build", env=tools(tmp_path, dpkg_query=NOTHING_INSTALLED, apt_get=apt, sudo=sudo))
+    assert done.returncode == 1
+    assert "is there a network?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_setup_reads_the_package_lists_again_where_they_are_stale(tmp_path):
+    apt = ('for word; do last=$word; done\n'
+           'if [ "$last" = update ]; then touch %(dir)s/updated; exit 0; fi\n'
+           'if [ ! -e %(dir)s/updated ]; then echo "E: Unable to locate package libdnnl-dev"; exit 100; fi\n'
+           'echo "Setting up libdnnl-dev:amd64 (2.6.3-1) ..."') % {"dir": tmp_path}
+    done = lamella("setup", "build", env=tools(tmp_path, dpkg_query=NOTHING_INSTALLED, apt_get=apt, sudo='exec "$@"'))
+    assert done.returncode == 0, done.stderr
+    assert "libdnnl-dev        oneDNN, matrix products\n" in done.stderr
+
+
+def test_setup_gives_apts_own_reason_for_other_failures(tmp_path):
+    apt = 'echo "E: Unmet dependencies."; exit 100'
+    done = lamella("setup", "build", env=tools(tmp_path, dpkg_query=NOTHING_INSTALLED, apt_get=apt, sudo='exec "$@"'))
+    assert done.returncode == 1
+    assert "apt-get failed: E: Unmet dependencies." in done.stderr
+
+
+def test_setup_without_root_gives_the_command_for_an_administrator():
+    with tempfile.TemporaryDirectory() as scratch:  # pytest's own folders are closed to other users
+        folder = Path(scratch)
+        folder.chmod(0o755)
+        shutil.copy(LAMELLA, folder)
+        shutil.copytree(ROOT / "bindings/cli", folder / "bindings/cli")
+        (folder / "bin").mkdir()
+        env = tools(folder / "bin", dpkg_query=NOTHING_INSTALLED, apt_get="exit 100")
+        other = [shutil.which("setpriv"), "--reuid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+        done = subprocess.run([*other, str(folder / "lamella"), "setup", "build"], capture_output=True, text=True, env=env)
+    assert done.returncode == 1
+    assert "ask an administrator for:\n  apt-get install -y --no-install-recommends gcc " in done.stderr
 
 
 def test_doctor_says_the_same_as_text_and_as_json():
