@@ -31,9 +31,10 @@ def _output(ctx, command):
     return result.stdout.strip() if result.return_code == 0 else ""
 
 def _program(ctx, names):
+    """The first that is there, by name on PATH or by its whole path; "" for none."""
     for name in names:
-        path = ctx.which(name)
-        if path:
+        path = ctx.path(name) if name.startswith("/") else ctx.which(name)
+        if path and path.exists:
             return str(path)
     return ""
 
