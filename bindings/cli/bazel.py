@@ -10,6 +10,7 @@ from bindings.cli.common import ROOT, Problem
 
 TestRun = namedtuple("TestRun", "target status log cached")
 Outcome = namedtuple("Outcome", "status tests broken output")  # broken: targets that do not build
+BUILT = (0, 3, 4)  # exit statuses: all well, some test failed, no test there
 
 
 def call(arguments, **kwargs):

@@ -44,13 +44,10 @@ def make_parser(chosen):
 
 
 def parse(argv):
-    first = next((a for a in argv if not a.startswith("-")), "help")
-    if first == "help":
-        topic = argv[argv.index("help") + 1:] if "help" in argv else argv
-        names = [name for name, _, _ in COMMANDS]
-        argv = [topic[0], "--help"] if topic and topic[0] in names else (topic or ["--help"])
-        first = argv[0]
-    return make_parser(first).parse_args(argv)
+    if argv[:1] == ["help"]:  # `help run` is `run --help`
+        argv = argv[1:2] + ["--help"]
+    argv = argv or ["--help"]
+    return make_parser(argv[0]).parse_args(argv)
 
 
 def main(argv):

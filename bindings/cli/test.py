@@ -72,7 +72,7 @@ def run_config(config):
     outcome = bazel.test(["//..."], [*config.options, "--local_test_jobs=%d" % jobs])
     for test in outcome.tests:
         count.add(judge(test.target, test.log, test.status == "PASSED", test.status.lower()))
-    broken = outcome.broken or ([] if outcome.tests or outcome.status in (0, 4) else ["bazel"])
+    broken = outcome.broken or ([] if outcome.status in bazel.BUILT else ["bazel: something above"])
     if broken:
         print(outcome.output.rstrip())
     for target in broken:
