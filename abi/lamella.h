@@ -171,9 +171,11 @@ LAM_API lam_status lam_op_find(const char *name, uint32_t *out_op);
 LAM_API const char *lam_op_row(uint32_t op);
 
 /* Check a tensor as a producer hands it over (version, READ_ONLY, padding; role 0 input, 1 output) and borrow its DLTensor.
- * On a major version other than 1 the deleter is called and nothing else is read. */
+ * On a major version other than 1 the deleter is called and nothing else is read. The legacy form, which carries neither
+ * version nor flags, is taken at its word. */
 struct DLManagedTensorVersioned;
 LAM_API lam_status lam_tensor_view(struct DLManagedTensorVersioned *t, uint32_t role, const DLTensor **out);
+LAM_API lam_status lam_tensor_view_legacy(DLManagedTensor *t, uint32_t role, const DLTensor **out);
 
 /* Which part of a whole weight a rank owns: `total` elements in `unit`s, U = total/unit; rank r gets U/p units, and one more
  * if r < U % p. Up to two pieces (a gated weight [gate | up] of 2*total rows has one in each half). */
@@ -372,9 +374,15 @@ LAM_API lam_status lam_foreign_create(const char *lib, const char *symbol, const
 LAM_API lam_status lam_foreign_call(void *foreign, const lam_stage_io *io); /* a lam_stage_fn; user = the handle */
 LAM_API void lam_foreign_destroy(lam_foreign *f);
 
-/* ---- For hosts that use dlopen: an append-only table of the functions above; NULL if major is not known. ---------- */
-typedef struct lam_api lam_api;
-LAM_API const lam_api *lam_get_api(uint32_t major);
+/* ---- For hosts that use dlopen ---------------------------------------------------------------------------------- */
+/* An append-only table of the functions above: api->run is lam_run. struct_size tells how many there are. */
+typedef struct lam_api {
+  uint32_t struct_size, reserved;
+#define LAM_FUNCTION(result, name, arguments) result(*name) arguments;
+#include "lamella_api.def"
+#undef LAM_FUNCTION
+} lam_api;
+LAM_API const lam_api *lam_get_api(uint32_t major);      /* NULL where the library is of another major version */
 
 #ifdef __cplusplus
 }
