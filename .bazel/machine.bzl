@@ -1,10 +1,12 @@
 """Finds what this machine has, and makes it one repository, @lamella_config.
 
-@lamella_config//:dlpack, :ffi, :dnnl, :mpi   libraries to depend on; a part that is not there has no target
-@lamella_config//:defs.bzl                    HAVE (a dict: name -> bool), HAVE_MPI, ..., NVCC, MPICC, MPIRUN, PYTHON
+@lamella_config//:dlpack, :ffi, :dnnl, :mpi   libraries to depend on; what is missing has no target
+@lamella_config//:defs.bzl                    HAVE (a dict: name -> bool), HAVE_MPI, HAVE_CUDA, ...,
+                                              and paths: NVCC, MPICC, MPIRUN, PYTHON ("" = none)
 
-Nothing is downloaded. A part that is missing is named once, in one message, and the targets that need it are left out
-(the `needs` attribute of the macros in lamella.bzl). Bazel looks again whenever its server starts.
+Nothing is downloaded. What is missing is named in one message, and the targets that need it are
+left out (the `needs` attribute of the macros in lamella.bzl). Bazel looks again whenever its server
+starts.
 """
 
 _HEADERS = {
@@ -44,7 +46,7 @@ def _has_header(ctx, cc, header):
     return _succeeds(ctx, [cc, "-E", "-include", header, "-x", "c", "/dev/null", "-o", "/dev/null"])
 
 def _mpi_library(ctx, mpicc):
-    """The site's own compile and link flags: its headers become inputs, its libraries stay where they are."""
+    """The site's own flags: its headers become inputs, its libraries stay where they are."""
     flags = [f for f in _output(ctx, [mpicc, "-show"]).split(" ") if f]
     includes = [f[2:] for f in flags if f.startswith("-I")]
     if not includes:
@@ -84,7 +86,7 @@ def _machine_impl(ctx):
 
     missing = [name for name in have if not have[name]]
     if missing:
-        print("not on this machine: %s; targets that need them are left out (./lamella doctor tells more)" %
+        print("not on this machine, and left out with what needs it: %s; see ./lamella doctor" %
               ", ".join(missing))
 
 machine = repository_rule(

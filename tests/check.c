@@ -1,8 +1,9 @@
-/* check.c: runs the registered tests and prints what the checks find; see check.h for what is printed.
+/* check.c: runs the registered tests and prints what the checks find; check.h says in which form.
  *
- * Invariant: every line leaves in one write(), and counts live in memory shared with forked children, so that ranks in
- * threads and in processes report alike and nothing is lost when one dies.
- * Leaves to the sanitizers the reports of what they catch; here the test that was running is only named. */
+ * Invariant: every line leaves in one write(), and counts live in memory shared with forked
+ * children, so that ranks in threads and in processes report alike and nothing is lost when one
+ * dies.
+ * Leaves to the sanitizers the reports of what they catch; here the running test is only named. */
 #include "tests/check.h"
 
 #include <errno.h>
@@ -61,7 +62,8 @@ void check_fail(const char *file, int line, const char *fmt, ...) {
   vsnprintf(text, sizeof text, fmt, args);
   va_end(args);
   if (my_rank >= 0) snprintf(rank, sizeof rank, "[rank %d] ", my_rank);
-  dprintf(STDOUT_FILENO, "  %s%s:%d: %s%s%s%s\n", rank, file, line, text, *note ? " [" : "", note, *note ? "]" : "");
+  dprintf(STDOUT_FILENO, "  %s%s:%d: %s%s%s%s\n", rank, file, line, text, *note ? " [" : "", note,
+          *note ? "]" : "");
 }
 
 int check_that(int holds, const char *cond, const char *file, int line) {
@@ -69,38 +71,48 @@ int check_that(int holds, const char *cond, const char *file, int line) {
   return holds;
 }
 
-int check_eq(long long a, long long b, const char *a_text, const char *b_text, const char *file, int line) {
+int check_eq(long long a, long long b, const char *a_text, const char *b_text, const char *file,
+             int line) {
   if (a == b) return 1;
   check_fail(file, line, "%s is %lld, %s is %lld", a_text, a, b_text, b);
   return 0;
 }
 
-int check_str(const char *a, const char *b, const char *a_text, const char *b_text, const char *file, int line) {
+int check_str(const char *a, const char *b, const char *a_text, const char *b_text,
+              const char *file, int line) {
   if (a == b || (a && b && strcmp(a, b) == 0)) return 1;
-  check_fail(file, line, "%s is \"%s\", %s is \"%s\"", a_text, a ? a : "(null)", b_text, b ? b : "(null)");
+  check_fail(file, line, "%s is \"%s\", %s is \"%s\"", a_text, a ? a : "(null)", b_text,
+             b ? b : "(null)");
   return 0;
 }
 
-int check_contains(const char *text, const char *part, const char *expr, const char *file, int line) {
+int check_contains(const char *text, const char *part, const char *expr, const char *file,
+                   int line) {
   if (text && part && strstr(text, part)) return 1;
-  check_fail(file, line, "%s is \"%s\", which does not contain \"%s\"", expr, text ? text : "(null)",
-             part ? part : "(null)");
+  check_fail(file, line, "%s is \"%s\", which does not contain \"%s\"", expr,
+             text ? text : "(null)", part ? part : "(null)");
   return 0;
 }
 
 static const char *last_error(void) {
-  const char *text = check_error_text ? check_error_text() : lam_last_error ? lam_last_error() : NULL;
+  const char *text = NULL;
+  if (check_error_text)
+    text = check_error_text();
+  else if (lam_last_error)
+    text = lam_last_error();
   return text && *text ? text : "(no message)";
 }
 
-int check_status(int32_t got, int32_t want, const char *got_text, const char *want_text, const char *file, int line) {
+int check_status(int32_t got, int32_t want, const char *got_text, const char *want_text,
+                 const char *file, int line) {
   if (got == want) return 1;
-  check_fail(file, line, "%s gave status 0x%x, expected %s (0x%x): %s", got_text, (unsigned)got, want_text,
-             (unsigned)want, got ? last_error() : "it succeeded");
+  check_fail(file, line, "%s gave status 0x%x, expected %s (0x%x): %s", got_text, (unsigned)got,
+             want_text, (unsigned)want, got ? last_error() : "it succeeded");
   return 0;
 }
 
-/* How far outside the tolerance: 1 is its edge. Anything that is not a number is infinitely far, unless both are. */
+/* How far outside the tolerance: 1 is its edge. Anything that is not a number is infinitely far,
+ * unless both are. */
 static double excess(double got, double want, double rtol, double atol) {
   if (isnan(want)) return isnan(got) ? 0 : INFINITY;
   if (got == want) return 0;
@@ -108,8 +120,8 @@ static double excess(double got, double want, double rtol, double atol) {
   return isfinite(ratio) ? ratio : INFINITY;
 }
 
-int check_close(const float *got, const double *want, size_t n, double rtol, double atol, const char *expr,
-                const char *file, int line) {
+int check_close(const float *got, const double *want, size_t n, double rtol, double atol,
+                const char *expr, const char *file, int line) {
   size_t worst = 0, n_bad = 0;
   double most = 0;
   for (size_t i = 0; i < n; i++) {
@@ -118,19 +130,20 @@ int check_close(const float *got, const double *want, size_t n, double rtol, dou
     if (e > most) most = e, worst = i;
   }
   if (n_bad == 0) return 1;
-  check_fail(file, line, "%s: %zu of %zu are off; worst is [%zu]: %.9g, expected %.9g (%.3g x the tolerance)", expr,
-             n_bad, n, worst, (double)got[worst], want[worst], most);
+  check_fail(file, line,
+             "%s: %zu of %zu are off; worst is [%zu]: %.9g, expected %.9g (%.3g x the tolerance)",
+             expr, n_bad, n, worst, (double)got[worst], want[worst], most);
   return 0;
 }
 
-int check_same_bits(const void *a, const void *b, size_t bytes, const char *a_text, const char *b_text,
-                    const char *file, int line) {
+int check_same_bits(const void *a, const void *b, size_t bytes, const char *a_text,
+                    const char *b_text, const char *file, int line) {
   const unsigned char *x = a, *y = b;
   size_t i = 0;
   while (i < bytes && x[i] == y[i]) i++;
   if (i == bytes) return 1;
-  check_fail(file, line, "%s and %s differ first at byte %zu of %zu: 0x%02x, 0x%02x", a_text, b_text, i, bytes, x[i],
-             y[i]);
+  check_fail(file, line, "%s and %s differ first at byte %zu of %zu: 0x%02x, 0x%02x", a_text,
+             b_text, i, bytes, x[i], y[i]);
   return 0;
 }
 
@@ -169,7 +182,8 @@ static uint64_t pick_seed(void) {
   const char *given = getenv("LAMELLA_TEST_SEED");
   if (given && *given) return strtoull(given, NULL, 0);
   uint32_t fresh = 0;
-  if (getrandom(&fresh, sizeof fresh, 0) != (ssize_t)sizeof fresh) fresh = (uint32_t)time(NULL) ^ (uint32_t)getpid();
+  if (getrandom(&fresh, sizeof fresh, 0) != (ssize_t)sizeof fresh)
+    fresh = (uint32_t)time(NULL) ^ (uint32_t)getpid();
   return fresh;
 }
 
@@ -243,7 +257,8 @@ static void judge_end(const children *c, int rank, int status) {
   if (is_doomed(c, rank)) {
     if (!WIFSIGNALED(status)) check_fail(CHECK_AT, "rank %d was doomed, but came back", rank);
   } else if (WIFSIGNALED(status)) {
-    check_fail(CHECK_AT, "rank %d died of signal %d (%s)", rank, WTERMSIG(status), strsignal(WTERMSIG(status)));
+    check_fail(CHECK_AT, "rank %d died of signal %d (%s)", rank, WTERMSIG(status),
+               strsignal(WTERMSIG(status)));
   } else if (WEXITSTATUS(status) != 0 && now->n_failed == 0) {
     check_fail(CHECK_AT, "rank %d exited with status %d", rank, WEXITSTATUS(status));
   }
@@ -281,8 +296,8 @@ static void wait_children(children *c) {
   while (reap(c), c->n_running > 0) {
     if (!late && seconds() > deadline) {
       late = 1;
-      check_fail(CHECK_AT, "%d of %d ranks still ran after %d s and were killed", c->n_running, c->size,
-                 (int)RANKS_DEADLINE_S);
+      check_fail(CHECK_AT, "%d of %d ranks still ran after %d s and were killed", c->n_running,
+                 c->size, (int)RANKS_DEADLINE_S);
     }
     if (late || only_doomed_run(c)) kill_ranks(c, !late);
     nanosleep(&(struct timespec){.tv_nsec = 500000}, NULL);
@@ -307,14 +322,16 @@ void run_processes_doomed(int size, unsigned doomed, check_rank_fn fn, void *arg
   wait_children(&c);
 }
 
-void run_processes(int size, check_rank_fn fn, void *arg) { run_processes_doomed(size, 0, fn, arg); }
+void run_processes(int size, check_rank_fn fn, void *arg) {
+  run_processes_doomed(size, 0, fn, arg);
+}
 
 /* -- the run -- */
 
 static void name_the_dying(void) {
   if (running)
-    dprintf(STDOUT_FILENO, "FAIL %s.%s (seed %llu): the process died here\n", running->area, running->claim,
-            (unsigned long long)run_seed);
+    dprintf(STDOUT_FILENO, "FAIL %s.%s (seed %llu): the process died here\n", running->area,
+            running->claim, (unsigned long long)run_seed);
   running = NULL;
 }
 
@@ -347,7 +364,8 @@ static int run_test(const check_test *test) {
   const int n = now->n_failed;
   if (n > SHOWN_MAX) dprintf(STDOUT_FILENO, "  and %d more\n", n - SHOWN_MAX);
   if (n > 0)
-    dprintf(STDOUT_FILENO, "FAIL %s.%s (seed %llu)\n", test->area, test->claim, (unsigned long long)run_seed);
+    dprintf(STDOUT_FILENO, "FAIL %s.%s (seed %llu)\n", test->area, test->claim,
+            (unsigned long long)run_seed);
   else if (now->skipped)
     dprintf(STDOUT_FILENO, "skip %s.%s: %s\n", test->area, test->claim, now->reason);
   else

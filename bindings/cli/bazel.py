@@ -43,9 +43,22 @@ def info(key):
 def test(targets, options=()):
     """Builds and runs the tests; what is unchanged is answered from Bazel's cache."""
     with tempfile.NamedTemporaryFile(suffix=".json") as events:
-        done = call(["test", "--keep_going", "--ui_event_filters=-info,-debug", "--test_output=summary",
-                     "--test_summary=none", "--build_event_json_file=" + events.name, *options, *targets],
-                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        done = call(
+            [
+                "test",
+                "--keep_going",
+                "--ui_event_filters=-info,-debug",
+                "--test_output=summary",
+                "--test_summary=none",
+                "--build_event_json_file=" + events.name,
+                *options,
+                *targets,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
         lines = [json.loads(line) for line in open(events.name) if line.strip()]
     return Outcome(done.returncode, read_tests(lines), read_broken(lines), done.stdout)
 
@@ -60,7 +73,9 @@ def read_tests(events):
         logs = [o for o in result.get("testActionOutput", []) if o["name"] == "test.log"]
         log = read_log(logs[0]["uri"]) if logs else ""
         cached = bool(result.get("cachedLocally"))
-        tests[target] = TestRun(target, result["status"], log, cached)  # a retried test's last run counts
+        tests[target] = TestRun(
+            target, result["status"], log, cached
+        )  # a retried test's last run counts
     return list(tests.values())
 
 

@@ -4,8 +4,12 @@ from bindings.cli import bazel, packages
 
 
 def add_arguments(parser):
-    parser.add_argument("target", nargs="*", default=["//..."], help="Bazel targets (default: //...)")
-    parser.add_argument("--config", choices=["asan", "tsan", "clang"], help="with a sanitizer, or another compiler")
+    parser.add_argument(
+        "target", nargs="*", default=["//..."], help="Bazel targets (default: //...)"
+    )
+    parser.add_argument(
+        "--config", choices=["asan", "tsan", "clang"], help="with a sanitizer, or another compiler"
+    )
 
 
 def main(args):

@@ -1,4 +1,4 @@
-"""What all commands share: the tree's root, messages, and the one kind of error that a user sees."""
+"""What all commands share: the tree's root, messages, the one kind of error that a user sees."""
 
 import sys
 from pathlib import Path

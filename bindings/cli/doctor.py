@@ -1,7 +1,8 @@
-"""lamella doctor: what this machine has that Lamella can use, what is missing, and the command that installs it.
+"""lamella doctor: what this machine has that Lamella can use, what is missing, what installs it.
 
-Each row of PARTS is a function that looks for one thing and gives what it found, or None. Libraries are asked themselves,
-through ctypes, as Lamella opens them. Invariant: looking changes nothing and one broken part never hides the others.
+Each row of PARTS is a function that looks for one thing and gives what it found, or None. Libraries
+are asked themselves, through ctypes, as Lamella opens them.
+Invariant: looking changes nothing, and one broken part never hides the others.
 """
 
 import ctypes
@@ -13,7 +14,6 @@ import re
 import shutil
 import subprocess
 import sys
-
 
 CUDA_DIRS = ["/usr/local/cuda/lib64", "/usr/local/cuda/targets/x86_64-linux/lib"]
 
@@ -54,7 +54,9 @@ def output(*command):
     """A program's first words, stdout and stderr together; "" where it is not there or fails."""
     if not shutil.which(command[0]):
         return ""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=30)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=30
+    )
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
@@ -63,8 +65,11 @@ def first_line(*command):
 
 
 def open_first(names, folders=()):
-    """The first of these libraries that opens: by name as the loader finds it, then in the folders given."""
-    for name in [*names, *(path for folder in folders for n in names for path in glob.glob(os.path.join(folder, n)))]:
+    """The first of these libraries that opens: by name as the loader finds it, then in folders."""
+    for name in [
+        *names,
+        *(path for folder in folders for n in names for path in glob.glob(os.path.join(folder, n))),
+    ]:
         try:
             return ctypes.CDLL(name), name
         except OSError:
@@ -74,7 +79,10 @@ def open_first(names, folders=()):
 
 def find_cpu():
     model = re.search(r"model name\s*:\s*(.*)", open("/proc/cpuinfo").read())
-    return "%s, %d cores usable" % (model.group(1) if model else platform.machine(), len(os.sched_getaffinity(0)))
+    return "%s, %d cores usable" % (
+        model.group(1) if model else platform.machine(),
+        len(os.sched_getaffinity(0)),
+    )
 
 
 def find_bazel():
@@ -85,8 +93,20 @@ def find_bazel():
 
 
 # dnnl_cpu_isa_t; 0 is "all that there is", which the library resolves before it answers.
-DNNL_ISAS = {0x1: "SSE4.1", 0x3: "AVX", 0x7: "AVX2", 0x27: "AVX-512", 0x67: "AVX-512 VNNI", 0xe7: "AVX-512 bf16",
-             0x1ef: "AVX-512 fp16", 0x3e7: "AMX", 0x3ef: "AMX", 0xfef: "AMX fp16", 0x407: "AVX2 VNNI", 0x40f: "AVX2 VNNI 2"}
+DNNL_ISAS = {
+    0x1: "SSE4.1",
+    0x3: "AVX",
+    0x7: "AVX2",
+    0x27: "AVX-512",
+    0x67: "AVX-512 VNNI",
+    0xE7: "AVX-512 bf16",
+    0x1EF: "AVX-512 fp16",
+    0x3E7: "AMX",
+    0x3EF: "AMX",
+    0xFEF: "AMX fp16",
+    0x407: "AVX2 VNNI",
+    0x40F: "AVX2 VNNI 2",
+}
 
 
 class DnnlVersion(ctypes.Structure):
@@ -100,7 +120,13 @@ def find_dnnl():
     library.dnnl_version.restype = ctypes.POINTER(DnnlVersion)
     v = library.dnnl_version().contents
     isa = library.dnnl_get_effective_cpu_isa()
-    return "%d.%d.%d (%s), instruction set %s" % (v.major, v.minor, v.patch, name, DNNL_ISAS.get(isa, hex(isa)))
+    return "%d.%d.%d (%s), instruction set %s" % (
+        v.major,
+        v.minor,
+        v.patch,
+        name,
+        DNNL_ISAS.get(isa, hex(isa)),
+    )
 
 
 def find_dlpack():
@@ -191,11 +217,26 @@ PARTS = [
     ("gcc", "building", SETUP + " build", lambda: first_line("gcc", "--version")),
     ("clang", "tests: the public header under a second compiler", SETUP + " test", clang),
     ("bazel", "building", SETUP + " build", find_bazel),
-    ("python3", "the commands", "", lambda: "%s (%s)" % (platform.python_version(), sys.executable)),
-    ("oneDNN", "CPU matrix products; without it a plain C gemm is used", SETUP + " build", find_dnnl),
+    (
+        "python3",
+        "the commands",
+        "",
+        lambda: "%s (%s)" % (platform.python_version(), sys.executable),
+    ),
+    (
+        "oneDNN",
+        "CPU matrix products; without it a plain C gemm is used",
+        SETUP + " build",
+        find_dnnl,
+    ),
     ("libffi", "foreign stage functions", SETUP + " build", find_ffi),
     ("dlpack", "the tensor description", SETUP + " build", find_dlpack),
-    ("abidiff", "tests: the ABI against its baseline", SETUP + " test", lambda: first_line("abidiff", "--version")),
+    (
+        "abidiff",
+        "tests: the ABI against its baseline",
+        SETUP + " test",
+        lambda: first_line("abidiff", "--version"),
+    ),
     ("MPI", "bench: the peer to compare with", SETUP + " bench", find_mpi),
     ("nvcc", "building for NVIDIA GPUs", "", find_nvcc),
     ("CUDA driver", "NVIDIA GPUs", "", find_driver),

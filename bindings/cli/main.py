@@ -1,7 +1,8 @@
 """lamella's commands: reads the command line and calls one module per command.
 
-Each command is a module with add_arguments(parser) and main(args) -> exit status, imported only when it is asked for.
-Invariant: a user's mistake or a missing thing ends in one clear line and a status (2 for wrong usage), never in a traceback.
+Each command is a module with add_arguments(parser) and main(args) -> exit status, imported only
+when it is asked for. Invariant: a user's mistake or a missing thing ends in one clear line and a
+status (2 for wrong usage), never in a traceback.
 """
 
 import argparse
@@ -30,16 +31,24 @@ COMMANDS = [
 def make_parser(chosen):
     """A parser that knows every command's name, and the options of the chosen one only."""
     parser = argparse.ArgumentParser(
-        prog="lamella", description="Run a model split over devices: tensor-parallel layers and pipeline stages.")
+        prog="lamella",
+        description="Run a model split over devices: tensor-parallel layers and pipeline stages.",
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, module, line in COMMANDS:
-        sub = commands.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".",
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub = commands.add_parser(
+            name,
+            help=line,
+            description=line[0].upper() + line[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         if name == chosen:
             command = importlib.import_module(module)
             command.add_arguments(sub)
             sub.set_defaults(main=command.main)
-    commands.add_parser("help", help="this list, or the help of one command").add_argument("topic", nargs="?")
+    commands.add_parser("help", help="this list, or the help of one command").add_argument(
+        "topic", nargs="?"
+    )
     return parser
 
 

@@ -1,6 +1,7 @@
 """Debian packages: which are needed for what, which are missing, and their installation.
 
-Invariant: nothing is installed that this table does not name, and where nothing is missing, apt is not called at all.
+Invariant: nothing is installed that this table does not name, and where nothing is missing, apt is
+not called at all.
 """
 
 import os
@@ -35,9 +36,17 @@ TABLE = [
     Package("openmpi-bin", "Open MPI's launcher", "test bench"),
 ]
 
-NO_NETWORK = re.compile(r"Temporary failure resolving|Could not (connect|resolve)|Unable to connect|Failed to fetch|"
-                        r"Network is unreachable|Connection (failed|timed out|refused)")
-STALE_LISTS = re.compile(r"Unable to locate package|has no installation candidate|404 +Not Found|Failed to fetch")
+APT = (
+    "env DEBIAN_FRONTEND=noninteractive LC_ALL=C apt-get -q -o Dpkg::Use-Pty=0"
+    " -o DPkg::Lock::Timeout=300 -o Acquire::Retries=2"
+).split()
+NO_NETWORK = re.compile(
+    r"Temporary failure resolving|Could not (connect|resolve)|Unable to connect|Failed to fetch|"
+    r"Network is unreachable|Connection (failed|timed out|refused)"
+)
+STALE_LISTS = re.compile(
+    r"Unable to locate package|has no installation candidate|404 +Not Found|Failed to fetch"
+)
 
 
 def needed(command):
@@ -49,8 +58,10 @@ def installed():
     """Names of all Debian packages here; empty where there is no dpkg."""
     if not shutil.which("dpkg-query"):
         return set()
-    listing = subprocess.run(["dpkg-query", "-W", "-f", "${db:Status-Status} ${Package}\n"], capture_output=True, text=True)
-    return {line.split()[1] for line in listing.stdout.splitlines() if line.startswith("installed ")}
+    query = ["dpkg-query", "-W", "-f", "${db:Status-Status} ${Package}\n"]
+    listing = subprocess.run(query, capture_output=True, text=True)
+    rows = [line.split() for line in listing.stdout.splitlines()]
+    return {name for status, name in rows if status == "installed"}
 
 
 def missing(command):
@@ -72,7 +83,7 @@ def ensure(command):
 
 def install(packages):
     as_root = root_prefix(packages)
-    say("installing %d Debian package%s (once)" % (len(packages), "" if len(packages) == 1 else "s"))
+    say("installing %d Debian package(s), once" % len(packages))
     if not list(Path("/var/lib/apt/lists").glob("*_Packages*")):
         update(as_root)
     status, log = apt_install(as_root, packages)
@@ -86,24 +97,32 @@ def install(packages):
 
 def root_prefix(packages):
     if not shutil.which("apt-get"):
-        raise Problem("there is no apt-get here (Lamella's setup knows Debian); install these yourself: " +
-                      " ".join("%s (%s)" % (p.name, p.what) for p in packages))
+        raise Problem(
+            "there is no apt-get here (Lamella's setup knows Debian); install these yourself: "
+            + " ".join("%s (%s)" % (p.name, p.what) for p in packages)
+        )
     if os.geteuid() == 0:
         return []
     if shutil.which("sudo"):
         question = [] if sys.stdin.isatty() else ["-n"]
         if subprocess.run(["sudo", *question, "true"], stderr=subprocess.DEVNULL).returncode == 0:
             return ["sudo"]
-    raise Problem("packages are missing, and only root may install them; ask an administrator for:\n  " +
-                  install_line(packages))
+    raise Problem(
+        "packages are missing, and only root may install them; ask an administrator for:\n  "
+        + install_line(packages)
+    )
 
 
 def run_apt(as_root, arguments, each_line=lambda line: None):
     """Gives apt-get's exit status and all it printed; `each_line` sees it as it comes."""
-    command = [*as_root, "env", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C", "apt-get", "-q",
-               "-o", "Dpkg::Use-Pty=0", "-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=2", *arguments]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               text=True, errors="replace")
+    process = subprocess.Popen(
+        [*as_root, *APT, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
     lines = []
     for line in process.stdout:
         lines.append(line)
@@ -134,14 +153,17 @@ def apt_install(as_root, packages):
 
 def explain(log, packages):
     if NO_NETWORK.search(log):
-        return "the package servers cannot be reached: is there a network? Then run ./lamella setup again"
+        return "the package servers cannot be reached: is there a network? Then try again"
     errors = [line.strip() for line in log.splitlines() if line.startswith(("E:", "dpkg: error"))]
-    return "apt-get failed: %s%s" % (" ".join(errors[-2:]) or "no reason given",
-                                     "\n  tried: " + install_line(packages) if packages else "")
+    return "apt-get failed: %s%s" % (
+        " ".join(errors[-2:]) or "no reason given",
+        "\n  tried: " + install_line(packages) if packages else "",
+    )
 
 
 def forget_machine():
-    """Bazel looks for what the machine has when its server starts; a running one would not see what is new."""
+    """Bazel looks what the machine has when its server starts; a running one misses what is new."""
     if shutil.which("bazel"):
         from bindings.cli import bazel
+
         bazel.shutdown()

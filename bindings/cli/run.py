@@ -1,9 +1,10 @@
 """lamella run: starts N copies of a program on this machine as the ranks of one group.
 
-Each copy gets LAMELLA_RANK, LAMELLA_SIZE and LAMELLA_ID (32 fresh random bytes in hex, from which the library makes the
-group's id). What a rank prints goes through line by line with its number in front.
-Invariant: no rank outlives this command. When one ends badly, the others have 2 s to say what they saw, then are killed,
-and the status of the first is the command's.
+Each copy gets LAMELLA_RANK, LAMELLA_SIZE and LAMELLA_ID (32 fresh random bytes in hex, from which
+the library makes the group's id). What a rank prints goes through line by line with its number in
+front.
+Invariant: no rank outlives this command. When one ends badly, the others have 2 s to say what they
+saw, then are killed, and the status of the first is the command's.
 """
 
 import argparse
@@ -24,8 +25,12 @@ PR_SET_PDEATHSIG = 1
 
 
 def add_arguments(parser):
-    parser.add_argument("-n", "--ranks", type=positive, required=True, metavar="N", help="how many copies")
-    parser.add_argument("--no-prefix", action="store_true", help="leave what the ranks print as it is")
+    parser.add_argument(
+        "-n", "--ranks", type=positive, required=True, metavar="N", help="how many copies"
+    )
+    parser.add_argument(
+        "--no-prefix", action="store_true", help="leave what the ranks print as it is"
+    )
     parser.add_argument("program", metavar="PROGRAM", help="the program that each rank runs")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS", help="its arguments")
 
@@ -80,12 +85,20 @@ class World:
         for rank in range(args.ranks):
             try:
                 process = subprocess.Popen(
-                    [args.program, *args.arguments], stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, bufsize=0,
-                    env=dict(env, LAMELLA_RANK=str(rank)), start_new_session=True,
-                    preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
+                    [args.program, *args.arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=pipe,
+                    stderr=pipe,
+                    bufsize=0,
+                    env=dict(env, LAMELLA_RANK=str(rank)),
+                    start_new_session=True,
+                    preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+                )
             except OSError as error:
-                raise Problem("%s cannot be started: %s" % (args.program, error.strerror),
-                              126 if isinstance(error, PermissionError) else 127) from None
+                raise Problem(
+                    "%s cannot be started: %s" % (args.program, error.strerror),
+                    126 if isinstance(error, PermissionError) else 127,
+                ) from None
             self.processes.append(process)
             self.running.add(rank)
             if pipe:
@@ -102,7 +115,9 @@ class World:
             self.note_ends()
             if self.kill_at and time.monotonic() > self.kill_at:
                 self.send(signal.SIGKILL)
-        while self.pass_on(0):  # not until the pipes close: what a rank left behind may hold one open
+        while self.pass_on(
+            0
+        ):  # not until the pipes close: what a rank left behind may hold one open
             pass
         for key in self.pipes.get_map().values():
             key.data.finish()
@@ -129,13 +144,17 @@ class World:
         bad = [rank for rank in ended if self.processes[rank].returncode != 0]
         if bad and not self.kill_at:
             # Killed ranks first: the others' own errors follow from them.
-            self.note_bad_end(min(bad, key=lambda rank: (self.processes[rank].returncode > 0, rank)))
+            self.note_bad_end(
+                min(bad, key=lambda rank: (self.processes[rank].returncode > 0, rank))
+            )
 
     def note_bad_end(self, rank):
         code = self.processes[rank].returncode
         self.kill_at = time.monotonic() + GRACE_S
         self.status = code if code > 0 else 128 - code
-        how = "exited with status %d" % code if code > 0 else "was killed by %s" % signal_name(-code)
+        how = (
+            "exited with status %d" % code if code > 0 else "was killed by %s" % signal_name(-code)
+        )
         others = len(self.running)
         say("rank %d %s%s" % (rank, how, "; stopping the other %d" % others if others else ""))
 

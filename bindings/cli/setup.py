@@ -1,4 +1,4 @@
-"""lamella setup: installs the Debian packages that are missing; the second time there is nothing to do."""
+"""lamella setup: installs the Debian packages that are missing; done twice, it does nothing."""
 
 from bindings.cli import packages
 from bindings.cli.common import say
@@ -7,9 +7,17 @@ SETS = ["all", "build", "demo", "test", "bench"]
 
 
 def add_arguments(parser):
-    parser.add_argument("for_command", nargs="?", choices=SETS, default="all", metavar="COMMAND",
-                        help="only what this command needs: %s (default: all)" % ", ".join(SETS[1:]))
-    parser.add_argument("--dry-run", action="store_true", help="say what is missing, install nothing")
+    parser.add_argument(
+        "for_command",
+        nargs="?",
+        choices=SETS,
+        default="all",
+        metavar="COMMAND",
+        help="only what this command needs: %s (default: all)" % ", ".join(SETS[1:]),
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what is missing, install nothing"
+    )
 
 
 def main(args):

@@ -1,9 +1,11 @@
 """lamella test: every test of the tree, counted one by one.
 
-The C tests run through Bazel three times: as built for use, with the address and undefined-behaviour sanitizers, and (those
-that use threads) with the thread sanitizer; clang must build everything too; then the Python tests run under pytest. Bazel
-answers from its cache for what did not change, and those results count too.
-Invariant: the last line is `N passed, N failed[, N skipped]`, and what could not be built or ended early counts as failed.
+The C tests run through Bazel three times: as built for use, with the address and undefined
+behaviour sanitizers, and (those that use threads) with the thread sanitizer; clang must build
+everything too. Then the Python tests run under pytest. What did not change is answered from Bazel's
+cache, and counts too.
+Invariant: the last line is `N passed, N failed[, N skipped]`, and what could not be built or ended
+early counts as failed.
 """
 
 import os
@@ -28,7 +30,9 @@ LOG_LINES = 200
 
 
 def add_arguments(parser):
-    parser.add_argument("filter", nargs="?", help="only tests whose area.claim contains this; no sanitizers")
+    parser.add_argument(
+        "filter", nargs="?", help="only tests whose area.claim contains this; no sanitizers"
+    )
     parser.add_argument("--fast", action="store_true", help="no sanitizers")
 
 
@@ -62,7 +66,11 @@ class Count:
         self.skips += [line for line in other.skips if line not in self.skips]
 
     def line(self):
-        return "%d passed, %d failed%s" % (self.passed, self.failed, ", %d skipped" % self.skipped if self.skipped else "")
+        return "%d passed, %d failed%s" % (
+            self.passed,
+            self.failed,
+            ", %d skipped" % self.skipped if self.skipped else "",
+        )
 
 
 def run_config(config):
@@ -78,8 +86,16 @@ def run_config(config):
     for target in broken:
         print("FAIL %s does not build" % target)
         count.failed += 1
-    print("%s: %s; %d programs, %d from cache, %.0f s" % (
-        config.name, count.line(), len(outcome.tests), sum(test.cached for test in outcome.tests), time.monotonic() - began))
+    print(
+        "%s: %s; %d programs, %d from cache, %.0f s"
+        % (
+            config.name,
+            count.line(),
+            len(outcome.tests),
+            sum(test.cached for test in outcome.tests),
+            time.monotonic() - began,
+        )
+    )
     return count
 
 
@@ -88,7 +104,9 @@ def judge(name, log, ended_well, how):
     count = Count(*[len(re.findall("^%s " % word, log, re.M)) for word in ("ok", "FAIL", "skip")])
     count.skips = re.findall("^skip .*", log, re.M)
     if ended_well and not (count.passed or count.failed or count.skipped):
-        count.passed = 0 if re.search("^0 passed, 0 failed$", log, re.M) else 1  # a program without our harness
+        count.passed = (
+            0 if re.search("^0 passed, 0 failed$", log, re.M) else 1
+        )  # a program without our harness
     if not ended_well and not count.failed:
         count.failed = 1
     if count.failed:
@@ -101,12 +119,18 @@ def judge(name, log, ended_well, how):
 def build_with_clang():
     began = time.monotonic()
     builds = bazel.build(["//..."], ["--config=clang", "--keep_going"]) == 0
-    print("clang: %s; %.0f s" % ("builds everything" if builds else "FAIL", time.monotonic() - began), flush=True)
+    print(
+        "clang: %s; %.0f s" % ("builds everything" if builds else "FAIL", time.monotonic() - began),
+        flush=True,
+    )
     return Count(passed=1) if builds else Count(failed=1)
 
 
 def run_filtered(wanted):
-    """The matching cases, by running the programs directly: Bazel keeps one result a test, and that is the whole one's."""
+    """The matching cases, by running the programs directly.
+
+    Bazel keeps one result for each test: a filtered one would push out that of the whole test.
+    """
     if bazel.build(["//..."]) != 0:
         return Count(failed=1)
     count, bin_dir = Count(), bazel.info("bazel-bin")
@@ -114,9 +138,21 @@ def run_filtered(wanted):
         path = os.path.join(bin_dir, label.lstrip("/").replace(":", "/"))
         runfiles = path + ".runfiles/lamella"
         with tempfile.TemporaryDirectory() as scratch:
-            env = dict(os.environ, TEST_TMPDIR=scratch, TEST_SRCDIR=path + ".runfiles", TEST_WORKSPACE="lamella")
-            done = subprocess.run([path, wanted], cwd=runfiles if os.path.isdir(runfiles) else ROOT, env=env, text=True,
-                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace")
+            env = dict(
+                os.environ,
+                TEST_TMPDIR=scratch,
+                TEST_SRCDIR=path + ".runfiles",
+                TEST_WORKSPACE="lamella",
+            )
+            done = subprocess.run(
+                [path, wanted],
+                cwd=runfiles if os.path.isdir(runfiles) else ROOT,
+                env=env,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                errors="replace",
+            )
         for line in re.findall("^ok .*", done.stdout, re.M):
             print(line)
         count.add(judge(label, done.stdout, done.returncode == 0, "status %d" % done.returncode))
@@ -126,9 +162,26 @@ def run_filtered(wanted):
 def run_python(wanted):
     began = time.monotonic()
     with tempfile.NamedTemporaryFile(suffix=".xml") as report:
-        done = subprocess.run([PYTEST, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml=" + report.name,
-                               *(["-k", wanted] if wanted else []), "tests"], cwd=ROOT, stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        done = subprocess.run(
+            [
+                PYTEST,
+                "-B",
+                "-m",
+                "pytest",
+                "-q",
+                "-p",
+                "no:cacheprovider",
+                "--junitxml=" + report.name,
+                *(["-k", wanted] if wanted else []),
+                "tests",
+            ],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
         count = read_junit(report.name)
     if done.returncode not in (0, 5) and not count.failed:  # 5: no test was selected
         count.failed = 1

@@ -1,4 +1,5 @@
-/* check_broken.c: tests that fail, each in its own way, for check_test.c to run: no part of the suite. */
+/* check_broken.c: tests that fail, each in its own way, for check_test.c to run: no part of the
+ * suite. */
 #include "tests/check.h"
 
 #include <signal.h>

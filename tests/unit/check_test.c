@@ -1,7 +1,7 @@
 /* check_test.c: the harness itself: what must fail does, in the test, in threads and in processes.
  *
- * A failing check inside this file would fail it, so the broken cases are a program of their own, check_broken, which
- * lies beside this one. */
+ * A failing check inside this file would fail it, so the broken cases are a program of their own,
+ * check_broken, which lies beside this one. */
 #include "tests/check.h"
 
 #include <signal.h>
@@ -27,7 +27,8 @@ static int run_broken(const char *name, char *out, size_t capacity) {
   if (n < 0) return -1;
   self[n] = 0;
   *strrchr(self, '/') = 0;
-  snprintf(command, sizeof command, "LAMELLA_TEST_SEED=7 '%s/check_broken' broken.%s 2>&1", self, name);
+  snprintf(command, sizeof command, "LAMELLA_TEST_SEED=7 '%s/check_broken' broken.%s 2>&1", self,
+           name);
   FILE *pipe = popen(command, "r");
   if (!pipe) return -1;
   out[fread(out, 1, capacity - 1, pipe)] = 0;
