@@ -1,0 +1,153 @@
+/* lower.c: writes a table's transfers out: a send right after the action that makes an output, a
+ * receive as early as its slot is free. The first `depth` receives of an edge stand at the start
+ * of the list, every later one right after the action that frees its slot, before that action's
+ * own sends.
+ * Invariant: per (edge, flow), receives stand in the order of the sends; so nobody waits for
+ * ever, even if a send is only over once it is received (ring.c says why; check proves it again
+ * for the table that comes out).
+ * Leaves where bytes lie to runtime.c. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "plugin/pipeline/walk.h"
+
+typedef struct lowering {
+  const lam_schedule *s;
+  lam_schedule *out;
+  int32_t *order;  /* [LAM_FLOWS][n_stages][n_micro], by sending stage */
+  int32_t *depths; /* [LAM_FLOWS][n_stages], by sending stage */
+  int32_t *posted; /* [LAM_FLOWS][n_stages], by sending stage: receives written so far */
+  uint8_t *used;   /* [LAM_FLOWS][n_stages][n_micro], by sending stage: slots given back */
+} lowering;
+
+static const int8_t sends[LAM_FLOWS] = {LAM_KIND_SEND_F, LAM_KIND_SEND_B};
+static const int8_t receives[LAM_FLOWS] = {LAM_KIND_RECV_F, LAM_KIND_RECV_B};
+static const int8_t goes_to[LAM_FLOWS] = {
+    1, -1}; /* the receiving stage, relative to the sending one */
+
+static size_t row_of(const lowering *l, int flow, int sender) {
+  return (size_t)(flow * l->s->n_stages + sender);
+}
+
+/* Does the flow from `sender` cross between two ranks? (A depth of 0 says no, and stages past an
+ * end have none.) */
+static bool crosses(const lowering *l, int flow, int sender) {
+  return sender >= 0 && sender < l->s->n_stages && l->depths[row_of(l, flow, sender)] > 0;
+}
+
+/* Receives of the flow from `sender`, as far as slots are free: receive n takes the slot of n -
+ * depth. */
+static lam_status post(lowering *l, int rank, int flow, int sender) {
+  if (!crosses(l, flow, sender)) return LAM_OK;
+  const size_t row = row_of(l, flow, sender);
+  const int32_t *order = lam_order_of(l->s, l->order, flow, sender), depth = l->depths[row];
+  const uint8_t *used = l->used + row * (size_t)l->s->n_micro;
+  while (l->posted[row] < l->s->n_micro) {
+    const int n = l->posted[row];
+    if (n >= depth && !used[order[n - depth]]) break;
+    LAM_TRY(lam_schedule_push(l->out, rank, receives[flow], sender + goes_to[flow], order[n]));
+    l->posted[row]++;
+  }
+  return LAM_OK;
+}
+
+static int flow_of(int kind) { /* of what the action reads and makes; -1 for W */
+  return kind == LAM_KIND_F ? LAM_FLOW_F : kind == LAM_KIND_W ? -1 : LAM_FLOW_B;
+}
+
+static lam_status post_after(lowering *l, int rank, const lam_action *a) {
+  const int flow = flow_of(a->kind);
+  if (flow < 0) return LAM_OK;
+  const int sender = a->stage - goes_to[flow];
+  if (!crosses(l, flow, sender)) return LAM_OK;
+  l->used[row_of(l, flow, sender) * (size_t)l->s->n_micro + (size_t)a->micro] = 1;
+  return post(l, rank, flow, sender);
+}
+
+static lam_status send_after(lowering *l, int rank, const lam_action *a) {
+  const int flow = flow_of(a->kind);
+  if (flow < 0 || !crosses(l, flow, a->stage)) return LAM_OK;
+  return lam_schedule_push(l->out, rank, sends[flow], a->stage, a->micro);
+}
+
+/* A fused pair stays whole: its transfers follow it. */
+static lam_status lower_action(lowering *l, int rank, const lam_action *a) {
+  const int n = 1 + a->paired;
+  for (int k = 0; k < n; k++)
+    LAM_TRY(lam_schedule_push(l->out, rank, a[k].kind, a[k].stage, a[k].micro));
+  if (n == 2) lam_schedule_pair(l->out);
+  for (int k = 0; k < n; k++) LAM_TRY(post_after(l, rank, a + k));
+  for (int k = 0; k < n; k++) LAM_TRY(send_after(l, rank, a + k));
+  return LAM_OK;
+}
+
+static lam_status lower_rank(lowering *l, int rank) {
+  const lam_schedule *s = l->s;
+  for (int stage = 0; stage < s->n_stages; stage++)
+    for (int flow = 0; flow < LAM_FLOWS && s->rank_of_stage[stage] == rank; flow++)
+      LAM_TRY(post(l, rank, flow, stage - goes_to[flow]));
+  for (int64_t i = s->first[rank]; i < s->first[rank + 1]; i += 1 + s->actions[i].paired)
+    LAM_TRY(lower_action(l, rank, &s->actions[i]));
+  return LAM_OK;
+}
+
+static lam_status prepare(lowering *l) {
+  const lam_schedule *s = l->s;
+  const size_t rows = (size_t)LAM_FLOWS * (size_t)s->n_stages;
+  lam_walk w = {0};
+  l->depths = malloc(rows * sizeof *l->depths);
+  l->posted = calloc(rows, sizeof *l->posted);
+  l->used = calloc(rows * (size_t)s->n_micro, 1);
+  if (!l->depths || !l->posted || !l->used)
+    return lam_fail(LAM_RESOURCE_EXHAUSTED, "lam_schedule_lower: no memory for %d stages",
+                    s->n_stages);
+  LAM_TRY(lam_output_order(s, &l->order));
+  LAM_TRY(lam_walk_run(s, NULL, &w));
+  const lam_status status = lam_ring_depths(&w, l->order, false, l->depths);
+  lam_walk_finish(&w);
+  if (status == LAM_OK) LAM_TRY(lam_schedule_alloc(s->n_ranks, s->n_stages, s->n_micro, &l->out));
+  return status;
+}
+
+static lam_status lower_all(lowering *l) {
+  LAM_TRY(prepare(l));
+  for (int rank = 0; rank < l->s->n_ranks; rank++) LAM_TRY(lower_rank(l, rank));
+  lam_schedule_seal(l->out);
+  return LAM_OK;
+}
+
+static lam_status copy(const lam_schedule *s, lam_schedule **out) {
+  const size_t n = (size_t)lam_schedule_n_actions(s);
+  LAM_TRY(lam_schedule_alloc(s->n_ranks, s->n_stages, s->n_micro, out));
+  const lam_status status = lam_schedule_reserve(*out, (int64_t)n);
+  if (status != LAM_OK) {
+    lam_schedule_destroy(*out);
+    *out = NULL;
+    return status;
+  }
+  memcpy((*out)->actions, s->actions, n * sizeof *s->actions);
+  memcpy((*out)->first, s->first, ((size_t)s->n_ranks + 1) * sizeof *s->first);
+  memcpy((*out)->rank_of_stage, s->rank_of_stage, (size_t)s->n_stages * sizeof *s->rank_of_stage);
+  (*out)->lowered = s->lowered;
+  (*out)->open = s->n_ranks - 1;
+  return LAM_OK;
+}
+
+lam_status lam_schedule_lower(const lam_schedule *s, lam_schedule **out_lowered) {
+  if (!out_lowered)
+    return lam_fail(LAM_INVALID_ARGUMENT, "lam_schedule_lower: out_lowered is NULL");
+  *out_lowered = NULL;
+  LAM_TRY(lam_schedule_check(s, NULL));
+  if (s->lowered) return copy(s, out_lowered); /* its transfers stand as they are */
+  lowering l = {.s = s};
+  const lam_status status = lower_all(&l);
+  free(l.order);
+  free(l.depths);
+  free(l.posted);
+  free(l.used);
+  if (status == LAM_OK)
+    *out_lowered = l.out;
+  else
+    lam_schedule_destroy(l.out);
+  return status;
+}

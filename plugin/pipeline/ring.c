@@ -1,0 +1,139 @@
+/* ring.c: in which order outputs leave, and how many slots an edge needs so that nobody who runs
+ * eagerly ever waits for one.
+ *
+ * Why a ring that deep cannot deadlock: in the walk with unit costs every message finds its slot
+ * free when the action that makes it starts. So the walk's own order keeps all dependencies and
+ * all slot waits at once; together they have no cycle, and no cycle means no deadlock, whatever
+ * the real costs are.
+ * Invariant: slots are used in turn, so a message kept long makes a ring deeper even where other
+ * slots are free.
+ * Leaves slots' bytes to runtime.c. */
+#include <stdlib.h>
+
+#include "plugin/pipeline/walk.h"
+
+static int flow_made_by(int kind) { /* -1: none */
+  if (kind == LAM_KIND_F) return LAM_FLOW_F;
+  return kind == LAM_KIND_I || kind == LAM_KIND_B ? LAM_FLOW_B : -1;
+}
+
+static size_t flow_index(const lam_schedule *s, int flow, int stage) {
+  return (size_t)flow * (size_t)s->n_stages + (size_t)stage;
+}
+
+lam_status lam_output_order(const lam_schedule *s, int32_t **out_order) {
+  const size_t rows = (size_t)LAM_FLOWS * (size_t)s->n_stages;
+  int32_t *order = malloc(rows * (size_t)s->n_micro * sizeof *order);
+  int32_t *made = calloc(rows, sizeof *made);
+  *out_order = order;
+  if (!order || !made) goto fail;
+  for (int64_t i = 0; i < lam_schedule_n_actions(s); i++) {
+    const lam_action *a = &s->actions[i];
+    const int flow = flow_made_by(a->kind);
+    if (flow < 0) continue;
+    const size_t row = flow_index(s, flow, a->stage);
+    order[row * (size_t)s->n_micro + (size_t)made[row]++] = a->micro;
+  }
+  free(made);
+  return LAM_OK;
+fail:
+  free(order);
+  free(made);
+  *out_order = NULL;
+  return lam_fail(LAM_RESOURCE_EXHAUSTED, "schedule: no memory for the order of %d stages' outputs",
+                  s->n_stages);
+}
+
+typedef struct slot_times { /* of one (sending stage, flow, micro-batch) */
+  double taken, freed;
+} slot_times;
+
+static slot_times *slot_of(const lam_schedule *s, slot_times *times, int flow, int stage,
+                           int micro) {
+  return &times[flow_index(s, flow, stage) * (size_t)s->n_micro + (size_t)micro];
+}
+
+/* The action that makes a message takes its slot; the last one that reads it gives it back. */
+static void note_action(const lam_schedule *s, const lam_action *a, lam_span when, bool held,
+                        slot_times *times) {
+  const int flow = flow_made_by(a->kind);
+  const bool ends_hold = a->kind == LAM_KIND_B || a->kind == LAM_KIND_W;
+  if (flow >= 0) slot_of(s, times, flow, a->stage, a->micro)->taken = when.start;
+  if (a->stage > 0 && (held ? ends_hold : flow == LAM_FLOW_F))
+    slot_of(s, times, LAM_FLOW_F, a->stage - 1, a->micro)->freed = when.end;
+  if (a->stage < s->n_stages - 1 && flow == LAM_FLOW_B)
+    slot_of(s, times, LAM_FLOW_B, a->stage + 1, a->micro)->freed = when.end;
+}
+
+static void note_times(const lam_walk *w, bool held, slot_times *times) {
+  const lam_schedule *s = w->s;
+  for (int64_t i = 0; i < lam_schedule_n_actions(s); i++) {
+    lam_span when = w->spans[i];
+    const bool paired =
+        s->actions[i].paired; /* one call: its slots are taken and given back together */
+    if (paired) when.end = w->spans[i + 1].end;
+    note_action(s, &s->actions[i], when, held, times);
+    if (paired) i++, note_action(s, &s->actions[i], when, held, times);
+  }
+}
+
+/* The widest window of messages, in the order they are made, from the oldest that still has its
+ * slot to the newest. */
+static int depth_of(const int32_t *order, const slot_times *times, int n_micro) {
+  int oldest = 0, depth = 0;
+  for (int newest = 0; newest < n_micro; newest++) {
+    while (oldest < newest && times[order[oldest]].freed <= times[order[newest]].taken) oldest++;
+    if (newest - oldest + 1 > depth) depth = newest - oldest + 1;
+  }
+  return depth;
+}
+
+lam_status lam_ring_depths(const lam_walk *w, const int32_t *order, bool held,
+                           int32_t *out_depths) {
+  const lam_schedule *s = w->s;
+  const size_t rows = (size_t)LAM_FLOWS * (size_t)s->n_stages;
+  slot_times *times = calloc(rows * (size_t)s->n_micro, sizeof *times);
+  if (!times)
+    return lam_fail(LAM_RESOURCE_EXHAUSTED, "schedule: no memory for the slots of %d stages",
+                    s->n_stages);
+  note_times(w, held, times);
+  for (int stage = 0; stage < s->n_stages; stage++) {
+    for (int flow = 0; flow < LAM_FLOWS; flow++) {
+      const int edge = flow == LAM_FLOW_F ? stage : stage - 1;
+      const size_t row = flow_index(s, flow, stage);
+      const bool crosses = edge >= 0 && edge < s->n_stages - 1 && lam_edge_crosses(s, edge);
+      out_depths[row] = crosses ? depth_of(lam_order_of(s, order, flow, stage),
+                                           slot_of(s, times, flow, stage, 0), s->n_micro)
+                                : 0;
+    }
+  }
+  free(times);
+  return LAM_OK;
+}
+
+static lam_status depth_of_edge(const lam_schedule *s, int edge, int flow, bool held, int *out) {
+  lam_walk w = {0};
+  int32_t *order = NULL, *depths = malloc((size_t)LAM_FLOWS * (size_t)s->n_stages * sizeof *depths);
+  lam_status status =
+      depths ? LAM_OK
+             : lam_fail(LAM_RESOURCE_EXHAUSTED, "schedule: no memory for %d depths", s->n_stages);
+  if (status == LAM_OK) status = lam_output_order(s, &order);
+  if (status == LAM_OK) status = lam_walk_run(s, NULL, &w);
+  if (status == LAM_OK && !lam_walk_is_complete(&w))
+    status = lam_fail(LAM_FAILED_PRECONDITION, "schedule: deadlock");
+  if (status == LAM_OK) status = lam_ring_depths(&w, order, held, depths);
+  if (status == LAM_OK) *out = depths[flow_index(s, flow, flow == LAM_FLOW_F ? edge : edge + 1)];
+  lam_walk_finish(&w);
+  free(order);
+  free(depths);
+  return status;
+}
+
+int lam_schedule_ring_depth(const lam_schedule *s, int edge, int kind, bool held) {
+  int depth;
+  if (edge < 0 || edge >= s->n_stages - 1 || !lam_edge_crosses(s, edge)) return 0;
+  return depth_of_edge(s, edge, kind == LAM_KIND_F ? LAM_FLOW_F : LAM_FLOW_B, held, &depth) ==
+                 LAM_OK
+             ? depth
+             : -1;
+}
