@@ -21,8 +21,13 @@ typedef struct lam_scratch {
   lam_context *ctx;      /* NULL: the caller's own memory */
   int slot;
 } lam_scratch;
+/* What `need` takes with room for aligning LAM_SCRATCH_PIECES pieces: what open asks for and lam_infer tells. */
+#define LAM_SCRATCH_PIECES 15
+static inline uint64_t lam_scratch_bytes(uint64_t need) {
+  return need ? need + (LAM_SCRATCH_PIECES + 1) * 64 : 0;
+}
 lam_status lam_scratch_open(lam_context *ctx, void *own, uint64_t own_bytes, uint64_t need, lam_scratch *out);
-void *lam_scratch_take(lam_scratch *s, uint64_t bytes); /* 64-byte aligned piece; the sum of pieces is at most `need` */
+void *lam_scratch_take(lam_scratch *s, uint64_t bytes); /* 64-byte aligned piece; in sum at most `need` */
 void lam_scratch_close(lam_scratch *s);
 
 #endif

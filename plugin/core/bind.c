@@ -1,0 +1,188 @@
+/* bind.c: a call's inputs, attributes, group and context.
+ * Invariant: the first input decides dtype and device; everything else is held against it.
+ * Leaves outputs to bind_outputs.c. */
+#include "plugin/core/bind.h"
+
+static lam_who who_input(const lam_binding *b, int i) { return (lam_who){b->row->name, b->row->in[i].name}; }
+
+/* -- counts -- */
+
+static lam_status check_count(const lam_row *row, const char *what, uint32_t given, int most, const void *array) {
+  if (given > (uint32_t)most)
+    return lam_refuse((lam_who){row->name, what}, "found %u, expected at most %d", given, most);
+  if (given > 0 && !array) return lam_refuse((lam_who){row->name, what}, "the array is NULL, its count is %u", given);
+  return LAM_OK;
+}
+
+static lam_status check_counts(const lam_row *row, const lam_call *call) {
+  LAM_TRY(check_count(row, "inputs", call->n_inputs, row->n_in, call->inputs));
+  LAM_TRY(check_count(row, "outputs", call->n_outputs, row->n_out, call->outputs));
+  LAM_TRY(check_count(row, "attributes", call->n_attrs, row->n_attrs, call->attrs));
+  if (call->flags) return lam_refuse((lam_who){row->name, "flags"}, "found 0x%x, expected 0", call->flags);
+  return LAM_OK;
+}
+
+/* -- dtypes: INTERFACE "Dtypes", one line per role -- */
+
+static bool computes(lam_dtype t) { return t == LAM_F32 || t == LAM_BF16; }
+
+static lam_status wrong_dtype(lam_who who, lam_dtype found, const char *expected) {
+  return lam_refuse(who, "found %s, expected %s", lam_dtype_name(found), expected);
+}
+
+static lam_status check_first_dtype(const lam_binding *b, lam_dtype t) {
+  const lam_row_tensor *in = &b->row->in[0];
+  if (in->role == LAM_ROLE_TOKEN) return t == LAM_F32 ? LAM_OK : wrong_dtype(who_input(b, 0), t, "f32");
+  if (!in->any_dtype && !computes(t)) return wrong_dtype(who_input(b, 0), t, "f32 or bf16");
+  return LAM_OK;
+}
+
+static lam_status check_dtype(const lam_binding *b, int i, lam_dtype t) {
+  const lam_who who = who_input(b, i);
+  const char *first = lam_dtype_name(b->first);
+  switch (b->row->in[i].role) {
+    case LAM_ROLE_SCALE: return lam_refuse(who, "found a scale, expected none: scales are for fp8, %s is %s",
+                                           b->row->in[0].name, first);
+    case LAM_ROLE_TOKEN: return t == LAM_F32 ? LAM_OK : wrong_dtype(who, t, "f32");
+    case LAM_ROLE_BIAS:
+      if (t == b->first || t == LAM_F32) return LAM_OK;
+      return lam_refuse(who, "found %s, expected f32 or %s as %s", lam_dtype_name(t), first, b->row->in[0].name);
+    case LAM_ROLE_WEIGHT:
+      if (t == b->first || t == LAM_U8) return LAM_OK;
+      break;
+    default:
+      if (t == b->first) return LAM_OK;
+  }
+  return lam_refuse(who, "found %s, expected %s as %s", lam_dtype_name(t), first, b->row->in[0].name);
+}
+
+/* -- layouts -- */
+
+static lam_status check_ndim(lam_who who, lam_role role, const DLTensor *t) {
+  static const struct {
+    int ndim;
+    const char *words;
+  } want[] = {
+      [LAM_ROLE_ACTIVATION] = {-1, ""},   [LAM_ROLE_WEIGHT] = {2, "2: [N, K]"}, [LAM_ROLE_BIAS] = {1, "1: [N]"},
+      [LAM_ROLE_SCALE] = {-1, ""},        [LAM_ROLE_TOKEN] = {1, "1: [1]"},     [LAM_ROLE_PACKED] = {2, "2: [R, cols]"},
+  };
+  if (want[role].ndim < 0 || want[role].ndim == t->ndim) {
+    if (role == LAM_ROLE_TOKEN && t->shape[0] != 1)
+      return lam_refuse(who, "found %lld elements, expected 1", (long long)t->shape[0]);
+    return LAM_OK;
+  }
+  return lam_refuse(who, "found %d dimensions, expected %s", t->ndim, want[role].words);
+}
+
+/* What pack_weight wrote: its header says what the weight was. Without data only the side that was asked for is known. */
+static lam_status bind_packed(const lam_binding *b, lam_who who, const DLTensor *t, lam_matrix *m) {
+  int side = b->row->packed_side;
+  int64_t n = side ? 0 : m->rows, k = side ? m->rows : 0;
+  lam_dtype dtype = b->first;
+  if (m->row_stride != m->cols && m->rows > 1)
+    return lam_refuse(who, "a packed weight must be contiguous");
+  if (b->data) {
+    if ((uintptr_t)m->data % 64) return lam_refuse(who, "a packed weight must be aligned to 64 bytes");
+    const lam_status s = lam_device_packed_open(b->op.device, m->data, (uint64_t)(m->rows * m->cols), &side, &dtype, &n, &k);
+    if (s != LAM_OK) return lam_fail_within(s, "%s: %s", who.op, who.arg);
+  }
+  if (side != b->row->packed_side)
+    return lam_refuse(who, "it was packed for side %d, expected side %d", side, b->row->packed_side);
+  if (dtype != b->first)
+    return lam_refuse(who, "it was packed from %s, expected %s", lam_dtype_name(dtype), lam_dtype_name(b->first));
+  if (t->shape[0] != (side ? k : n))
+    return lam_refuse(who, "found %lld rows, its header says [%lld, %lld]", (long long)t->shape[0], (long long)n, (long long)k);
+  m->rows = n;
+  m->cols = k;
+  m->dtype = dtype;
+  m->packed = true;
+  return LAM_OK;
+}
+
+lam_status lam_bind_place(const lam_binding *b, lam_who who, DLDevice device) {
+  char here[32], there[32];
+  if (device.device_type == b->place.device_type && device.device_id == b->place.device_id) return LAM_OK;
+  return lam_refuse(who, "it lies on %s, %s on %s", lam_device_text(device, here), b->row->in[0].name,
+                    lam_device_text(b->place, there));
+}
+
+static lam_status bind_input(lam_binding *b, int i, const DLTensor *t) {
+  const lam_row_tensor *in = &b->row->in[i];
+  const lam_who who = who_input(b, i);
+  lam_dtype dtype;
+  LAM_TRY(lam_tensor_check(who, t, b->data, &dtype));
+  LAM_TRY(i == 0 ? check_first_dtype(b, dtype) : check_dtype(b, i, dtype));
+  LAM_TRY(lam_bind_place(b, who, t->device));
+  LAM_TRY(check_ndim(who, in->role, t));
+  const bool packed = in->role == LAM_ROLE_WEIGHT && dtype == LAM_U8;
+  LAM_TRY(lam_tensor_flatten(who, t, dtype, in->role == LAM_ROLE_WEIGHT && !packed, &b->op.in[i]));
+  return packed ? bind_packed(b, who, t, &b->op.in[i]) : LAM_OK;
+}
+
+/* The first input's device and dtype, before anything is held against them. */
+static lam_status bind_first(lam_binding *b) {
+  char text[32];
+  const DLTensor *t = b->call->n_inputs ? b->call->inputs[0] : NULL;
+  const lam_who who = who_input(b, 0);
+  if (!t) return lam_refuse(who, "found NULL, expected a tensor");
+  b->place = t->device;
+  b->op.device = lam_device_find((int32_t)t->device.device_type);
+  if (!b->op.device) return lam_refuse(who, "it lies on %s, which this build does not support", lam_device_text(t->device, text));
+  if (!lam_dtype_from_dlpack(t->dtype, &b->first)) b->first = LAM_F32; /* lam_tensor_check refuses it */
+  return LAM_OK;
+}
+
+static lam_status bind_inputs(lam_binding *b) {
+  LAM_TRY(bind_first(b));
+  for (int i = 0; i < b->row->n_in; i++) {
+    const DLTensor *t = (uint32_t)i < b->call->n_inputs ? b->call->inputs[i] : NULL;
+    b->op.in_tensor[i] = t;
+    b->op.in[i] = (lam_matrix){0};
+    if (!t && !b->row->in[i].optional) return lam_refuse(who_input(b, i), "found NULL, expected a tensor");
+    if (t) LAM_TRY(bind_input(b, i, t));
+  }
+  return LAM_OK;
+}
+
+/* -- attributes, group, context -- */
+
+static lam_status bind_attrs(lam_binding *b) {
+  b->attrs = b->row->standard;
+  for (uint32_t i = 0; i < b->call->n_attrs; i++) {
+    const lam_row_attr *a = &b->row->attrs[i];
+    LAM_TRY(lam_attr_bind((lam_who){b->row->name, a->name}, a->field, &b->call->attrs[i], &b->attrs));
+  }
+  b->op.attr = b->attrs.attr;
+  return LAM_OK;
+}
+
+static lam_status bind_group(lam_binding *b) {
+  b->op.group = NULL;
+  if (b->attrs.group == 0) return LAM_OK;
+  const lam_status s = lam_group_find(b->attrs.group, &b->op.group);
+  return s == LAM_OK ? LAM_OK : lam_fail_within(s, "%s: group", b->row->name);
+}
+
+static void bind_context(lam_binding *b, lam_context *ctx) {
+  if (!ctx) ctx = b->op.group ? b->op.group->ctx : lam_context_default();
+  b->op.ctx = ctx;
+  b->op.workers = lam_context_workers(ctx);
+}
+
+lam_status lam_bind_call(lam_binding *b, lam_context *ctx, const lam_call *call, bool data) {
+  b->call = call;
+  b->data = data;
+  b->row = lam_row_find(call->op);
+  if (!b->row) return lam_fail(LAM_NOT_FOUND, "lam_call: op is %u, which is no operator of this library", call->op);
+  LAM_TRY(check_counts(b->row, call));
+  b->op.op = call->op;
+  b->op.name = b->row->name;
+  b->op.stream = call->stream;
+  b->op.scratch = call->scratch;
+  b->op.scratch_bytes = call->scratch_bytes;
+  LAM_TRY(bind_inputs(b));
+  LAM_TRY(bind_attrs(b));
+  LAM_TRY(bind_group(b));
+  bind_context(b, ctx);
+  return LAM_OK;
+}

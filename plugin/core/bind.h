@@ -1,0 +1,29 @@
+/* bind.h: the arguments of one call, one after the other, checked and turned into what operators take.
+ * Invariant: after lam_bind_call every field of `op` that the row has is set, but for the outputs;
+ * lam_bind_outputs sets those, lam_bind_shapes says what they should be.
+ * Leaves choosing and running the operator to dispatch.c. */
+#ifndef LAMELLA_PLUGIN_CORE_BIND_H
+#define LAMELLA_PLUGIN_CORE_BIND_H
+
+#include "plugin/core/row.h"
+
+typedef struct lam_binding {
+  const lam_row *row;
+  const lam_call *call;
+  bool data;                    /* false: pointers are not looked at (lam_infer) */
+  lam_dtype first;              /* the first input's dtype */
+  DLDevice place;               /* where the first input lies */
+  lam_bound_attrs attrs;
+  lam_shape shapes[LAM_MAX_OUTPUTS];
+  lam_op_call op;
+} lam_binding;
+
+lam_status lam_bind_call(lam_binding *b, lam_context *ctx, const lam_call *call, bool data);
+lam_status lam_bind_shapes(lam_binding *b);
+lam_status lam_bind_outputs(lam_binding *b);
+lam_status lam_bind_inferred(lam_binding *b); /* outputs as they would be, without memory */
+
+/* A tensor must lie where the first input does. */
+lam_status lam_bind_place(const lam_binding *b, lam_who who, DLDevice device);
+
+#endif

@@ -1,0 +1,137 @@
+/* bind_outputs.c: what a call's outputs should be, and whether they are.
+ * Invariant: an output that passes may be written whole without touching any other tensor of the call,
+ * except where its row says it may be an input's own memory.
+ * Leaves shape rules to shape_run.c. */
+#include <string.h>
+
+#include "plugin/core/bind.h"
+
+static lam_who who_output(const lam_binding *b, int i) { return (lam_who){b->row->name, b->row->out[i].name}; }
+
+/* What was computed in the first input's dtype may be rounded to it or not at all. */
+static lam_status check_dtype_attr(const lam_binding *b, const lam_row_tensor *out) {
+  const int64_t asked = b->attrs.attr.dtype;
+  if (asked < 0 || asked == LAM_F32 || asked == (int64_t)b->first || out->any_dtype) return LAM_OK;
+  return lam_refuse((lam_who){b->row->name, "dtype"}, "found %s, expected f32 or %s as %s", lam_dtype_name((lam_dtype)asked),
+                    lam_dtype_name(b->first), b->row->in[0].name);
+}
+
+lam_status lam_bind_shapes(lam_binding *b) {
+  const lam_group *g = b->op.group;
+  const lam_shape_env env = {
+      .in = b->op.in_tensor,
+      .attrs = &b->attrs,
+      .first = b->first,
+      .rank = g ? g->rank : 0,
+      .size = g ? g->size : 1,
+  };
+  for (int i = 0; i < b->row->n_out; i++) {
+    LAM_TRY(lam_shape_run(b->row, i, &env, &b->shapes[i]));
+    if (b->row->out[i].shape.dtype_rule == LAM_AS_ATTR) LAM_TRY(check_dtype_attr(b, &b->row->out[i]));
+  }
+  return LAM_OK;
+}
+
+/* -- presence, shape, dtype -- */
+
+static lam_status check_presence(const lam_binding *b, int i, const DLTensor *t) {
+  const lam_row_tensor *out = &b->row->out[i];
+  const bool wanted = b->shapes[i].ndim >= 0, free_choice = out->optional && !out->shape.may_be_none;
+  if (t && !wanted) return lam_refuse(who_output(b, i), "found a tensor, expected none with these attributes");
+  if (!t && wanted && !free_choice) return lam_refuse(who_output(b, i), "found NULL, expected a tensor");
+  return LAM_OK;
+}
+
+static bool same_dtype(DLDataType a, DLDataType b) { return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes; }
+
+static bool is_f32(DLDataType t) { return t.code == 2 && t.bits == 32; }
+
+static bool shape_fits(const lam_row_tensor *out, const lam_shape *want, const DLTensor *t) {
+  if (t->ndim != want->ndim || (t->ndim && memcmp(t->shape, want->dims, sizeof *t->shape * (size_t)t->ndim))) return false;
+  return same_dtype(t->dtype, want->dtype) || (out->accumulated && is_f32(t->dtype));
+}
+
+static lam_status check_shape(const lam_binding *b, int i, const DLTensor *t) {
+  char found[LAM_SHAPE_TEXT], expected[LAM_SHAPE_TEXT];
+  const lam_shape *want = &b->shapes[i];
+  if (shape_fits(&b->row->out[i], want, t)) return LAM_OK;
+  return lam_refuse(who_output(b, i), "found %s, expected %s%s", lam_shape_text(t->shape, t->ndim, t->dtype, found),
+                    lam_shape_text(want->dims, want->ndim, want->dtype, expected),
+                    b->row->out[i].accumulated && !is_f32(want->dtype) ? " or f32" : "");
+}
+
+/* -- memory -- */
+
+static int64_t whole_bytes(lam_matrix m, const DLTensor *t) { return m.packed ? t->shape[0] * t->shape[1] : 0; }
+
+static lam_span span_of(lam_matrix m, const DLTensor *t) {
+  if (m.packed) return (lam_span){m.data, 1, whole_bytes(m, t), 0};
+  return lam_matrix_span(m);
+}
+
+static bool same_view(lam_matrix a, lam_matrix b) {
+  return a.data == b.data && a.row_stride == b.row_stride && a.col_stride == b.col_stride;
+}
+
+static lam_status check_overlap(const lam_binding *b, int i) {
+  const lam_row_tensor *out = &b->row->out[i];
+  const lam_span mine = lam_matrix_span(b->op.out[i]);
+  for (int j = 0; j < b->row->n_in; j++) {
+    if (!b->op.in_tensor[j] || !lam_span_meets(mine, span_of(b->op.in[j], b->op.in_tensor[j]))) continue;
+    if (out->in_place && out->shape.as == j && same_view(b->op.out[i], b->op.in[j])) continue;
+    return lam_refuse(who_output(b, i), "its memory overlaps that of %s", b->row->in[j].name);
+  }
+  for (int j = 0; j < i; j++)
+    if (b->op.out_tensor[j] && lam_span_meets(mine, lam_matrix_span(b->op.out[j])))
+      return lam_refuse(who_output(b, i), "its memory overlaps that of %s", b->row->out[j].name);
+  return LAM_OK;
+}
+
+static lam_status bind_output(lam_binding *b, int i, const DLTensor *t) {
+  lam_dtype dtype;
+  LAM_TRY(lam_tensor_check(who_output(b, i), t, true, &dtype));
+  LAM_TRY(check_shape(b, i, t));
+  LAM_TRY(lam_bind_place(b, who_output(b, i), t->device));
+  LAM_TRY(lam_tensor_flatten(who_output(b, i), t, dtype, b->row->out[i].role == LAM_ROLE_WEIGHT, &b->op.out[i]));
+  return check_overlap(b, i);
+}
+
+lam_status lam_bind_outputs(lam_binding *b) {
+  for (int i = 0; i < b->row->n_out; i++) {
+    DLTensor *t = (uint32_t)i < b->call->n_outputs ? b->call->outputs[i] : NULL;
+    b->op.out_tensor[i] = t;
+    b->op.out[i] = (lam_matrix){0};
+    LAM_TRY(check_presence(b, i, t));
+    if (t) LAM_TRY(bind_output(b, i, t));
+  }
+  return LAM_OK;
+}
+
+/* -- lam_infer: contiguous outputs that are nowhere -- */
+
+static bool size_fits(const lam_shape *s) {
+  int64_t n = 8;
+  for (int i = 0; i < s->ndim; i++)
+    if (__builtin_mul_overflow(n, s->dims[i], &n)) return false;
+  return true;
+}
+
+static lam_matrix inferred_matrix(const lam_shape *s) {
+  lam_dtype dtype = LAM_F32;
+  lam_dtype_from_dlpack(s->dtype, &dtype);
+  const int64_t cols = s->ndim > 0 ? s->dims[s->ndim - 1] : 1;
+  int64_t rows = 1;
+  for (int i = 0; i < s->ndim - 1; i++) rows *= s->dims[i];
+  return (lam_matrix){NULL, rows, cols, cols ? cols : 1, 1, dtype, false};
+}
+
+lam_status lam_bind_inferred(lam_binding *b) {
+  for (int i = 0; i < b->row->n_out; i++) {
+    b->op.out_tensor[i] = NULL;
+    b->op.out[i] = (lam_matrix){0};
+    if (b->shapes[i].ndim < 0) continue;
+    if (!size_fits(&b->shapes[i])) return lam_refuse(who_output(b, i), "its size in bytes would overflow");
+    b->op.out[i] = inferred_matrix(&b->shapes[i]);
+  }
+  return LAM_OK;
+}

@@ -1,0 +1,47 @@
+/* dispatch.c: finds the operator of a checked call and runs it.
+ * Invariant: the way from lam_run to the operator takes no lock, allocates nothing and makes no system call.
+ * Leaves every check to bind.c and bind_outputs.c. */
+#include "plugin/core/dispatch.h"
+
+#include "plugin/core/bind.h"
+
+static lam_status find_entry(const lam_binding *b, const lam_op_entry **out_entry) {
+  *out_entry = lam_op_entry_find(b->row->id);
+  if (*out_entry && (*out_entry)->run) return LAM_OK;
+  return lam_fail(LAM_UNIMPLEMENTED, "%s: this build has no such operator", b->row->name);
+}
+
+lam_status lam_dispatch_run(lam_context *ctx, const lam_call *call) {
+  lam_binding b;
+  const lam_op_entry *entry;
+  LAM_TRY(lam_bind_call(&b, ctx, call, true));
+  LAM_TRY(find_entry(&b, &entry));
+  LAM_TRY(lam_bind_shapes(&b));
+  LAM_TRY(lam_bind_outputs(&b));
+  return entry->run(&b.op);
+}
+
+static lam_status check_room(const lam_binding *b, const lam_inferred *out) {
+  if (out->n_outputs == 0 || !out->outputs) return LAM_OK; /* scratch and chunks are asked for, shapes are not */
+  if (out->n_outputs >= (uint32_t)b->row->n_out) return LAM_OK;
+  return lam_fail(LAM_INVALID_ARGUMENT, "lam_infer: room for %u outputs, %s has %d", out->n_outputs, b->row->name, b->row->n_out);
+}
+
+lam_status lam_dispatch_infer(lam_context *ctx, const lam_call *call, lam_inferred *out) {
+  lam_binding b;
+  const lam_op_entry *entry;
+  lam_op_needs needs = {0, 1};
+  LAM_TRY(lam_bind_call(&b, ctx, call, false));
+  LAM_TRY(find_entry(&b, &entry));
+  LAM_TRY(check_room(&b, out));
+  LAM_TRY(lam_bind_shapes(&b));
+  LAM_TRY(lam_bind_inferred(&b));
+  if (entry->needs) entry->needs(&b.op, &needs);
+
+  for (int i = 0; out->outputs && out->n_outputs && i < b.row->n_out; i++) out->outputs[i] = b.shapes[i];
+  out->n_outputs = (uint32_t)b.row->n_out;
+  out->scratch_bytes = lam_scratch_bytes(needs.scratch_bytes);
+  out->n_chunks = needs.n_chunks;
+  out->capturable = 0; /* there is no CUDA device yet */
+  return LAM_OK;
+}

@@ -1,0 +1,135 @@
+/* shape_run.c: runs the steps of a shape rule for one call.
+ * Invariant: reads only inputs that dispatch has checked (weights have two dimensions); writes at most
+ * LAM_MAX_DIMS dimensions, none negative.
+ * Leaves comparing the result with the outputs that were given to dispatch.c. */
+#include "plugin/core/row.h"
+#include "plugin/core/shard.h"
+
+typedef struct machine {
+  const lam_row *row;
+  const lam_shape_env *env;
+  lam_who who;
+  int64_t stack[LAM_SHAPE_DEPTH];
+  int top;
+  lam_shape *out;
+} machine;
+
+static void push(machine *m, int64_t value) { m->stack[m->top++] = value; }
+static int64_t pop(machine *m) { return m->stack[--m->top]; }
+
+static lam_status emit(machine *m, int64_t dim) {
+  if (dim < 0) return lam_refuse(m->who, "its dimension %d would be %lld", m->out->ndim, (long long)dim);
+  if (m->out->ndim == LAM_MAX_DIMS) return lam_refuse(m->who, "it would have more than %d dimensions", LAM_MAX_DIMS);
+  m->out->dims[m->out->ndim++] = dim;
+  return LAM_OK;
+}
+
+static lam_status no_dim(const machine *m, int input, int64_t index) {
+  return lam_refuse((lam_who){m->row->name, m->row->in[input].name}, "found %d dimensions, its shape rule takes dimension %lld",
+                    m->env->in[input]->ndim, (long long)index);
+}
+
+static lam_status run_dim(machine *m, int input) {
+  const DLTensor *t = m->env->in[input];
+  const int64_t index = pop(m), i = index < 0 ? index + t->ndim : index;
+  if (i < 0 || i >= t->ndim) return no_dim(m, input, index);
+  push(m, t->shape[i]);
+  return LAM_OK;
+}
+
+static lam_status run_slice(machine *m, int input) {
+  const DLTensor *t = m->env->in[input];
+  const int64_t last = pop(m), first = pop(m);
+  int64_t end = last == LAM_SHAPE_OPEN_END ? t->ndim : last < 0 ? last + t->ndim : last;
+  if (first < 0 || first > end || end > t->ndim) return no_dim(m, input, first > end || first < 0 ? first : last - 1);
+  for (int64_t i = first; i < end; i++) LAM_TRY(emit(m, t->shape[i]));
+  return LAM_OK;
+}
+
+static lam_status run_copy(machine *m, int input) {
+  const DLTensor *t = m->env->in[input];
+  for (int i = 0; i < t->ndim; i++) LAM_TRY(emit(m, t->shape[i]));
+  return LAM_OK;
+}
+
+static lam_status run_ints(machine *m) {
+  const lam_op_attrs *a = &m->env->attrs->attr;
+  for (int i = 0; i < a->n_shape; i++) LAM_TRY(emit(m, a->shape[i]));
+  return LAM_OK;
+}
+
+static lam_status run_share(machine *m) {
+  const int64_t unit = pop(m), total = pop(m);
+  if (!lam_share_fits(total, unit))
+    return lam_refuse(m->who, "%lld elements are shared out, expected a multiple of unit %lld", (long long)total,
+                      (long long)unit);
+  const int rank = m->env->rank, size = m->env->size;
+  push(m, lam_share_begin(total, unit, rank + 1, size) - lam_share_begin(total, unit, rank, size));
+  return LAM_OK;
+}
+
+static lam_status run_arithmetic(machine *m, lam_shape_step step) {
+  const int64_t b = pop(m), a = pop(m);
+  int64_t c = 0;
+  bool bad = false;
+  if (step == LAM_SHAPE_ADD) bad = __builtin_add_overflow(a, b, &c);
+  if (step == LAM_SHAPE_SUB) bad = __builtin_sub_overflow(a, b, &c);
+  if (step == LAM_SHAPE_MUL) bad = __builtin_mul_overflow(a, b, &c);
+  if (step == LAM_SHAPE_DIV) {
+    bad = b <= 0 || a % b != 0;
+    if (!bad) c = a / b;
+  }
+  if (bad)
+    return lam_refuse(m->who, "its shape takes %lld %c %lld, which is no whole number in range", (long long)a,
+                      "+-*/"[step - LAM_SHAPE_ADD], (long long)b);
+  push(m, c);
+  return LAM_OK;
+}
+
+static int64_t weight_cols(const DLTensor *w) {
+  const bool packed = w->dtype.code == 1 && w->dtype.bits == 8; /* [R, cols]: R is what it was packed for */
+  return packed ? w->shape[0] : w->shape[1];
+}
+
+/* One step that neither ends nor jumps. */
+static lam_status run_step(machine *m, lam_shape_code c) {
+  switch ((lam_shape_step)c.step) {
+    case LAM_SHAPE_NUMBER: return push(m, c.value), LAM_OK;
+    case LAM_SHAPE_ATTR: return push(m, *(const int64_t *)((const char *)m->env->attrs + c.at)), LAM_OK;
+    case LAM_SHAPE_ROWS: return push(m, m->env->in[c.input]->shape[0]), LAM_OK;
+    case LAM_SHAPE_COLS: return push(m, weight_cols(m->env->in[c.input])), LAM_OK;
+    case LAM_SHAPE_SIZE: return push(m, m->env->size), LAM_OK;
+    case LAM_SHAPE_DIM: return run_dim(m, c.input);
+    case LAM_SHAPE_SHARE: return run_share(m);
+    case LAM_SHAPE_EMIT: return emit(m, pop(m));
+    case LAM_SHAPE_SLICE: return run_slice(m, c.input);
+    case LAM_SHAPE_INTS: return run_ints(m);
+    case LAM_SHAPE_COPY: return run_copy(m, c.input);
+    case LAM_SHAPE_NONE: return m->out->ndim = -1, LAM_OK;
+    default: return run_arithmetic(m, (lam_shape_step)c.step);
+  }
+}
+
+static DLDataType result_dtype(const lam_shape_rule *rule, const lam_shape_env *env) {
+  const int64_t attr = env->attrs->attr.dtype;
+  if (rule->dtype_rule == LAM_AS_INPUT) return env->in[rule->as]->dtype;
+  if (rule->dtype_rule == LAM_AS_NAMED) return lam_dtype_to_dlpack(rule->dtype);
+  if (rule->dtype_rule == LAM_AS_ATTR && attr >= 0) return lam_dtype_to_dlpack((lam_dtype)attr);
+  return lam_dtype_to_dlpack(env->first);
+}
+
+lam_status lam_shape_run(const lam_row *row, int output, const lam_shape_env *env, lam_shape *out) {
+  const lam_shape_rule *rule = &row->out[output].shape;
+  machine m = {.row = row, .env = env, .who = {row->name, row->out[output].name}, .out = out};
+  *out = (lam_shape){.dtype = result_dtype(rule, env)};
+
+  for (const lam_shape_code *c = row->code + rule->first; c->step != LAM_SHAPE_END;) {
+    if (c->step == LAM_SHAPE_JUMP || (c->step == LAM_SHAPE_JUMP_IF_0 && pop(&m) == 0)) {
+      c = row->code + c->at;
+      continue;
+    }
+    if (c->step != LAM_SHAPE_JUMP_IF_0) LAM_TRY(run_step(&m, *c));
+    c++;
+  }
+  return LAM_OK;
+}

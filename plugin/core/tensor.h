@@ -1,0 +1,43 @@
+/* tensor.h: from a host's DLTensor to a lam_matrix, through every check; DLTensor stops here.
+ *
+ * Invariant: what comes out of lam_tensor_check and lam_tensor_flatten can be read (or written) as it says without reaching
+ * outside of what the DLTensor describes, and no size computed from it overflows.
+ * Leaves which dtypes, shapes and overlaps a call wants to dispatch.c. */
+#ifndef LAMELLA_PLUGIN_CORE_TENSOR_H
+#define LAMELLA_PLUGIN_CORE_TENSOR_H
+
+#include "kernels/device.h"
+
+#define LAM_MAX_DIMS 8
+
+/* Which argument of which call is spoken of: messages begin "op: arg: ". */
+typedef struct lam_who {
+  const char *op, *arg;
+} lam_who;
+lam_status lam_refuse(lam_who who, const char *format, ...) __attribute__((format(printf, 2, 3), cold));
+
+bool lam_dtype_from_dlpack(DLDataType t, lam_dtype *out);
+DLDataType lam_dtype_to_dlpack(lam_dtype t);
+
+/* Dimensions, dtype, strides, offset, data: all that needs no knowledge of the call. With `data` false pointers are not looked
+ * at (lam_infer). */
+lam_status lam_tensor_check(lam_who who, const DLTensor *t, bool data, lam_dtype *out_dtype);
+
+/* [..., n] -> [T, n] (a vector is [1, n]), for a tensor that passed the check. The last dimension must be contiguous; with
+ * `either`, for weights, it or the one before. Rows must not overlap. */
+lam_status lam_tensor_flatten(lam_who who, const DLTensor *t, lam_dtype dtype, bool either, lam_matrix *out);
+
+/* The memory a matrix reaches: n runs of `width` bytes, `step` bytes apart. */
+typedef struct lam_span {
+  const char *begin;
+  int64_t n, width, step;
+} lam_span;
+lam_span lam_matrix_span(lam_matrix m);
+bool lam_span_meets(lam_span a, lam_span b); /* also true where two different strides make the answer costly */
+
+/* "[3, 4] f32" in buf. */
+#define LAM_SHAPE_TEXT 160
+const char *lam_shape_text(const int64_t *dims, int ndim, DLDataType dtype, char buf[LAM_SHAPE_TEXT]);
+const char *lam_device_text(DLDevice device, char buf[32]); /* "cuda:0" */
+
+#endif
