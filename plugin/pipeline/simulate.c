@@ -11,14 +11,16 @@
 #include "plugin/pipeline/walk.h"
 
 #define WHO "lam_schedule_simulate: "
+#define LONGEST 1e12      /* ns: 17 minutes, of one action or transfer */
+#define LAST_EVENT 9.2e18 /* ns: what an event's int64 can hold */
 
 static lam_status check_list(const char *name, const double *list, int n) {
   if (!list && n > 0)
     return lam_fail(LAM_INVALID_ARGUMENT, WHO "costs.%s is NULL, expected %d numbers", name, n);
   for (int i = 0; i < n; i++)
-    if (!(list[i] >= 0 && list[i] <= 1e15)) /* ns: 11 days */
-      return lam_fail(LAM_INVALID_ARGUMENT, WHO "costs.%s[%d] is %g, expected 0 to 1e15 ns", name,
-                      i, list[i]);
+    if (!(list[i] >= 0 && list[i] <= LONGEST))
+      return lam_fail(LAM_INVALID_ARGUMENT, WHO "costs.%s[%d] is %g, expected 0 to %g ns", name, i,
+                      list[i], LONGEST);
   return LAM_OK;
 }
 
@@ -79,19 +81,25 @@ static uint64_t write_events(const lam_walk *w, lam_event *events, uint64_t room
   return n;
 }
 
+static lam_status read_walk(const lam_walk *w, uint64_t room, lam_simulated *out) {
+  measure(w, out);
+  if (out->makespan > LAST_EVENT)
+    return lam_fail(LAM_INVALID_ARGUMENT, WHO "it takes %g ns, expected at most %g", out->makespan,
+                    LAST_EVENT);
+  out->n_events = write_events(w, out->events, room);
+  return LAM_OK;
+}
+
 lam_status lam_schedule_simulate(const lam_schedule *s, const lam_costs *costs,
                                  lam_simulated *out) {
-  lam_simulated result = LAM_SIMULATED_INIT;
-  lam_walk w;
-  LAM_TRY(lam_struct_check("lam_schedule_simulate", "out", out, sizeof result));
-  result.struct_size = out->struct_size, result.events = out->events;
+  LAM_TRY(lam_struct_check("lam_schedule_simulate", "out", out, sizeof *out));
   const uint64_t room = out->n_events;
-  *out = result;
+  *out = (lam_simulated){.struct_size = out->struct_size, .events = out->events};
   LAM_TRY(lam_schedule_check(s, NULL));
   LAM_TRY(check_costs(s, costs));
+  lam_walk w;
   LAM_TRY(lam_walk_run(s, costs, &w));
-  measure(&w, out);
-  out->n_events = write_events(&w, out->events, room);
+  const lam_status status = read_walk(&w, room, out);
   lam_walk_finish(&w);
-  return LAM_OK;
+  return status;
 }
