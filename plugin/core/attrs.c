@@ -54,20 +54,20 @@ static lam_status set_dtype(lam_who who, const lam_attr_field *f, const lam_attr
 }
 
 static lam_status set_shape(lam_who who, const lam_attr_field *f, const lam_attr *given, void *to) {
-  lam_bound_attrs *b = (lam_bound_attrs *)((char *)to - f->offset);
+  lam_op_attrs *all = (lam_op_attrs *)((char *)to - f->offset);
   if (given->n > (uint32_t)f->most)
     return lam_refuse(who, "found %u dimensions, expected at most %d", given->n, (int)f->most);
   for (uint32_t i = 0; i < given->n; i++)
     if (given->v.ints[i] < 0 || given->v.ints[i] > LARGEST)
       return lam_refuse(who, "dimension %u is %lld, expected at least 0", i, (long long)given->v.ints[i]);
-  b->attr.shape = given->v.ints;
-  b->attr.n_shape = (int32_t)given->n;
+  all->shape = given->v.ints;
+  all->n_shape = (int32_t)given->n;
   return LAM_OK;
 }
 
-#define AT(name) offsetof(lam_bound_attrs, attr.name)
+#define AT(name) offsetof(lam_op_attrs, name)
 static const lam_attr_field fields[] = {
-    {"group", 'i', offsetof(lam_bound_attrs, group), 0, INT64_MAX, set_int},
+    {"group", 'i', AT(group), 0, INT64_MAX, set_int},
     {"act", 's', AT(act), 0, 0, set_act},
     {"save", 'i', AT(save), 0, 1, set_int},
     {"gather", 'i', AT(gather), 0, 1, set_int},
@@ -114,7 +114,7 @@ static lam_status wrong_type(lam_who who, const lam_attr_field *f, uint32_t foun
   return lam_refuse(who, "found %s, expected %s", types[found].words, types[want].words);
 }
 
-lam_status lam_attr_bind(lam_who who, const lam_attr_field *f, const lam_attr *given, lam_bound_attrs *out) {
+lam_status lam_attr_bind(lam_who who, const lam_attr_field *f, const lam_attr *given, lam_op_attrs *out) {
   if (given->type == LAM_ATTR_DEFAULT) return LAM_OK;
   if (given->type > LAM_ATTR_STRING || types[given->type].type != f->type) return wrong_type(who, f, given->type);
   if (given->type >= LAM_ATTR_INTS && given->n && !given->v.ints)

@@ -39,39 +39,31 @@ static lam_status check_first_dtype(const lam_binding *b, lam_dtype t) {
 
 static lam_status check_dtype(const lam_binding *b, int i, lam_dtype t) {
   const lam_who who = who_input(b, i);
-  const char *first = lam_dtype_name(b->first);
+  if (i == 0) return check_first_dtype(b, t);
   switch (b->row->in[i].role) {
     case LAM_ROLE_SCALE: return lam_refuse(who, "found a scale, expected none: scales are for fp8, %s is %s",
-                                           b->row->in[0].name, first);
+                                           b->row->in[0].name, lam_dtype_name(b->first));
     case LAM_ROLE_TOKEN: return t == LAM_F32 ? LAM_OK : wrong_dtype(who, t, "f32");
     case LAM_ROLE_BIAS:
       if (t == b->first || t == LAM_F32) return LAM_OK;
-      return lam_refuse(who, "found %s, expected f32 or %s as %s", lam_dtype_name(t), first, b->row->in[0].name);
+      return lam_refuse(who, "found %s, expected f32 or %s as %s", lam_dtype_name(t), lam_dtype_name(b->first),
+                        b->row->in[0].name);
     case LAM_ROLE_WEIGHT:
       if (t == b->first || t == LAM_U8) return LAM_OK;
       break;
     default:
       if (t == b->first) return LAM_OK;
   }
-  return lam_refuse(who, "found %s, expected %s as %s", lam_dtype_name(t), first, b->row->in[0].name);
+  return lam_refuse(who, "found %s, expected %s as %s", lam_dtype_name(t), lam_dtype_name(b->first), b->row->in[0].name);
 }
 
 /* -- layouts -- */
 
-static lam_status check_ndim(lam_who who, lam_role role, const DLTensor *t) {
-  static const struct {
-    int ndim;
-    const char *words;
-  } want[] = {
-      [LAM_ROLE_ACTIVATION] = {-1, ""},   [LAM_ROLE_WEIGHT] = {2, "2: [N, K]"}, [LAM_ROLE_BIAS] = {1, "1: [N]"},
-      [LAM_ROLE_SCALE] = {-1, ""},        [LAM_ROLE_TOKEN] = {1, "1: [1]"},     [LAM_ROLE_PACKED] = {2, "2: [R, cols]"},
+static lam_status wrong_ndim(lam_who who, const lam_row_tensor *in, const DLTensor *t) {
+  static const char *const words[] = {
+      [LAM_ROLE_WEIGHT] = "2: [N, K]", [LAM_ROLE_BIAS] = "1: [N]", [LAM_ROLE_TOKEN] = "1: [1]", [LAM_ROLE_PACKED] = "2: [R, cols]",
   };
-  if (want[role].ndim < 0 || want[role].ndim == t->ndim) {
-    if (role == LAM_ROLE_TOKEN && t->shape[0] != 1)
-      return lam_refuse(who, "found %lld elements, expected 1", (long long)t->shape[0]);
-    return LAM_OK;
-  }
-  return lam_refuse(who, "found %d dimensions, expected %s", t->ndim, want[role].words);
+  return lam_refuse(who, "found %d dimensions, expected %s", t->ndim, words[in->role]);
 }
 
 /* What pack_weight wrote: its header says what the weight was. Without data only the side that was asked for is known. */
@@ -79,7 +71,7 @@ static lam_status bind_packed(const lam_binding *b, lam_who who, const DLTensor 
   int side = b->row->packed_side;
   int64_t n = side ? 0 : m->rows, k = side ? m->rows : 0;
   lam_dtype dtype = b->first;
-  if (m->row_stride != m->cols && m->rows > 1)
+  if (m->col_stride != 1 || (m->row_stride != m->cols && m->rows > 1))
     return lam_refuse(who, "a packed weight must be contiguous");
   if (b->data) {
     if ((uintptr_t)m->data % 64) return lam_refuse(who, "a packed weight must be aligned to 64 bytes");
@@ -99,9 +91,8 @@ static lam_status bind_packed(const lam_binding *b, lam_who who, const DLTensor 
   return LAM_OK;
 }
 
-lam_status lam_bind_place(const lam_binding *b, lam_who who, DLDevice device) {
+lam_status lam_bind_elsewhere(const lam_binding *b, lam_who who, DLDevice device) {
   char here[32], there[32];
-  if (device.device_type == b->place.device_type && device.device_id == b->place.device_id) return LAM_OK;
   return lam_refuse(who, "it lies on %s, %s on %s", lam_device_text(device, here), b->row->in[0].name,
                     lam_device_text(b->place, there));
 }
@@ -109,14 +100,15 @@ lam_status lam_bind_place(const lam_binding *b, lam_who who, DLDevice device) {
 static lam_status bind_input(lam_binding *b, int i, const DLTensor *t) {
   const lam_row_tensor *in = &b->row->in[i];
   const lam_who who = who_input(b, i);
-  lam_dtype dtype;
-  LAM_TRY(lam_tensor_check(who, t, b->data, &dtype));
-  LAM_TRY(i == 0 ? check_first_dtype(b, dtype) : check_dtype(b, i, dtype));
-  LAM_TRY(lam_bind_place(b, who, t->device));
-  LAM_TRY(check_ndim(who, in->role, t));
-  const bool packed = in->role == LAM_ROLE_WEIGHT && dtype == LAM_U8;
-  LAM_TRY(lam_tensor_flatten(who, t, dtype, in->role == LAM_ROLE_WEIGHT && !packed, &b->op.in[i]));
-  return packed ? bind_packed(b, who, t, &b->op.in[i]) : LAM_OK;
+  lam_matrix *m = &b->op.in[i];
+  LAM_TRY(lam_tensor_matrix(who, t, b->data, in->role == LAM_ROLE_WEIGHT, m));
+  if (i == 0 || m->dtype != b->first || in->role >= LAM_ROLE_SCALE) LAM_TRY(check_dtype(b, i, m->dtype));
+  if (!lam_bind_is_here(b, t->device)) return lam_bind_elsewhere(b, who, t->device);
+  if (in->ndim >= 0 && in->ndim != t->ndim) return wrong_ndim(who, in, t);
+  lam_matrix_span(m, &b->in_span[i]);
+  if (in->role == LAM_ROLE_TOKEN && t->shape[0] != 1)
+    return lam_refuse(who, "found %lld elements, expected 1", (long long)t->shape[0]);
+  return in->role == LAM_ROLE_WEIGHT && m->dtype == LAM_U8 ? bind_packed(b, who, t, m) : LAM_OK;
 }
 
 /* The first input's device and dtype, before anything is held against them. */
@@ -128,7 +120,7 @@ static lam_status bind_first(lam_binding *b) {
   b->place = t->device;
   b->op.device = lam_device_find((int32_t)t->device.device_type);
   if (!b->op.device) return lam_refuse(who, "it lies on %s, which this build does not support", lam_device_text(t->device, text));
-  if (!lam_dtype_from_dlpack(t->dtype, &b->first)) b->first = LAM_F32; /* lam_tensor_check refuses it */
+  if (!lam_dtype_from_dlpack(t->dtype, &b->first)) b->first = LAM_F32; /* lam_tensor_matrix refuses it */
   return LAM_OK;
 }
 
@@ -137,9 +129,12 @@ static lam_status bind_inputs(lam_binding *b) {
   for (int i = 0; i < b->row->n_in; i++) {
     const DLTensor *t = (uint32_t)i < b->call->n_inputs ? b->call->inputs[i] : NULL;
     b->op.in_tensor[i] = t;
-    b->op.in[i] = (lam_matrix){0};
-    if (!t && !b->row->in[i].optional) return lam_refuse(who_input(b, i), "found NULL, expected a tensor");
-    if (t) LAM_TRY(bind_input(b, i, t));
+    if (t) {
+      LAM_TRY(bind_input(b, i, t));
+    } else {
+      if (!b->row->in[i].optional) return lam_refuse(who_input(b, i), "found NULL, expected a tensor");
+      b->op.in[i] = (lam_matrix){0};
+    }
   }
   return LAM_OK;
 }
@@ -147,19 +142,18 @@ static lam_status bind_inputs(lam_binding *b) {
 /* -- attributes, group, context -- */
 
 static lam_status bind_attrs(lam_binding *b) {
-  b->attrs = b->row->standard;
+  b->op.attr = b->row->standard;
   for (uint32_t i = 0; i < b->call->n_attrs; i++) {
     const lam_row_attr *a = &b->row->attrs[i];
-    LAM_TRY(lam_attr_bind((lam_who){b->row->name, a->name}, a->field, &b->call->attrs[i], &b->attrs));
+    LAM_TRY(lam_attr_bind((lam_who){b->row->name, a->name}, a->field, &b->call->attrs[i], &b->op.attr));
   }
-  b->op.attr = b->attrs.attr;
   return LAM_OK;
 }
 
 static lam_status bind_group(lam_binding *b) {
   b->op.group = NULL;
-  if (b->attrs.group == 0) return LAM_OK;
-  const lam_status s = lam_group_find(b->attrs.group, &b->op.group);
+  if (b->op.attr.group == 0) return LAM_OK;
+  const lam_status s = lam_group_find(b->op.attr.group, &b->op.group);
   return s == LAM_OK ? LAM_OK : lam_fail_within(s, "%s: group", b->row->name);
 }
 

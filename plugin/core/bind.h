@@ -13,8 +13,8 @@ typedef struct lam_binding {
   bool data;                    /* false: pointers are not looked at (lam_infer) */
   lam_dtype first;              /* the first input's dtype */
   DLDevice place;               /* where the first input lies */
-  lam_bound_attrs attrs;
   lam_shape shapes[LAM_MAX_OUTPUTS];
+  lam_span in_span[LAM_MAX_INPUTS], out_span[LAM_MAX_OUTPUTS]; /* of those that are there */
   lam_op_call op;
 } lam_binding;
 
@@ -23,7 +23,10 @@ lam_status lam_bind_shapes(lam_binding *b);
 lam_status lam_bind_outputs(lam_binding *b);
 lam_status lam_bind_inferred(lam_binding *b); /* outputs as they would be, without memory */
 
-/* A tensor must lie where the first input does. */
-lam_status lam_bind_place(const lam_binding *b, lam_who who, DLDevice device);
+/* A tensor must lie where the first input does; elsewhere says where it was found. */
+static inline bool lam_bind_is_here(const lam_binding *b, DLDevice d) {
+  return d.device_type == b->place.device_type && d.device_id == b->place.device_id;
+}
+lam_status lam_bind_elsewhere(const lam_binding *b, lam_who who, DLDevice device);
 
 #endif

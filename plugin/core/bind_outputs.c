@@ -2,15 +2,13 @@
  * Invariant: an output that passes may be written whole without touching any other tensor of the call,
  * except where its row says it may be an input's own memory.
  * Leaves shape rules to shape_run.c. */
-#include <string.h>
-
 #include "plugin/core/bind.h"
 
 static lam_who who_output(const lam_binding *b, int i) { return (lam_who){b->row->name, b->row->out[i].name}; }
 
 /* What was computed in the first input's dtype may be rounded to it or not at all. */
 static lam_status check_dtype_attr(const lam_binding *b, const lam_row_tensor *out) {
-  const int64_t asked = b->attrs.attr.dtype;
+  const int64_t asked = b->op.attr.dtype;
   if (asked < 0 || asked == LAM_F32 || asked == (int64_t)b->first || out->any_dtype) return LAM_OK;
   return lam_refuse((lam_who){b->row->name, "dtype"}, "found %s, expected f32 or %s as %s", lam_dtype_name((lam_dtype)asked),
                     lam_dtype_name(b->first), b->row->in[0].name);
@@ -20,8 +18,7 @@ lam_status lam_bind_shapes(lam_binding *b) {
   const lam_group *g = b->op.group;
   const lam_shape_env env = {
       .in = b->op.in_tensor,
-      .attrs = &b->attrs,
-      .first = b->first,
+      .attrs = &b->op.attr,
       .rank = g ? g->rank : 0,
       .size = g ? g->size : 1,
   };
@@ -47,7 +44,9 @@ static bool same_dtype(DLDataType a, DLDataType b) { return a.code == b.code && 
 static bool is_f32(DLDataType t) { return t.code == 2 && t.bits == 32; }
 
 static bool shape_fits(const lam_row_tensor *out, const lam_shape *want, const DLTensor *t) {
-  if (t->ndim != want->ndim || (t->ndim && memcmp(t->shape, want->dims, sizeof *t->shape * (size_t)t->ndim))) return false;
+  if (t->ndim != want->ndim) return false;
+  for (int i = 0; i < t->ndim; i++)
+    if (t->shape[i] != want->dims[i]) return false;
   return same_dtype(t->dtype, want->dtype) || (out->accumulated && is_f32(t->dtype));
 }
 
@@ -62,37 +61,30 @@ static lam_status check_shape(const lam_binding *b, int i, const DLTensor *t) {
 
 /* -- memory -- */
 
-static int64_t whole_bytes(lam_matrix m, const DLTensor *t) { return m.packed ? t->shape[0] * t->shape[1] : 0; }
-
-static lam_span span_of(lam_matrix m, const DLTensor *t) {
-  if (m.packed) return (lam_span){m.data, 1, whole_bytes(m, t), 0};
-  return lam_matrix_span(m);
-}
-
-static bool same_view(lam_matrix a, lam_matrix b) {
-  return a.data == b.data && a.row_stride == b.row_stride && a.col_stride == b.col_stride;
+static bool same_view(const lam_matrix *a, const lam_matrix *b) {
+  return a->data == b->data && a->row_stride == b->row_stride && a->col_stride == b->col_stride;
 }
 
 static lam_status check_overlap(const lam_binding *b, int i) {
   const lam_row_tensor *out = &b->row->out[i];
-  const lam_span mine = lam_matrix_span(b->op.out[i]);
+  const lam_span *mine = &b->out_span[i];
   for (int j = 0; j < b->row->n_in; j++) {
-    if (!b->op.in_tensor[j] || !lam_span_meets(mine, span_of(b->op.in[j], b->op.in_tensor[j]))) continue;
-    if (out->in_place && out->shape.as == j && same_view(b->op.out[i], b->op.in[j])) continue;
+    if (!b->op.in_tensor[j] || !lam_span_meets(mine, &b->in_span[j])) continue;
+    if (out->in_place && out->shape.as == j && same_view(&b->op.out[i], &b->op.in[j])) continue;
     return lam_refuse(who_output(b, i), "its memory overlaps that of %s", b->row->in[j].name);
   }
   for (int j = 0; j < i; j++)
-    if (b->op.out_tensor[j] && lam_span_meets(mine, lam_matrix_span(b->op.out[j])))
+    if (b->op.out_tensor[j] && lam_span_meets(mine, &b->out_span[j]))
       return lam_refuse(who_output(b, i), "its memory overlaps that of %s", b->row->out[j].name);
   return LAM_OK;
 }
 
 static lam_status bind_output(lam_binding *b, int i, const DLTensor *t) {
-  lam_dtype dtype;
-  LAM_TRY(lam_tensor_check(who_output(b, i), t, true, &dtype));
+  const lam_who who = who_output(b, i);
+  LAM_TRY(lam_tensor_matrix(who, t, true, b->row->out[i].role == LAM_ROLE_WEIGHT, &b->op.out[i]));
   LAM_TRY(check_shape(b, i, t));
-  LAM_TRY(lam_bind_place(b, who_output(b, i), t->device));
-  LAM_TRY(lam_tensor_flatten(who_output(b, i), t, dtype, b->row->out[i].role == LAM_ROLE_WEIGHT, &b->op.out[i]));
+  if (!lam_bind_is_here(b, t->device)) return lam_bind_elsewhere(b, who, t->device);
+  lam_matrix_span(&b->op.out[i], &b->out_span[i]);
   return check_overlap(b, i);
 }
 
@@ -100,9 +92,11 @@ lam_status lam_bind_outputs(lam_binding *b) {
   for (int i = 0; i < b->row->n_out; i++) {
     DLTensor *t = (uint32_t)i < b->call->n_outputs ? b->call->outputs[i] : NULL;
     b->op.out_tensor[i] = t;
-    b->op.out[i] = (lam_matrix){0};
     LAM_TRY(check_presence(b, i, t));
-    if (t) LAM_TRY(bind_output(b, i, t));
+    if (t)
+      LAM_TRY(bind_output(b, i, t));
+    else
+      b->op.out[i] = (lam_matrix){0};
   }
   return LAM_OK;
 }

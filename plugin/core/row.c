@@ -12,15 +12,18 @@
 static const struct {
   const char *prefix;
   lam_role role;
+  int ndim;
 } roles[] = {
-    {"packed", LAM_ROLE_PACKED}, {"token", LAM_ROLE_TOKEN}, {"w", LAM_ROLE_WEIGHT}, {"dw", LAM_ROLE_WEIGHT},
-    {"b", LAM_ROLE_BIAS},        {"db", LAM_ROLE_BIAS},     {"s", LAM_ROLE_SCALE},
+    {"packed", LAM_ROLE_PACKED, 2}, {"token", LAM_ROLE_TOKEN, 1}, {"w", LAM_ROLE_WEIGHT, 2},
+    {"dw", LAM_ROLE_WEIGHT, 2},     {"b", LAM_ROLE_BIAS, 1},      {"db", LAM_ROLE_BIAS, 1},
+    {"s", LAM_ROLE_SCALE, -1},      {"", LAM_ROLE_ACTIVATION, -1},
 };
 
-static lam_role role_of(const char *name) {
-  for (size_t i = 0; i < sizeof roles / sizeof *roles; i++)
-    if (!strncmp(name, roles[i].prefix, strlen(roles[i].prefix))) return roles[i].role;
-  return LAM_ROLE_ACTIVATION;
+static void set_role(lam_row_tensor *t) {
+  int i = 0;
+  while (strncmp(t->name, roles[i].prefix, strlen(roles[i].prefix))) i++;
+  t->role = roles[i].role;
+  t->ndim = roles[i].ndim;
 }
 
 static lam_status bad_row(const lam_row_text *text, const char *part, const char *at, const char *what) {
@@ -49,7 +52,7 @@ static lam_status parse_tensors(const lam_row_text *text, const char *part, cons
     if (strspn(s + letters, "?+*~") != n - letters) return bad_row(text, part, s, "a mark is one of ? + * ~");
     lam_row_tensor *t = &to[(*out_n)++];
     memcpy(t->name, s, letters);
-    t->role = role_of(t->name);
+    set_role(t);
     for (size_t i = letters; i < n; i++) set_mark(t, s[i]);
   }
   return LAM_OK;
@@ -75,7 +78,7 @@ static lam_status parse_attr(const lam_row_text *text, const char *s, size_t n, 
 }
 
 static lam_status parse_attrs(const lam_row_text *text, lam_row *row) {
-  row->standard.attr.dtype = -1;
+  row->standard.dtype = -1;
   const char *s = text->attributes;
   for (size_t n; (n = next_word(&s)) > 0; s += n) LAM_TRY(parse_attr(text, s, n, row));
   return LAM_OK;

@@ -25,6 +25,7 @@ typedef struct lam_row_tensor {
   char name[LAM_NAME_BYTES];
   lam_role role;
   bool optional, accumulated, any_dtype, in_place; /* marks ? + * ~ */
+  int ndim;                                        /* what its role wants; -1 = any */
   lam_shape_rule shape;                            /* outputs only */
 } lam_row_tensor;
 
@@ -42,7 +43,7 @@ struct lam_row {
   int packed_side;              /* which packing its weights want: rows that start from dy want 1 */
   lam_row_tensor in[LAM_MAX_INPUTS], out[LAM_MAX_OUTPUTS];
   lam_row_attr attrs[LAM_MAX_ATTRS];
-  lam_bound_attrs standard;     /* every attribute's default */
+  lam_op_attrs standard;     /* every attribute's default */
   lam_shape_code code[LAM_ROW_CODE];
   int n_code;
 };

@@ -12,7 +12,7 @@
 
 #define LAM_ROW_CODE 160  /* steps of all of a row's rules together */
 #define LAM_SHAPE_DEPTH 8 /* values on the stack */
-#define LAM_SHAPE_OPEN_END INT32_MAX /* x[a:] */
+#define LAM_SHAPE_OPEN_END INT16_MAX /* x[a:] */
 
 typedef enum lam_shape_step {
   LAM_SHAPE_END,
@@ -29,6 +29,7 @@ typedef enum lam_shape_step {
   LAM_SHAPE_DIV,
   LAM_SHAPE_EMIT,      /* pop a dimension of the output */
   LAM_SHAPE_SLICE,     /* pop end and begin, emit input[begin:end] */
+  LAM_SHAPE_SLICE_AT,  /* the same with two numbers: begin and end are the halves of value */
   LAM_SHAPE_INTS,      /* emit the attribute `shape` */
   LAM_SHAPE_COPY,      /* emit all of input's dimensions */
   LAM_SHAPE_NONE,      /* the output is absent */
@@ -40,7 +41,7 @@ typedef enum lam_shape_step {
 typedef struct lam_shape_code {
   uint8_t step;          /* lam_shape_step */
   uint8_t input;         /* which input, where the step names one */
-  uint16_t at;           /* a jump's target, or an attribute's place in lam_bound_attrs */
+  uint16_t at;           /* a jump's target, or an attribute's place in lam_op_attrs */
   int32_t value;
 } lam_shape_code;
 
@@ -55,7 +56,7 @@ typedef struct lam_shape_rule {
 } lam_shape_rule;
 
 struct lam_row;
-struct lam_bound_attrs;
+struct lam_op_attrs;
 
 /* Compiles all of a row's rules into its code; names and attributes of the row are there already. */
 lam_status lam_shapes_compile(const char *text, struct lam_row *row);
@@ -63,8 +64,7 @@ lam_status lam_shapes_compile(const char *text, struct lam_row *row);
 /* What a rule needs to know of a call. */
 typedef struct lam_shape_env {
   const DLTensor *const *in;         /* the row's inputs; those a rule names are there */
-  const struct lam_bound_attrs *attrs;
-  lam_dtype first;                   /* the first input's dtype */
+  const struct lam_op_attrs *attrs;
   int rank, size;
 } lam_shape_env;
 

@@ -190,6 +190,16 @@ static bool at_slice(const parser *p) {
   return s[strcspn(s, ":]")] == ':';
 }
 
+/* Both ends are nearly always numbers: then one step instead of three. */
+static lam_status put_slice(parser *p, uint8_t input) {
+  lam_shape_code *end = &p->row->code[p->row->n_code - 1], *begin = end - 1;
+  if (begin->step != LAM_SHAPE_NUMBER || end->step != LAM_SHAPE_NUMBER) return put_input(p, LAM_SHAPE_SLICE, input);
+  p->row->n_code -= 2;
+  p->depth -= 2;
+  const int32_t both = begin->value | (int32_t)((uint32_t)end->value << 16);
+  return put(p, (lam_shape_code){.step = LAM_SHAPE_SLICE_AT, .input = input, .value = both});
+}
+
 static lam_status parse_slice(parser *p) {
   uint8_t input;
   LAM_TRY(parse_input(p, &input));
@@ -198,7 +208,7 @@ static lam_status parse_slice(parser *p) {
   LAM_TRY(expect(p, ':'));
   LAM_TRY(*p->at == ']' ? put_number(p, LAM_SHAPE_OPEN_END) : parse_expr(p));
   LAM_TRY(expect(p, ']'));
-  return put_input(p, LAM_SHAPE_SLICE, input);
+  return put_slice(p, input);
 }
 
 static lam_status parse_choice(parser *p) {

@@ -37,13 +37,17 @@ static lam_status run_dim(machine *m, int input) {
   return LAM_OK;
 }
 
-static lam_status run_slice(machine *m, int input) {
+static lam_status slice(machine *m, int input, int64_t first, int64_t last) {
   const DLTensor *t = m->env->in[input];
-  const int64_t last = pop(m), first = pop(m);
-  int64_t end = last == LAM_SHAPE_OPEN_END ? t->ndim : last < 0 ? last + t->ndim : last;
+  const int64_t end = last == LAM_SHAPE_OPEN_END ? t->ndim : last < 0 ? last + t->ndim : last;
   if (first < 0 || first > end || end > t->ndim) return no_dim(m, input, first > end || first < 0 ? first : last - 1);
   for (int64_t i = first; i < end; i++) LAM_TRY(emit(m, t->shape[i]));
   return LAM_OK;
+}
+
+static lam_status run_slice(machine *m, int input) {
+  const int64_t last = pop(m), first = pop(m);
+  return slice(m, input, first, last);
 }
 
 static lam_status run_copy(machine *m, int input) {
@@ -53,7 +57,7 @@ static lam_status run_copy(machine *m, int input) {
 }
 
 static lam_status run_ints(machine *m) {
-  const lam_op_attrs *a = &m->env->attrs->attr;
+  const lam_op_attrs *a = m->env->attrs;
   for (int i = 0; i < a->n_shape; i++) LAM_TRY(emit(m, a->shape[i]));
   return LAM_OK;
 }
@@ -91,45 +95,44 @@ static int64_t weight_cols(const DLTensor *w) {
   return packed ? w->shape[0] : w->shape[1];
 }
 
-/* One step that neither ends nor jumps. */
-static lam_status run_step(machine *m, lam_shape_code c) {
-  switch ((lam_shape_step)c.step) {
-    case LAM_SHAPE_NUMBER: return push(m, c.value), LAM_OK;
-    case LAM_SHAPE_ATTR: return push(m, *(const int64_t *)((const char *)m->env->attrs + c.at)), LAM_OK;
-    case LAM_SHAPE_ROWS: return push(m, m->env->in[c.input]->shape[0]), LAM_OK;
-    case LAM_SHAPE_COLS: return push(m, weight_cols(m->env->in[c.input])), LAM_OK;
-    case LAM_SHAPE_SIZE: return push(m, m->env->size), LAM_OK;
-    case LAM_SHAPE_DIM: return run_dim(m, c.input);
-    case LAM_SHAPE_SHARE: return run_share(m);
-    case LAM_SHAPE_EMIT: return emit(m, pop(m));
-    case LAM_SHAPE_SLICE: return run_slice(m, c.input);
-    case LAM_SHAPE_INTS: return run_ints(m);
-    case LAM_SHAPE_COPY: return run_copy(m, c.input);
-    case LAM_SHAPE_NONE: return m->out->ndim = -1, LAM_OK;
-    default: return run_arithmetic(m, (lam_shape_step)c.step);
-  }
-}
-
 static DLDataType result_dtype(const lam_shape_rule *rule, const lam_shape_env *env) {
-  const int64_t attr = env->attrs->attr.dtype;
+  const int64_t attr = env->attrs->dtype;
   if (rule->dtype_rule == LAM_AS_INPUT) return env->in[rule->as]->dtype;
   if (rule->dtype_rule == LAM_AS_NAMED) return lam_dtype_to_dlpack(rule->dtype);
   if (rule->dtype_rule == LAM_AS_ATTR && attr >= 0) return lam_dtype_to_dlpack((lam_dtype)attr);
-  return lam_dtype_to_dlpack(env->first);
+  return env->in[0]->dtype;
 }
 
 lam_status lam_shape_run(const lam_row *row, int output, const lam_shape_env *env, lam_shape *out) {
   const lam_shape_rule *rule = &row->out[output].shape;
-  machine m = {.row = row, .env = env, .who = {row->name, row->out[output].name}, .out = out};
-  *out = (lam_shape){.dtype = result_dtype(rule, env)};
+  machine m; /* its stack need not be cleared */
+  m.row = row;
+  m.env = env;
+  m.who = (lam_who){row->name, row->out[output].name};
+  m.top = 0;
+  m.out = out;
+  out->ndim = 0;
+  out->dtype = result_dtype(rule, env);
 
-  for (const lam_shape_code *c = row->code + rule->first; c->step != LAM_SHAPE_END;) {
-    if (c->step == LAM_SHAPE_JUMP || (c->step == LAM_SHAPE_JUMP_IF_0 && pop(&m) == 0)) {
-      c = row->code + c->at;
-      continue;
+  for (const lam_shape_code *c = row->code + rule->first;; c++) {
+    switch ((lam_shape_step)c->step) {
+      case LAM_SHAPE_END: return LAM_OK;
+      case LAM_SHAPE_NUMBER: push(&m, c->value); break;
+      case LAM_SHAPE_ATTR: push(&m, *(const int64_t *)((const char *)env->attrs + c->at)); break;
+      case LAM_SHAPE_ROWS: push(&m, env->in[c->input]->shape[0]); break;
+      case LAM_SHAPE_COLS: push(&m, weight_cols(env->in[c->input])); break;
+      case LAM_SHAPE_SIZE: push(&m, env->size); break;
+      case LAM_SHAPE_DIM: LAM_TRY(run_dim(&m, c->input)); break;
+      case LAM_SHAPE_SHARE: LAM_TRY(run_share(&m)); break;
+      case LAM_SHAPE_EMIT: LAM_TRY(emit(&m, pop(&m))); break;
+      case LAM_SHAPE_SLICE: LAM_TRY(run_slice(&m, c->input)); break;
+      case LAM_SHAPE_SLICE_AT: LAM_TRY(slice(&m, c->input, (int16_t)c->value, c->value >> 16)); break;
+      case LAM_SHAPE_INTS: LAM_TRY(run_ints(&m)); break;
+      case LAM_SHAPE_COPY: LAM_TRY(run_copy(&m, c->input)); break;
+      case LAM_SHAPE_NONE: out->ndim = -1; break;
+      case LAM_SHAPE_JUMP: c = row->code + c->at - 1; break;
+      case LAM_SHAPE_JUMP_IF_0: if (pop(&m) == 0) c = row->code + c->at - 1; break;
+      default: LAM_TRY(run_arithmetic(&m, (lam_shape_step)c->step));
     }
-    if (c->step != LAM_SHAPE_JUMP_IF_0) LAM_TRY(run_step(&m, *c));
-    c++;
   }
-  return LAM_OK;
 }
