@@ -326,8 +326,9 @@ typedef struct lam_stage {           /* an absent function means "cannot" */
   lam_stage_fn forward, backward, backward_input, backward_weight;
   lam_stage_pair_fn forward_backward;
   lam_stage_fn reduce_grad;
+  void *backward_user, *backward_input_user, *backward_weight_user; /* NULL = user; a foreign handle serves one function */
 } lam_stage;
-#define LAM_STAGE_INIT {sizeof(lam_stage), 0, 0, 0, 0, 0, 0, 0, 0}
+#define LAM_STAGE_INIT {sizeof(lam_stage), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 
 typedef struct lam_edge {            /* between stage e and e + 1: the tensors that cross it; dims are capacities */
   uint32_t struct_size, n_tensors;

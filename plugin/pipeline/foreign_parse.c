@@ -13,7 +13,8 @@
 
 enum { NUMBER_MAX = 999, QUOTE_MAX = 24 };
 
-const char *const lam_foreign_type_names[LAM_FOREIGN_N_TYPES] = {"p", "i32", "i64", "f32", "f64", "void"};
+const char *const lam_foreign_type_names[LAM_FOREIGN_N_TYPES] = {"p",   "i32", "i64",
+                                                                 "f32", "f64", "void"};
 
 typedef struct cursor {
   const char *text, *at;
@@ -23,10 +24,12 @@ static lam_status refuse(const cursor *c, const char *found, const char *expecte
   const int column = (int)(c->at - c->text) + 1;
   const int n = (int)strcspn(c->at, " \t\n"), shown = n < QUOTE_MAX ? n : QUOTE_MAX;
   if (n == 0)
-    return lam_fail(LAM_INVALID_ARGUMENT, "lam_foreign_create: signature, column %d: %s at its end, expected %s", column,
+    return lam_fail(LAM_INVALID_ARGUMENT,
+                    "lam_foreign_create: signature, column %d: %s at its end, expected %s", column,
                     found, expected);
-  return lam_fail(LAM_INVALID_ARGUMENT, "lam_foreign_create: signature, column %d: %s \"%.*s\", expected %s", column, found,
-                  shown, c->at, expected);
+  return lam_fail(LAM_INVALID_ARGUMENT,
+                  "lam_foreign_create: signature, column %d: %s \"%.*s\", expected %s", column,
+                  found, shown, c->at, expected);
 }
 
 static void skip_spaces(cursor *c) { c->at += strspn(c->at, " \t\n"); }
@@ -73,8 +76,11 @@ static bool parse_plain_name(cursor *c, lam_foreign_arg *a) {
   static const struct {
     const char *name;
     lam_foreign_source source;
-  } names[] = {{"micro", LAM_FOREIGN_MICRO}, {"stage", LAM_FOREIGN_STAGE}, {"step", LAM_FOREIGN_STEP},
-               {"user", LAM_FOREIGN_USER},   {"loss", LAM_FOREIGN_LOSS}};
+  } names[] = {{"micro", LAM_FOREIGN_MICRO},
+               {"stage", LAM_FOREIGN_STAGE},
+               {"step", LAM_FOREIGN_STEP},
+               {"user", LAM_FOREIGN_USER},
+               {"loss", LAM_FOREIGN_LOSS}};
   for (size_t i = 0; i < sizeof names / sizeof *names; i++)
     if (take(c, names[i].name)) return a->source = names[i].source, true;
   a->source = LAM_FOREIGN_VALUE;
@@ -85,23 +91,29 @@ static lam_status parse_name(cursor *c, lam_foreign_arg *a) {
   cursor word = *c;
   a->of_output = strncmp(c->at, "out", 3) == 0;
   const bool is_tensor = (take(&word, "in") || take(&word, "out")) && take_number(&word, &a->index);
-  const bool known = is_tensor ? parse_tensor_field(&word, a) : (word = *c, parse_plain_name(&word, a));
+  const bool known =
+      is_tensor ? parse_tensor_field(&word, a) : (word = *c, parse_plain_name(&word, a));
   if (!known || !at_word_end(word.at))
     return refuse(c, "unknown name",
-                  "in<i> or out<i> with .data, .numel or .dim0 to .dim7, or micro, stage, step, user, loss, $<i>");
+                  "in<i> or out<i> with .data, .numel or .dim0 to .dim7, or micro, stage, step, "
+                  "user, loss, $<i>");
   c->at = word.at;
   return LAM_OK;
 }
 
 /* Which types a source can be passed as, one bit each. */
 static unsigned fitting_types(lam_foreign_source s) {
-  const unsigned address = 1u << LAM_FOREIGN_P, integer = 1u << LAM_FOREIGN_I32 | 1u << LAM_FOREIGN_I64;
+  const unsigned address = 1u << LAM_FOREIGN_P,
+                 integer = 1u << LAM_FOREIGN_I32 | 1u << LAM_FOREIGN_I64;
   switch (s) {
     case LAM_FOREIGN_DATA:
     case LAM_FOREIGN_USER:
-    case LAM_FOREIGN_LOSS: return address;
-    case LAM_FOREIGN_VALUE: return ~0u; /* foreign.c compares it with the value that was given */
-    default: return integer;
+    case LAM_FOREIGN_LOSS:
+      return address;
+    case LAM_FOREIGN_VALUE:
+      return ~0u; /* foreign.c compares it with the value that was given */
+    default:
+      return integer;
   }
 }
 
@@ -114,7 +126,8 @@ static lam_status parse_arg(cursor *c, lam_foreign_arg *a) {
   const unsigned fitting = fitting_types(a->source);
   if (fitting & 1u << a->type) return LAM_OK;
   return refuse(&start, "type does not fit in",
-                fitting & 1u << LAM_FOREIGN_P ? "p: this name is an address" : "i32 or i64: this name is an integer");
+                fitting & 1u << LAM_FOREIGN_P ? "p: this name is an address"
+                                              : "i32 or i64: this name is an integer");
 }
 
 static lam_status parse_result(cursor *c, lam_foreign_type *out) {
@@ -136,7 +149,8 @@ lam_status lam_foreign_parse(const char *text, lam_foreign_signature *out) {
   *out = (lam_foreign_signature){.n_args = 0};
   for (skip_spaces(&c); !take(&c, "->"); skip_spaces(&c)) {
     if (*c.at == 0) return refuse(&c, "no result", "-> i32, -> i64 or -> void");
-    if (out->n_args == LAM_FOREIGN_MAX_ARGS) return refuse(&c, "too many arguments:", "at most 32, then ->");
+    if (out->n_args == LAM_FOREIGN_MAX_ARGS)
+      return refuse(&c, "too many arguments:", "at most 32, then ->");
     LAM_TRY(parse_arg(&c, &out->args[out->n_args]));
     out->n_args++;
   }

@@ -29,13 +29,25 @@ typedef struct sample {
 
 static void make_sample(sample *s) {
   *s = (sample){.x = {9, 1, 2, 3, 4, 5, 6}, .in_shape = {3, 2}, .out_shape = {6}};
-  s->in = (DLTensor){.data = s->x, .byte_offset = sizeof(float), .ndim = 2, .dtype = {kDLFloat, 32, 1}, .shape = s->in_shape};
+  s->in = (DLTensor){.data = s->x,
+                     .byte_offset = sizeof(float),
+                     .ndim = 2,
+                     .dtype = {kDLFloat, 32, 1},
+                     .shape = s->in_shape};
   s->out = (DLTensor){.data = s->y, .ndim = 1, .dtype = {kDLFloat, 32, 1}, .shape = s->out_shape};
-  s->io = (lam_stage_io){.struct_size = sizeof s->io, .stage = 4, .micro = 2, .n_in = 1, .n_out = 1, .step = 7,
-                         .in = &s->in, .out = &s->out, .loss = &s->loss};
+  s->io = (lam_stage_io){.struct_size = sizeof s->io,
+                         .stage = 4,
+                         .micro = 2,
+                         .n_in = 1,
+                         .n_out = 1,
+                         .step = 7,
+                         .in = &s->in,
+                         .out = &s->out,
+                         .loss = &s->loss};
 }
 
-static lam_foreign *make(const char *lib, const char *symbol, const char *signature, const lam_attr *values, uint32_t n) {
+static lam_foreign *make(const char *lib, const char *symbol, const char *signature,
+                         const lam_attr *values, uint32_t n) {
   lam_foreign *f = NULL;
   CHECK_OK(lam_foreign_create(lib, symbol, signature, values, n, &f));
   return f;
@@ -45,7 +57,8 @@ TEST(foreign, binds_tensors_and_values) {
   sample s;
   make_sample(&s);
   const lam_attr a = lam_attr_f(2.5);
-  lam_foreign *f = make(target_path(), "target_scale", "p:in0.data i64:in0.numel f32:$0 p:out0.data -> i32", &a, 1);
+  lam_foreign *f = make(target_path(), "target_scale",
+                        "p:in0.data i64:in0.numel f32:$0 p:out0.data -> i32", &a, 1);
   REQUIRE(f != NULL);
   CHECK_OK(lam_foreign_call(f, &s.io));
   for (int i = 0; i < 6; i++) CHECK(s.y[i] == 2.5f * s.x[i + 1]); /* byte_offset skips x[0] */
@@ -72,11 +85,13 @@ TEST(foreign, passes_every_type_on_registers_and_stack) {
   values[13] = (lam_attr){.type = LAM_ATTR_STRING, .n = 2, .v.s = text};
   values[14] = lam_attr_ints(ints, 3);
   values[15] = lam_attr_i(INT32_MIN);
-  lam_foreign *f = make(target_path(), "target_hear",
-                        "p:$0 i32:micro i32:stage i64:step p:in0.data p:out0.data i64:in0.dim0 i32:in0.dim1 i64:out0.numel "
-                        "f32:$1 f64:$2 f32:$3 f64:$4 f32:$5 f64:$6 f32:$7 f64:$8 f32:$9 f64:$10 f32:$11 f64:$12 "
-                        "p:$13 p:$14 p:user i32:$15 -> i32",
-                        values, 16);
+  lam_foreign *f =
+      make(target_path(), "target_hear",
+           "p:$0 i32:micro i32:stage i64:step p:in0.data p:out0.data i64:in0.dim0 i32:in0.dim1 "
+           "i64:out0.numel "
+           "f32:$1 f64:$2 f32:$3 f64:$4 f32:$5 f64:$6 f32:$7 f64:$8 f32:$9 f64:$10 f32:$11 f64:$12 "
+           "p:$13 p:$14 p:user i32:$15 -> i32",
+           values, 16);
   REQUIRE(f != NULL);
   memset(text, 'x', sizeof text); /* values were copied */
   REQUIRE_OK(lam_foreign_call(f, &s.io));
@@ -88,7 +103,8 @@ TEST(foreign, passes_every_type_on_registers_and_stack) {
   CHECK_EQ(h.i64[0], 7);
   CHECK_EQ(h.i64[1], 3);
   CHECK_EQ(h.i64[2], 6);
-  for (int i = 0; i < 6; i++) CHECK(h.f32[i] == (2 * i + 1) / 4.0f && h.f64[i] == (2 * i + 2) / 4.0);
+  for (int i = 0; i < 6; i++)
+    CHECK(h.f32[i] == (2 * i + 1) / 4.0f && h.f64[i] == (2 * i + 2) / 4.0);
   CHECK_STR(h.text, "hi");
   CHECK_SAME_BITS(h.ints, ints, sizeof ints);
   lam_foreign_destroy(f);
@@ -108,7 +124,8 @@ TEST(foreign, calls_libm_with_no_shim) {
 TEST(foreign, finds_symbols_of_the_process_and_addresses) {
   sample s;
   make_sample(&s);
-  lam_foreign *f = make(NULL, "memcpy", "p:out0.data p:in0.data i64:$0 -> void", (lam_attr[]){lam_attr_i(8)}, 1);
+  lam_foreign *f =
+      make(NULL, "memcpy", "p:out0.data p:in0.data i64:$0 -> void", (lam_attr[]){lam_attr_i(8)}, 1);
   REQUIRE(f != NULL);
   CHECK_OK(lam_foreign_call(f, &s.io));
   CHECK(s.y[0] == 1 && s.y[1] == 2 && s.y[2] == 0);
@@ -116,7 +133,8 @@ TEST(foreign, finds_symbols_of_the_process_and_addresses) {
 
   char symbol[40];
   snprintf(symbol, sizeof symbol, "@0x%llx", (unsigned long long)(uintptr_t)&labs);
-  f = make(NULL, symbol, "i64:in0.numel -> i64", NULL, 0); /* labs(6) is not 0: it fails, with the number */
+  f = make(NULL, symbol, "i64:in0.numel -> i64", NULL,
+           0); /* labs(6) is not 0: it fails, with the number */
   REQUIRE(f != NULL);
   CHECK_STATUS(lam_foreign_call(f, &s.io), LAM_INTERNAL);
   CHECK_CONTAINS(lam_last_error(), "stage 4, micro-batch 2: returned 6, expected 0");
@@ -126,7 +144,8 @@ TEST(foreign, finds_symbols_of_the_process_and_addresses) {
 TEST(foreign, adds_to_the_loss) {
   sample s;
   make_sample(&s);
-  lam_foreign *f = make(target_path(), "target_sum", "p:in0.data i64:in0.numel p:loss -> void", NULL, 0);
+  lam_foreign *f =
+      make(target_path(), "target_sum", "p:in0.data i64:in0.numel p:loss -> void", NULL, 0);
   REQUIRE(f != NULL);
   CHECK_OK(lam_foreign_call(f, &s.io));
   CHECK(s.loss == 21);
@@ -146,7 +165,8 @@ TEST(foreign, result_other_than_zero_fails_the_call) {
     CHECK_STATUS(lam_foreign_call(f, &s.io), code ? LAM_INTERNAL : LAM_OK);
     lam_foreign_destroy(f);
   }
-  lam_foreign *f = make(target_path(), "target_fail_wide", "-> i64", NULL, 0); /* all 64 bits count */
+  lam_foreign *f =
+      make(target_path(), "target_fail_wide", "-> i64", NULL, 0); /* all 64 bits count */
   REQUIRE(f != NULL);
   CHECK_STATUS(lam_foreign_call(f, &s.io), LAM_INTERNAL);
   lam_foreign_destroy(f);
@@ -156,11 +176,14 @@ TEST(foreign, call_names_the_argument_its_io_lacks) {
   static const struct {
     const char *signature, *message;
   } cases[] = {
-      {"p:in0.data p:in3.data -> void", "argument 1 (column 12) p:in3.data: the number of inputs of this call is 1"},
-      {"i64:out1.dim0 -> void", "argument 0 (column 1) i64:out1.dim0: the number of outputs of this call is 1"},
+      {"p:in0.data p:in3.data -> void",
+       "argument 1 (column 12) p:in3.data: the number of inputs of this call is 1"},
+      {"i64:out1.dim0 -> void",
+       "argument 0 (column 1) i64:out1.dim0: the number of outputs of this call is 1"},
       {"i64:in0.dim2 -> void", "i64:in0.dim2: the tensor's number of dimensions is 2"},
       {"i32:step -> void", "i32:step: does not fit in 32 bits: 1099511627776"},
-      {"  i32:in0.dim0 -> void", "argument 0 (column 3) i32:in0.dim0: does not fit in 32 bits: 2147483648"},
+      {"  i32:in0.dim0 -> void",
+       "argument 0 (column 3) i32:in0.dim0: does not fit in 32 bits: 2147483648"},
   };
   sample s;
   make_sample(&s);
@@ -208,7 +231,8 @@ TEST(foreign, wrong_signatures_are_refused_with_the_column) {
       {"i32:Micro -> i32", "column 5: unknown name"},
       {"i32:$ -> i32", "column 5: unknown name"},
       {"i32:$x -> i32", "column 5: unknown name"},
-      {"i64:in0.data -> i32", "column 1: type does not fit in \"i64:in0.data\", expected p: this name is an address"},
+      {"i64:in0.data -> i32",
+       "column 1: type does not fit in \"i64:in0.data\", expected p: this name is an address"},
       {"p:micro -> i32", "column 1: type does not fit in \"p:micro\", expected i32 or i64"},
       {"f32:in0.dim0 -> i32", "column 1: type does not fit"},
       {"i32:micro f64:loss -> i32", "column 11: type does not fit"},
@@ -216,7 +240,8 @@ TEST(foreign, wrong_signatures_are_refused_with_the_column) {
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     lam_foreign *f = (lam_foreign *)&f;
     NOTE("\"%s\"", cases[i].signature);
-    CHECK_STATUS(lam_foreign_create(target_path(), "target_fail", cases[i].signature, NULL, 0, &f), LAM_INVALID_ARGUMENT);
+    CHECK_STATUS(lam_foreign_create(target_path(), "target_fail", cases[i].signature, NULL, 0, &f),
+                 LAM_INVALID_ARGUMENT);
     CHECK_CONTAINS(lam_last_error(), cases[i].message);
     CHECK(f == NULL);
   }
@@ -224,7 +249,7 @@ TEST(foreign, wrong_signatures_are_refused_with_the_column) {
 
 TEST(foreign, values_must_fit_and_all_be_named) {
   const int64_t ints[2] = {1, 2};
-  const lam_attr values[] = {lam_attr_i(INT64_C(1) << 40), lam_attr_f(1e300),        lam_attr_s("x"),
+  const lam_attr values[] = {lam_attr_i(INT64_C(1) << 40), lam_attr_f(1e300),  lam_attr_s("x"),
                              lam_attr_ints(ints, 2),       lam_attr_default(), {.type = 77}};
   static const struct {
     const char *signature;
@@ -233,9 +258,11 @@ TEST(foreign, values_must_fit_and_all_be_named) {
   } cases[] = {
       {"i32:$0 -> i32", 0, 0, "column 1: $0 is named, but only 0 values are given"},
       {"i64:$0 i64:$1 -> i32", 0, 1, "column 8: $1 is named, but only 1 values are given"},
-      {"i64:$0 -> i32", 0, 2, "2 values are given, but the signature names no $1 (column 14, its end)"},
+      {"i64:$0 -> i32", 0, 2,
+       "2 values are given, but the signature names no $1 (column 14, its end)"},
       {"f64:$1 -> i32", 0, 2, "2 values are given"},
-      {"i32:$0 -> i32", 0, 1, "column 1: value $0 is an int that does not fit, i32 takes an int of 32 bits"},
+      {"i32:$0 -> i32", 0, 1,
+       "column 1: value $0 is an int that does not fit, i32 takes an int of 32 bits"},
       {"f64:$0 -> i32", 0, 1, "value $0 is an int that does not fit, f64 takes a double"},
       {"i64:$0 -> i32", 1, 1, "value $0 is a double, i64 takes an int"},
       {"p:$0 -> i32", 1, 1, "value $0 is a double, p takes an int (an address), ints or a string"},
@@ -248,8 +275,8 @@ TEST(foreign, values_must_fit_and_all_be_named) {
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     lam_foreign *f = NULL;
     NOTE("\"%s\" with %d values", cases[i].signature, cases[i].n);
-    CHECK_STATUS(lam_foreign_create(target_path(), "target_fail", cases[i].signature, values + cases[i].first,
-                                    (uint32_t)cases[i].n, &f),
+    CHECK_STATUS(lam_foreign_create(target_path(), "target_fail", cases[i].signature,
+                                    values + cases[i].first, (uint32_t)cases[i].n, &f),
                  LAM_INVALID_ARGUMENT);
     CHECK_CONTAINS(lam_last_error(), cases[i].message);
   }
@@ -263,8 +290,10 @@ TEST(foreign, at_most_32_arguments) {
   lam_foreign_destroy(make(target_path(), "target_fail", signature, NULL, 0));
   strcpy(end, "i64:micro -> i32");
   lam_foreign *f = NULL;
-  CHECK_STATUS(lam_foreign_create(target_path(), "target_fail", signature, NULL, 0, &f), LAM_INVALID_ARGUMENT);
-  CHECK_CONTAINS(lam_last_error(), "column 321: too many arguments: \"i64:micro\", expected at most 32");
+  CHECK_STATUS(lam_foreign_create(target_path(), "target_fail", signature, NULL, 0, &f),
+               LAM_INVALID_ARGUMENT);
+  CHECK_CONTAINS(lam_last_error(),
+                 "column 321: too many arguments: \"i64:micro\", expected at most 32");
 }
 
 TEST(foreign, unknown_libraries_and_symbols_are_named) {
@@ -273,7 +302,8 @@ TEST(foreign, unknown_libraries_and_symbols_are_named) {
     lam_status status;
     const char *message;
   } cases[] = {
-      {"libno_such.so", "x", LAM_NOT_FOUND, "library \"libno_such.so\" could not be opened: libno_such.so: cannot open"},
+      {"libno_such.so", "x", LAM_NOT_FOUND,
+       "library \"libno_such.so\" could not be opened: libno_such.so: cannot open"},
       {"libm.so.6", "no_such", LAM_NOT_FOUND, "no symbol \"no_such\" in library libm.so.6"},
       {NULL, "no_such", LAM_NOT_FOUND, "no symbol \"no_such\" in the process"},
       {NULL, "", LAM_NOT_FOUND, "no symbol \"\""},
@@ -287,7 +317,8 @@ TEST(foreign, unknown_libraries_and_symbols_are_named) {
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     lam_foreign *f = NULL;
     NOTE("\"%s\"", cases[i].symbol);
-    CHECK_STATUS(lam_foreign_create(cases[i].lib, cases[i].symbol, "-> void", NULL, 0, &f), cases[i].status);
+    CHECK_STATUS(lam_foreign_create(cases[i].lib, cases[i].symbol, "-> void", NULL, 0, &f),
+                 cases[i].status);
     CHECK_CONTAINS(lam_last_error(), cases[i].message);
   }
 }
@@ -314,10 +345,14 @@ TEST(foreign, nothing_where_something_is_needed_is_refused) {
 /* Writes one random argument and what the parser must make of it. */
 static int random_arg(rng *r, char *out, lam_foreign_arg *want) {
   static const char *const plain[] = {"micro", "stage", "step", "user", "loss"};
-  *want = (lam_foreign_arg){.source = (lam_foreign_source)rng_int(r, LAM_FOREIGN_DATA, LAM_FOREIGN_VALUE)};
-  const bool address = want->source == LAM_FOREIGN_DATA || want->source == LAM_FOREIGN_USER || want->source == LAM_FOREIGN_LOSS;
-  want->type = address ? LAM_FOREIGN_P : (lam_foreign_type)rng_int(r, LAM_FOREIGN_I32, LAM_FOREIGN_I64);
-  if (want->source == LAM_FOREIGN_VALUE) want->type = (lam_foreign_type)rng_int(r, LAM_FOREIGN_P, LAM_FOREIGN_F64);
+  *want = (lam_foreign_arg){
+      .source = (lam_foreign_source)rng_int(r, LAM_FOREIGN_DATA, LAM_FOREIGN_VALUE)};
+  const bool address = want->source == LAM_FOREIGN_DATA || want->source == LAM_FOREIGN_USER ||
+                       want->source == LAM_FOREIGN_LOSS;
+  want->type =
+      address ? LAM_FOREIGN_P : (lam_foreign_type)rng_int(r, LAM_FOREIGN_I32, LAM_FOREIGN_I64);
+  if (want->source == LAM_FOREIGN_VALUE)
+    want->type = (lam_foreign_type)rng_int(r, LAM_FOREIGN_P, LAM_FOREIGN_F64);
   int n = sprintf(out, "%s:", lam_foreign_type_names[want->type]);
   if (want->source >= LAM_FOREIGN_MICRO && want->source <= LAM_FOREIGN_LOSS)
     return n + sprintf(out + n, "%s", plain[want->source - LAM_FOREIGN_MICRO]);
@@ -345,7 +380,8 @@ static int random_signature(rng *r, char *out, lam_foreign_signature *want) {
     want->args[i].width = n + 1 - column;
     n += sprintf(out + n, "%s", spaces[rng_int(r, 0, 3)]);
   }
-  return n + sprintf(out + n, "->%s%s", rng_int(r, 0, 1) ? " " : "", lam_foreign_type_names[want->result]);
+  return n + sprintf(out + n, "->%s%s", rng_int(r, 0, 1) ? " " : "",
+                     lam_foreign_type_names[want->result]);
 }
 
 static void check_same(const lam_foreign_signature *got, const lam_foreign_signature *want) {
@@ -353,7 +389,8 @@ static void check_same(const lam_foreign_signature *got, const lam_foreign_signa
   CHECK_EQ(got->result, want->result);
   for (int i = 0; i < want->n_args && i < got->n_args; i++) {
     const lam_foreign_arg *g = &got->args[i], *w = &want->args[i];
-    CHECK(g->type == w->type && g->source == w->source && g->index == w->index && g->of_output == w->of_output);
+    CHECK(g->type == w->type && g->source == w->source && g->index == w->index &&
+          g->of_output == w->of_output);
     CHECK(g->column == w->column && g->width == w->width && g->dim == w->dim);
   }
 }
@@ -389,8 +426,10 @@ TEST(foreign_grammar, noise_is_refused_or_read_never_worse) {
     int n = random_signature(&r, text, &want);
     for (int64_t edits = rng_int(&r, 1, 4); edits > 0; edits--) {
       const int at = (int)rng_int(&r, 0, n - 1);
-      if (rng_int(&r, 0, 3) == 0) text[n = at] = 0;
-      else text[at] = alphabet[rng_int(&r, 0, (int64_t)sizeof alphabet - 2)];
+      if (rng_int(&r, 0, 3) == 0)
+        text[n = at] = 0;
+      else
+        text[at] = alphabet[rng_int(&r, 0, (int64_t)sizeof alphabet - 2)];
       if (n == 0) break;
     }
     char *exact = strdup(text); /* so that a sanitizer sees a read past its end */

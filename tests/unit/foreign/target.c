@@ -29,10 +29,11 @@ typedef struct heard {
   int64_t ints[3];
 } heard;
 
-EXPORT int target_hear(heard *h, int32_t micro, int32_t stage, int64_t step, const void *in, const void *out, int64_t dim0,
-                       int32_t dim1, int64_t numel, float f0, double d0, float f1, double d1, float f2, double d2, float f3,
-                       double d3, float f4, double d4, float f5, double d5, const char *text, const int64_t *ints,
-                       const void *user, int32_t last) {
+EXPORT int target_hear(heard *h, int32_t micro, int32_t stage, int64_t step, const void *in,
+                       const void *out, int64_t dim0, int32_t dim1, int64_t numel, float f0,
+                       double d0, float f1, double d1, float f2, double d2, float f3, double d3,
+                       float f4, double d4, float f5, double d5, const char *text,
+                       const int64_t *ints, const void *user, int32_t last) {
   *h = (heard){.p = {in, out, user},
                .i32 = {micro, stage, dim1, last},
                .i64 = {step, dim0, numel},

@@ -1,0 +1,256 @@
+/* runtime_agree.c: what a host gave to lam_pipeline_create, read and checked; then compared by all ranks.
+ *
+ * Invariant: after lam_pipeline_agree every rank knows that all run the same schedule over the same edges, and which stages
+ * keep their inputs; a rank that differs is named on all ranks, with both sides.
+ * Leaves slots to runtime_plan.c. */
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "plugin/core/struct.h"
+#include "plugin/pipeline/runtime.h"
+
+#define WHO "lam_pipeline_create"
+
+/* -- reading: the host's structs -- */
+
+/* Arrays of sized structs: the caller's size is the stride. */
+static const void *element(const void *array, uint32_t i) {
+  const uint32_t stride = *(const uint32_t *)array;
+  return (const unsigned char *)array + (size_t)i * stride;
+}
+
+static lam_status read_ranks(lam_pipeline *p, const lam_pipeline_desc *d) {
+  const lam_schedule *s = d->schedule;
+  const int size = d->group ? d->group->size : 1;
+  LAM_TRY(lam_schedule_check(s, NULL));
+  if (s->n_ranks != size)
+    return lam_fail(LAM_INVALID_ARGUMENT, WHO ": the schedule has %d ranks, the group %d",
+                    s->n_ranks, size);
+  if (d->n_edges != (uint32_t)(s->n_stages - 1))
+    return lam_fail(LAM_INVALID_ARGUMENT,
+                    WHO ": %u edges, expected %d: one after each of the %d stages but the last",
+                    d->n_edges, s->n_stages - 1, s->n_stages);
+  p->schedule = s;
+  p->group = size > 1 ? d->group : NULL;
+  p->rank = d->group ? d->group->rank : 0;
+  p->forward_only = d->flags & LAM_PIPELINE_FORWARD_ONLY;
+  p->actions = s->actions + s->first[p->rank];
+  p->n_actions = s->first[p->rank + 1] - s->first[p->rank];
+  return LAM_OK;
+}
+
+static lam_status read_edges(lam_pipeline *p, const lam_pipeline_desc *d) {
+  LAM_TRY(lam_pipeline_alloc(p, d->n_edges, sizeof *p->edges, &p->edges));
+  for (uint32_t e = 0; e < d->n_edges; e++) {
+    const lam_edge *edge = element(d->edges, e);
+    LAM_TRY(lam_struct_check(WHO, "lam_edge", edge, sizeof *edge));
+    LAM_TRY(lam_edge_plan_init(p, (int)e, edge, &p->edges[e]));
+  }
+  return LAM_OK;
+}
+
+static lam_status fail_stage(const lam_pipe_stage *s, const char *what) {
+  return lam_fail(LAM_INVALID_ARGUMENT, WHO ": stage %d has %s", s->number, what);
+}
+
+static lam_stage_call call_of(const lam_stage *is, lam_stage_fn function, void *own_user) {
+  return (lam_stage_call){function, own_user ? own_user : is->user};
+}
+
+/* A stage that cannot split its backward does all of it in I, and nothing in W. */
+static lam_status choose_calls(const lam_pipeline *p, lam_pipe_stage *s) {
+  const lam_stage *is = &s->is;
+  const lam_stage_call whole = call_of(is, is->backward, is->backward_user);
+  const lam_stage_call input = call_of(is, is->backward_input, is->backward_input_user);
+  const lam_stage_call weight = call_of(is, is->backward_weight, is->backward_weight_user);
+  const bool splits = input.function && weight.function;
+  if (!is->forward) return fail_stage(s, "no forward function");
+  s->calls[LAM_KIND_F][0] = call_of(is, is->forward, NULL);
+  if (p->forward_only) return LAM_OK;
+  if (!whole.function && !splits)
+    return fail_stage(s,
+                      "no backward function: expected backward, or backward_input and "
+                      "backward_weight");
+  s->calls[LAM_KIND_B][0] = whole.function ? whole : input;
+  if (!whole.function) s->calls[LAM_KIND_B][1] = weight;
+  s->calls[LAM_KIND_I][0] = splits ? input : whole;
+  if (splits) s->calls[LAM_KIND_W][0] = weight;
+  return LAM_OK;
+}
+
+static void tell_of_fallback(const lam_pipeline *p) {
+  for (int64_t i = 0; i < p->n_actions; i++) {
+    const lam_action *a = &p->actions[i];
+    if (a->kind != LAM_KIND_W || !lam_pipeline_runs(p, a) ||
+        p->stages[p->stage_index[a->stage]].calls[LAM_KIND_W][0].function)
+      continue;
+    lam_context_log(p->ctx, 1,
+                    "pipeline, rank %d: stage %d cannot split its backward, as the schedule would: "
+                    "I does all of it, W nothing",
+                    p->rank, a->stage);
+    return;
+  }
+}
+
+static lam_status read_stage(lam_pipeline *p, const lam_stage *given, int number,
+                             lam_pipe_stage *out) {
+  LAM_TRY(lam_struct_check(WHO, "lam_stage", given, sizeof *given));
+  memcpy(&out->is, given, sizeof out->is);
+  out->number = number;
+  if (given->flags & ~LAM_STAGE_KEEPS_INPUT)
+    return lam_fail(LAM_UNIMPLEMENTED, WHO ": stage %d has flags 0x%x, known is 0x1", number,
+                    given->flags);
+  out->keeps = (given->flags & LAM_STAGE_KEEPS_INPUT) && !p->forward_only;
+  for (int k = 0; k <= LAM_KIND_B; k++) out->lasted[k] = INT64_MAX;
+  return choose_calls(p, out);
+}
+
+static lam_status read_stages(lam_pipeline *p, const lam_pipeline_desc *d) {
+  const lam_schedule *s = p->schedule;
+  LAM_TRY(lam_pipeline_alloc(p, (uint64_t)s->n_stages, sizeof *p->stage_index, &p->stage_index));
+  for (int i = 0; i < s->n_stages; i++)
+    p->stage_index[i] = s->rank_of_stage[i] == p->rank ? p->n_stages++ : -1;
+  if (d->n_stages != (uint32_t)p->n_stages)
+    return lam_fail(LAM_INVALID_ARGUMENT,
+                    WHO ": rank %d was given %u stages, the schedule puts %d on it", p->rank,
+                    d->n_stages, p->n_stages);
+  LAM_TRY(lam_pipeline_alloc(p, d->n_stages, sizeof *p->stages, &p->stages));
+  for (int i = 0; i < s->n_stages; i++) {
+    const int k = p->stage_index[i];
+    if (k >= 0) LAM_TRY(read_stage(p, element(d->stages, (uint32_t)k), i, &p->stages[k]));
+  }
+  tell_of_fallback(p);
+  return LAM_OK;
+}
+
+lam_status lam_pipeline_read(lam_pipeline *p, const lam_pipeline_desc *d) {
+  if (!d->schedule || (d->n_edges && !d->edges) || (d->n_stages && !d->stages))
+    return lam_fail(LAM_INVALID_ARGUMENT, WHO ": %s is NULL",
+                    !d->schedule              ? "schedule"
+                    : d->n_edges && !d->edges ? "edges"
+                                              : "stages");
+  if (d->flags & ~LAM_PIPELINE_FORWARD_ONLY)
+    return lam_fail(LAM_UNIMPLEMENTED, WHO ": flags are 0x%x, known is 0x1", d->flags);
+  LAM_TRY(read_ranks(p, d));
+  LAM_TRY(read_edges(p, d));
+  return read_stages(p, d);
+}
+
+/* -- agreeing: one row of bytes per rank, gathered by all -- */
+
+typedef struct edge_row {
+  uint64_t hash;
+  char text[LAM_EDGE_TEXT_BYTES];
+} edge_row;
+
+typedef struct
+    rank_row { /* then edge_row[n_edges], then one byte per stage: does this rank's stage keep its inputs? */
+  uint64_t schedule, machine;
+  uint64_t forward_only;
+} rank_row;
+
+static size_t row_bytes(const lam_pipeline *p) {
+  const size_t n = (size_t)p->schedule->n_stages,
+               bytes = sizeof(rank_row) + (n - 1) * sizeof(edge_row) + n;
+  return (bytes + 7) / 8 * 8;
+}
+
+static uint64_t hash_bytes(const void *data, size_t n) { /* FNV-1a */
+  const unsigned char *bytes = data;
+  uint64_t h = 0xcbf29ce484222325u;
+  for (size_t i = 0; i < n; i++) h = (h ^ bytes[i]) * 0x100000001b3u;
+  return h;
+}
+
+static uint64_t hash_schedule(const lam_schedule *s) {
+  const uint64_t lists = hash_bytes(s->first, (size_t)(s->n_ranks + 1) * sizeof *s->first);
+  return lists ^ 3 * hash_bytes(s->actions, (size_t)s->first[s->n_ranks] * sizeof *s->actions);
+}
+
+/* Ranks of one boot of one kernel share CLOCK_MONOTONIC. 0 where that cannot be told. */
+static uint64_t machine_id(void) {
+  char id[64] = "";
+  const int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+  const ssize_t n = fd < 0 ? -1 : read(fd, id, sizeof id);
+  if (fd >= 0) close(fd);
+  return n > 0 ? hash_bytes(id, (size_t)n) : 0;
+}
+
+static edge_row *edge_rows(void *row) {
+  return (edge_row *)((unsigned char *)row + sizeof(rank_row));
+}
+static uint8_t *keep_flags(const lam_pipeline *p, void *row) {
+  return (uint8_t *)(edge_rows(row) + (p->schedule->n_stages - 1));
+}
+
+static void fill_row(const lam_pipeline *p, void *row) {
+  *(rank_row *)row = (rank_row){hash_schedule(p->schedule), machine_id(), p->forward_only};
+  for (int e = 0; e < p->schedule->n_stages - 1; e++) {
+    edge_rows(row)[e].hash = lam_edge_plan_hash(&p->edges[e]);
+    lam_edge_plan_text(&p->edges[e], edge_rows(row)[e].text);
+  }
+  for (int i = 0; i < p->n_stages; i++)
+    keep_flags(p, row)[p->stages[i].number] = p->stages[i].keeps;
+}
+
+static lam_status compare_rows(lam_pipeline *p, void *first, void *row, int rank) {
+  const rank_row *a = first, *b = row;
+  if (a->schedule != b->schedule)
+    return lam_fail(LAM_MISMATCH, WHO ": rank %d's schedule has other actions than rank 0's", rank);
+  if (a->forward_only != b->forward_only)
+    return lam_fail(LAM_MISMATCH, WHO ": FORWARD_ONLY is %s on rank 0 and %s on rank %d",
+                    a->forward_only ? "set" : "clear", b->forward_only ? "set" : "clear", rank);
+  for (int e = 0; e < p->schedule->n_stages - 1; e++)
+    if (edge_rows(first)[e].hash != edge_rows(row)[e].hash)
+      return lam_fail(LAM_MISMATCH, WHO ": edge %d is %.*s on rank 0 and %.*s on rank %d", e,
+                      LAM_EDGE_TEXT_BYTES, edge_rows(first)[e].text, LAM_EDGE_TEXT_BYTES,
+                      edge_rows(row)[e].text, rank);
+  p->one_clock = p->one_clock && a->machine == b->machine;
+  return LAM_OK;
+}
+
+static lam_status judge_rows(lam_pipeline *p, unsigned char *rows, uint8_t *keeps) {
+  const size_t bytes = row_bytes(p);
+  p->one_clock = ((rank_row *)(void *)rows)->machine != 0;
+  for (int r = 1; r < p->schedule->n_ranks; r++)
+    LAM_TRY(compare_rows(p, rows, rows + (size_t)r * bytes, r));
+  for (int i = 0; i < p->schedule->n_stages; i++)
+    keeps[i] = keep_flags(p, rows + (size_t)p->schedule->rank_of_stage[i] * bytes)[i];
+  return LAM_OK;
+}
+
+/* The sizes of the rows are announced, so that ranks that disagree about them never exchange rows. */
+static lam_status gather_rows(lam_pipeline *p, const void *own, void *rows, int64_t *first) {
+  const lam_schedule *s = p->schedule;
+  for (int r = 0; r <= s->n_ranks; r++) first[r] = r;
+  const lam_comm_op op = {.op = LAM_COMM_PIPELINE,
+                          .dtype = LAM_U8,
+                          .ndim = 3,
+                          .dims = {s->n_ranks, s->n_stages, s->n_micro}};
+  const lam_parts parts = {
+      .outer = 1, .inner = (int64_t)row_bytes(p), .first = first, .dtype = LAM_U8};
+  const lam_status status = lam_group_all_gather(p->group, &op, &parts, own, rows);
+  return status
+             ? lam_fail_within(
+                   status,
+                   WHO ": rank %d compares its schedule of %d ranks, %d stages, %d micro-batches",
+                   p->rank, s->n_ranks, s->n_stages, s->n_micro)
+             : LAM_OK;
+}
+
+lam_status lam_pipeline_agree(lam_pipeline *p, uint8_t *keeps) {
+  unsigned char *own = NULL, *rows = NULL;
+  int64_t *first = NULL;
+  const uint64_t n_ranks = (uint64_t)p->schedule->n_ranks;
+  LAM_TRY(lam_pipeline_alloc(p, 1, row_bytes(p), &own));
+  fill_row(p, own);
+  if (!p->group) return judge_rows(p, own, keeps);
+  LAM_TRY(lam_pipeline_alloc(p, n_ranks, row_bytes(p), &rows));
+  LAM_TRY(lam_pipeline_alloc(p, n_ranks + 1, sizeof *first, &first));
+  LAM_TRY(gather_rows(p, own, rows, first));
+  const lam_status status = judge_rows(p, rows, keeps);
+  if (status) lam_group_poison(p->group, status, lam_last_error());
+  return status;
+}

@@ -1,0 +1,360 @@
+/* pipeline_test.c: pipelines that run: whatever the schedule, gradients and loss are those of one process, to the last bit.
+ * Leaves pipelines that fail to failure_test.c, what a step reports to report_test.c. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/check.h"
+#include "tests/distributed/pipeline/model.h"
+
+enum { STEPS = 3 };
+
+typedef struct run {
+  model m;
+  const lam_schedule *s;
+  lam_group_id id;
+  uint32_t flags;
+  double *dw[MODEL_STAGES_MAX]; /* the reference's, of all steps */
+  double loss[STEPS];
+} run;
+
+typedef struct rank_state {
+  model_stage *all[MODEL_STAGES_MAX];
+  lam_stage stages[MODEL_STAGES_MAX];
+  lam_edge edges[MODEL_STAGES_MAX];
+  lam_shape shapes[3 * MODEL_STAGES_MAX];
+  int n_stages;
+  lam_context *ctx;
+  lam_group *group;
+  lam_pipeline *pipeline;
+} rank_state;
+
+static void open_rank(rank_state *k, const run *r, int rank, int size) {
+  *k = (rank_state){.n_stages = 0};
+  for (int i = 0; i < r->m.n_stages; i++)
+    if (r->s->rank_of_stage[i] == rank)
+      k->stages[k->n_stages++] = model_stage_functions(model_stage_create(&r->m, i, k->all));
+  model_edges(&r->m, k->edges, k->shapes);
+  CHECK_OK(lam_context_create(NULL, &k->ctx));
+  if (size > 1) {
+    lam_group_desc d = LAM_GROUP_DESC_INIT;
+    d.rank = rank, d.size = size, d.id = r->id;
+    CHECK_OK(lam_group_create(k->ctx, &d, &k->group));
+  }
+  lam_pipeline_desc d = LAM_PIPELINE_DESC_INIT;
+  d.flags = r->flags;
+  d.group = k->group, d.schedule = r->s;
+  d.stages = k->stages, d.n_stages = (uint32_t)k->n_stages;
+  d.edges = k->edges, d.n_edges = (uint32_t)(r->m.n_stages - 1);
+  CHECK_OK(lam_pipeline_create(k->ctx, &d, &k->pipeline));
+}
+
+static void close_rank(rank_state *k) {
+  lam_context_stats stats = LAM_CONTEXT_STATS_INIT;
+  lam_pipeline_destroy(k->pipeline);
+  lam_group_destroy(k->group);
+  CHECK_OK(lam_context_get_stats(k->ctx, &stats));
+  CHECK_EQ(stats.bytes, 0); /* a pipeline gives back all it took */
+  lam_context_destroy(k->ctx);
+  for (int i = 0; i < MODEL_STAGES_MAX; i++)
+    if (k->all[i]) model_stage_destroy(k->all[i]);
+}
+
+static int has_last(const run *r, int rank) { return r->s->rank_of_stage[r->m.n_stages - 1] == rank; }
+
+static void train_rank(int rank, int size, void *arg) {
+  const run *r = arg;
+  rank_state k;
+  open_rank(&k, r, rank, size);
+  for (int step = 0; step < STEPS && k.pipeline; step++) {
+    double loss = -1;
+    if (!CHECK_OK(lam_pipeline_run(k.pipeline, step, &loss))) break;
+    CHECK(loss == (has_last(r, rank) ? r->loss[step] : 0));
+  }
+  for (int i = 0; i < r->m.n_stages; i++) {
+    if (!k.all[i]) continue;
+    CHECK_SAME_BITS(k.all[i]->dw, r->dw[i], sizeof(double) * (size_t)(r->m.width * r->m.width));
+    CHECK_EQ(k.all[i]->calls[LAM_KIND_F], STEPS * r->m.n_micro);
+    CHECK_EQ(k.all[i]->reduced, STEPS);
+  }
+  close_rank(&k);
+}
+
+static model small_model(int n_stages, int n_micro) {
+  return (model){.n_stages = n_stages, .n_micro = n_micro, .rows = 3, .width = 5, .functions = MODEL_WHOLE, .seed = seed(),
+                 .fail_stage = -1};
+}
+
+/* Runs a schedule with ranks as threads; every rank compares its own stages with the reference. */
+static void train(const model *m, const lam_schedule *s) {
+  run r = {.m = *m, .s = s};
+  REQUIRE(s != NULL);
+  r.m.n_stages = s->n_stages, r.m.n_micro = s->n_micro;
+  for (int i = 0; i < s->n_stages; i++) r.dw[i] = calloc((size_t)(m->width * m->width), sizeof(double));
+  for (int step = 0; step < STEPS; step++) model_reference(&r.m, s, step, r.dw, &r.loss[step]);
+  CHECK_OK(lam_group_id_create(&r.id));
+  run_threads(s->n_ranks, train_rank, &r);
+  for (int i = 0; i < s->n_stages; i++) free(r.dw[i]);
+}
+
+static lam_schedule *build(const char *name, int p, int m) {
+  lam_schedule *s = NULL;
+  CHECK_OK(lam_schedule_build(name, p, 1, m, &s));
+  return s;
+}
+
+static lam_schedule *parse(const char *text) {
+  lam_schedule *s = NULL;
+  CHECK_OK(lam_schedule_parse(text, strlen(text), &s));
+  return s;
+}
+
+static void train_text(const char *text, model m) {
+  NOTE("%s", text);
+  lam_schedule *s = parse(text);
+  train(&m, s);
+  lam_schedule_destroy(s);
+}
+
+static const char *const names[] = {"layerwise", "gpipe", "1f1b"};
+
+TEST(pipeline, gradients_are_those_of_one_process) {
+  rng r = {seed()};
+  for (int name = 0; name < 3; name++)
+    FOR_EACH(p, 1, 2, 3, 4) {
+      for (int round = 0; round < 3; round++) {
+        const int m = (int)rng_int(&r, 1, 7);
+        NOTE("%s p=%d m=%d", names[name], p, m);
+        const model mo = small_model(p, m);
+        lam_schedule *s = build(names[name], p, m);
+        train(&mo, s);
+        lam_schedule_destroy(s);
+      }
+    }
+}
+
+TEST(pipeline, several_tensors_cross_an_edge) {
+  model m = small_model(3, 4);
+  m.three_tensors = true;
+  lam_schedule *s = build("1f1b", 3, 4);
+  train(&m, s);
+  m.varies = true;
+  train(&m, s);
+  lam_schedule_destroy(s);
+}
+
+TEST(pipeline, shapes_vary_per_micro_batch) {
+  for (int name = 0; name < 3; name++) {
+    lam_schedule *s = build(names[name], 3, 6);
+    model m = small_model(3, 6);
+    m.varies = true;
+    m.rows = 7;
+    m.keeps = name == 1;
+    train(&m, s);
+    lam_schedule_destroy(s);
+  }
+}
+
+TEST(pipeline, inputs_stay_where_a_stage_keeps_them) {
+  for (int name = 0; name < 3; name++)
+    FOR_EACH(p, 1, 2, 4) {
+      lam_schedule *s = build(names[name], p, 6);
+      model m = small_model(p, 6);
+      m.keeps = true;
+      train(&m, s);
+      lam_schedule_destroy(s);
+    }
+}
+
+TEST(pipeline, messages_larger_than_a_megabyte) {
+  model m = small_model(2, 3);
+  m.rows = 20000; /* 1.28 MB */
+  m.width = 8;
+  m.keeps = true;
+  lam_schedule *s = build("1f1b", 2, 3);
+  train(&m, s);
+  lam_schedule_destroy(s);
+}
+
+TEST(pipeline, late_stages_only_take_time) {
+  model m = small_model(4, 6);
+  m.pause_us = 500;
+  lam_schedule *s = build("1f1b", 4, 6);
+  train(&m, s);
+  lam_schedule_destroy(s);
+}
+
+static const char split_by_hand[] =
+    "rank 0: 0F0 0F1 0I0 0F2 0W0 0I1 0I2 0W1 0W2\n"
+    "rank 1: 1F0 1I0 1F1 1I1 1W0 1F2 1I2 1W2 1W1\n";
+
+TEST(pipeline, input_and_weight_gradients_apart) {
+  model m = small_model(2, 3);
+  FOR_EACH(functions, MODEL_SPLIT, MODEL_WHOLE | MODEL_SPLIT, MODEL_WHOLE) {
+    m.functions = (unsigned)functions;
+    FOR_EACH(keeps, 0, 1) {
+      m.keeps = keeps;
+      train_text(split_by_hand, m);
+    }
+  }
+}
+
+TEST(pipeline, a_stage_that_only_splits_does_both_for_a_whole_backward) {
+  lam_schedule *s = build("1f1b", 3, 4);
+  model m = small_model(3, 4);
+  m.functions = MODEL_SPLIT;
+  train(&m, s);
+  lam_schedule_destroy(s);
+}
+
+/* Stages 0 and 3 on rank 0, 1 and 2 on rank 1: both kinds cross between two ranks in both directions, and the edge in the
+ * middle stays where it is. */
+static const char v_placement[] =
+    "0F0 0F1 3F0 3B0 0F2 3F1 3B1 0B0 3F2 3B2 0B1 0B2\n"
+    "1F0 2F0 1F1 2F1 2B0 1B0 1F2 2F2 2B1 1B1 2B2 1B2\n";
+
+TEST(pipeline, v_placement_mixes_activations_and_gradients) {
+  model m = small_model(4, 3);
+  FOR_EACH(keeps, 0, 1) {
+    m.keeps = keeps;
+    m.three_tensors = m.varies = true;
+    train_text(v_placement, m);
+    m.rows = 20000, m.width = 8, m.three_tensors = m.varies = false; /* nothing relies on messages being small */
+    train_text(v_placement, m);
+    m = small_model(4, 3);
+  }
+}
+
+static const char fused[] =
+    "rank 0: 0F0 0F1 3F0 (0F2;3B0)OVERLAP_F_B (3F1;0B0)OVERLAP_F_B 3B1 (3F2;0B1) 3B2 0B2\n"
+    "rank 1: 1F0 2F0 1F1 2F1 (1F2;2B0) (2F2;1B0) 2B1 1B1 2B2 1B2\n";
+
+TEST(pipeline, fused_pairs_run_together_or_one_after_the_other) {
+  model m = small_model(4, 3);
+  FOR_EACH(functions, MODEL_WHOLE, MODEL_WHOLE | MODEL_FUSED, MODEL_SPLIT | MODEL_FUSED, MODEL_SPLIT) {
+    FOR_EACH(keeps, 0, 1) {
+      m.functions = (unsigned)functions;
+      m.keeps = keeps;
+      train_text(fused, m);
+    }
+  }
+}
+
+TEST(pipeline, a_receiver_may_use_messages_in_another_order_than_they_come) {
+  model m = small_model(2, 3);
+  FOR_EACH(keeps, 0, 1) {
+    m.keeps = keeps;
+    train_text("0F0 0F1 0F2 0B0 0B1 0B2\n1F2 1F0 1B0 1F1 1B1 1B2\n", m);
+    train_text("0F0 0F1 0F2 0B2 0B0 0B1\n1F1 1F0 1B1 1F2 1B0 1B2\n", m);
+  }
+}
+
+TEST(pipeline, a_lowered_schedule_runs_as_the_one_it_came_from) {
+  lam_schedule *s = build("1f1b", 3, 5), *lowered = NULL;
+  REQUIRE_OK(lam_schedule_lower(s, &lowered));
+  const model m = small_model(3, 5);
+  train(&m, lowered);
+  lam_schedule_destroy(lowered);
+  lam_schedule_destroy(s);
+}
+
+/* -- any schedule that can run at all -- */
+
+typedef struct draw {
+  int p, stages, micro;
+  int rank_of[MODEL_STAGES_MAX];
+  uint8_t f[MODEL_STAGES_MAX][MODEL_MICRO_MAX], i[MODEL_STAGES_MAX][MODEL_MICRO_MAX], w[MODEL_STAGES_MAX][MODEL_MICRO_MAX];
+  char lists[4][4096];
+} draw;
+
+/* Does one action whose inputs are there, at random; the order of all of them is a schedule without deadlock. */
+static int draw_action(draw *d, rng *r) {
+  const int s = (int)rng_int(r, 0, d->stages - 1), m = (int)rng_int(r, 0, d->micro - 1);
+  const char *kind = NULL;
+  if (!d->f[s][m]) {
+    if (s == 0 || d->f[s - 1][m]) kind = "F", d->f[s][m] = 1;
+  } else if (!d->i[s][m]) {
+    if (s < d->stages - 1 && !d->i[s + 1][m]) return 0;
+    d->i[s][m] = 1;
+    kind = rng_int(r, 0, 1) ? "I" : "B";
+    if (*kind == 'B') d->w[s][m] = 1;
+  } else if (!d->w[s][m]) {
+    kind = "W", d->w[s][m] = 1;
+  }
+  if (!kind) return 0;
+  char *list = d->lists[d->rank_of[s]];
+  sprintf(list + strlen(list), " %d%s%d", s, kind, m);
+  return *kind == 'B' ? 3 : 1 + (*kind != 'F'); /* F 1, I and W 2 halves of 4... counted by the caller as work left */
+}
+
+static void draw_schedule(rng *r, char *text) {
+  draw d = {.p = (int)rng_int(r, 1, 4)};
+  d.stages = d.p * (int)rng_int(r, 1, 3);
+  d.micro = (int)rng_int(r, 1, 6);
+  for (int s = 0; s < d.stages; s++) d.rank_of[s] = s < d.p ? s : (int)rng_int(r, 0, d.p - 1);
+  for (int left = d.stages * d.micro; left > 0;) {
+    draw_action(&d, r);
+    left = 0;
+    for (int s = 0; s < d.stages; s++)
+      for (int m = 0; m < d.micro; m++) left += !d.w[s][m];
+  }
+  *text = 0;
+  for (int k = 0; k < d.p; k++) sprintf(text + strlen(text), "rank %d:%s\n", k, d.lists[k]);
+}
+
+TEST(pipeline, any_order_that_can_run_gives_the_same_gradients) {
+  rng r = {seed()};
+  for (int round = 0; round < 25; round++) {
+    char text[4 * 4096 + 64];
+    draw_schedule(&r, text);
+    model m = small_model(0, 0);
+    m.keeps = rng_int(&r, 0, 1);
+    m.varies = rng_int(&r, 0, 1);
+    m.three_tensors = rng_int(&r, 0, 1);
+    m.functions = (unsigned)rng_int(&r, 1, 3);
+    train_text(text, m);
+  }
+}
+
+/* -- forward only -- */
+
+static void infer_rank(int rank, int size, void *arg) {
+  const run *r = arg;
+  rank_state k;
+  open_rank(&k, r, rank, size);
+  for (int step = 0; step < STEPS && k.pipeline; step++) {
+    double loss = -1;
+    if (!CHECK_OK(lam_pipeline_run(k.pipeline, step, &loss))) break;
+    CHECK(loss == (has_last(r, rank) ? r->loss[step] : 0));
+  }
+  for (int i = 0; i < r->m.n_stages; i++)
+    if (k.all[i]) CHECK(k.all[i]->calls[LAM_KIND_F] == STEPS * r->m.n_micro && k.all[i]->calls[LAM_KIND_B] == 0);
+  close_rank(&k);
+}
+
+TEST(pipeline, forward_only_runs_the_forwards) {
+  FOR_EACH(p, 1, 2, 4) {
+    lam_schedule *s = build("1f1b", p, 5);
+    run r = {.m = small_model(p, 5), .s = s, .flags = LAM_PIPELINE_FORWARD_ONLY};
+    r.m.functions = 0; /* no backward functions at all */
+    r.m.keeps = true;
+    double *dw[MODEL_STAGES_MAX];
+    for (int i = 0; i < p; i++) dw[i] = calloc((size_t)(r.m.width * r.m.width), sizeof(double));
+    for (int step = 0; step < STEPS; step++) model_reference(&r.m, s, step, dw, &r.loss[step]);
+    CHECK_OK(lam_group_id_create(&r.id));
+    run_threads(p, infer_rank, &r);
+    for (int i = 0; i < p; i++) free(dw[i]);
+    lam_schedule_destroy(s);
+  }
+}
+
+TEST(pipeline, ranks_may_be_processes) {
+  lam_schedule *s = build("1f1b", 3, 5);
+  run r = {.m = small_model(3, 5), .s = s};
+  for (int i = 0; i < 3; i++) r.dw[i] = calloc((size_t)(r.m.width * r.m.width), sizeof(double));
+  for (int step = 0; step < STEPS; step++) model_reference(&r.m, s, step, r.dw, &r.loss[step]);
+  CHECK_OK(lam_group_id_create(&r.id));
+  run_processes(3, train_rank, &r);
+  for (int i = 0; i < 3; i++) free(r.dw[i]);
+  lam_schedule_destroy(s);
+}
