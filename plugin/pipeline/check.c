@@ -140,32 +140,45 @@ static lam_status check_pairs(const lam_schedule *s) {
   return status;
 }
 
-/* One channel carries one flow over one edge, in order: the k-th send and the k-th receive are
- * the k-th output made. */
-static lam_status check_channels(const lam_schedule *s, const int32_t *order) {
-  static const struct {
-    int8_t flow, maker;
-  } channel[] = {{LAM_FLOW_F, 0},
-                 {LAM_FLOW_F, -1},
-                 {LAM_FLOW_B, 0},
-                 {LAM_FLOW_B, 1}}; /* SEND_F RECV_F SEND_B RECV_B */
-  int32_t *passed = calloc((size_t)s->n_stages * 4, sizeof *passed);
-  if (!passed) return lam_fail(LAM_RESOURCE_EXHAUSTED, WHO "no memory for %d stages", s->n_stages);
-  lam_status status = LAM_OK;
-  for (int r = 0; r < s->n_ranks && status == LAM_OK; r++)
-    for (int64_t i = s->first[r]; i < s->first[r + 1] && status == LAM_OK; i++) {
+typedef struct channel {
+  int8_t flow, maker; /* maker: the stage whose output it carries, relative to the action's */
+} channel;
+static const channel channels[] = {/* from LAM_KIND_SEND_F on */
+                                   {LAM_FLOW_F, 0},
+                                   {LAM_FLOW_F, -1},
+                                   {LAM_FLOW_B, 0},
+                                   {LAM_FLOW_B, 1}};
+
+static lam_status fail_order(const lam_schedule *s, int rank, int64_t i, int expected, int maker) {
+  char why[96];
+  snprintf(why, sizeof why, "is out of order: micro-batch %d is the next that stage %d makes",
+           expected, maker);
+  return fail_at(s, rank, i, why);
+}
+
+/* The k-th send and the k-th receive of a flow over an edge are the k-th output made. */
+static lam_status compare_order(const lam_schedule *s, const int32_t *order, int32_t *passed) {
+  for (int r = 0; r < s->n_ranks; r++)
+    for (int64_t i = s->first[r]; i < s->first[r + 1]; i++) {
       const lam_action *a = &s->actions[i];
       if (a->kind < LAM_KIND_SEND_F) continue;
-      const int c = a->kind - LAM_KIND_SEND_F;
-      const int32_t *made = lam_order_of(s, order, channel[c].flow, a->stage + channel[c].maker);
-      const int expected = made[passed[4 * a->stage + c]++];
-      if (a->micro == expected) continue;
-      char why[96];
-      snprintf(why, sizeof why, "is out of order: micro-batch %d is the next that stage %d makes",
-               expected, a->stage + channel[c].maker);
-      status = fail_at(s, r, i, why);
+      const int c = a->kind - LAM_KIND_SEND_F, maker = a->stage + channels[c].maker;
+      const int k = passed[4 * a->stage + c]++;
+      const int expected = lam_order_of(s, order, channels[c].flow, maker)[k];
+      if (a->micro != expected) return fail_order(s, r, i, expected, maker);
     }
+  return LAM_OK;
+}
+
+static lam_status check_channels(const lam_schedule *s) {
+  int32_t *order = NULL, *passed = calloc((size_t)s->n_stages * 4, sizeof *passed);
+  lam_status status = LAM_OK;
+  if (!passed)
+    status = lam_fail(LAM_RESOURCE_EXHAUSTED, WHO "no memory for %d stages", s->n_stages);
+  if (status == LAM_OK) status = lam_output_order(s, &order);
+  if (status == LAM_OK) status = compare_order(s, order, passed);
   free(passed);
+  free(order);
   return status;
 }
 
@@ -231,44 +244,45 @@ static uint64_t count_transfers(const lam_schedule *s) {
   return 2 * crossing * (uint64_t)s->n_micro;
 }
 
-static lam_status describe(const lam_walk *w, const int32_t *order, lam_schedule_info *out) {
+static lam_status describe(const lam_walk *w, lam_schedule_info *out) {
   const lam_schedule *s = w->s;
-  const size_t n_depths = (size_t)LAM_FLOWS * (size_t)s->n_stages;
-  int32_t *numbers =
-      malloc((n_depths > (size_t)s->n_ranks ? n_depths : (size_t)s->n_ranks) * sizeof *numbers);
+  const size_t n_depths = (size_t)LAM_FLOWS * (size_t)s->n_stages, n_ranks = (size_t)s->n_ranks;
+  int32_t *numbers = malloc((n_depths > n_ranks ? n_depths : n_ranks) * sizeof *numbers);
   if (!numbers) return lam_fail(LAM_RESOURCE_EXHAUSTED, WHO "no memory for %d stages", s->n_stages);
-  out->n_ranks = s->n_ranks, out->n_stages = s->n_stages, out->n_micro = s->n_micro;
-  lam_schedule_peaks(s, numbers);
-  out->peak_in_flight = largest(numbers, (size_t)s->n_ranks);
-  out->n_transfers = count_transfers(s);
-  out->n_actions = (uint64_t)lam_schedule_n_actions(s) - (s->lowered ? 2 * out->n_transfers : 0);
-  const lam_status status = lam_ring_depths(w, order, false, numbers);
-  if (status == LAM_OK) out->ring_depth = largest(numbers, n_depths);
+  const lam_status status = lam_ring_depths(w, false, numbers);
+  if (status == LAM_OK) {
+    out->n_ranks = s->n_ranks, out->n_stages = s->n_stages, out->n_micro = s->n_micro;
+    out->ring_depth = largest(numbers, n_depths);
+    lam_schedule_peaks(s, numbers);
+    out->peak_in_flight = largest(numbers, n_ranks);
+    out->n_transfers = count_transfers(s);
+    out->n_actions = (uint64_t)lam_schedule_n_actions(s) - (s->lowered ? 2 * out->n_transfers : 0);
+  }
   free(numbers);
   return status;
 }
 
-static lam_status check_all(const lam_schedule *s, lam_schedule_info *info) {
-  lam_walk w = {0};
-  int32_t *order = NULL;
-  lam_status status = check_pairs(s);
-  if (status == LAM_OK) status = lam_output_order(s, &order);
-  if (status == LAM_OK && s->lowered) status = check_channels(s, order);
-  if (status == LAM_OK) status = lam_walk_run(s, NULL, &w);
-  if (status == LAM_OK && !lam_walk_is_complete(&w)) status = fail_deadlock(&w);
-  if (status == LAM_OK && info) status = describe(&w, order, info);
-  lam_walk_finish(&w);
-  free(order);
+lam_status lam_check_walk(const lam_schedule *s, const lam_costs *costs, lam_walk *out) {
+  if (!s) return lam_fail(LAM_INVALID_ARGUMENT, WHO "s is NULL");
+  LAM_TRY(check_pairs(s));
+  if (s->lowered) LAM_TRY(check_channels(s));
+  LAM_TRY(lam_walk_run(s, costs, out));
+  if (lam_walk_is_complete(out)) return LAM_OK;
+  const lam_status status = fail_deadlock(out);
+  lam_walk_finish(out);
   return status;
 }
 
 lam_status lam_schedule_check(const lam_schedule *s, lam_schedule_info *out_info) {
   lam_schedule_info info = LAM_SCHEDULE_INFO_INIT;
-  if (!s) return lam_fail(LAM_INVALID_ARGUMENT, WHO "s is NULL");
-  if (!out_info) return check_all(s, NULL);
-  LAM_TRY(lam_struct_check("lam_schedule_check", "out_info", out_info, sizeof info));
-  const lam_status status = check_all(s, &info);
-  info.struct_size = out_info->struct_size;
-  *out_info = info;
+  if (out_info) {
+    LAM_TRY(lam_struct_check("lam_schedule_check", "out_info", out_info, sizeof info));
+    info.struct_size = out_info->struct_size;
+    *out_info = info;
+  }
+  lam_walk w;
+  LAM_TRY(lam_check_walk(s, NULL, &w));
+  const lam_status status = out_info ? describe(&w, out_info) : LAM_OK;
+  lam_walk_finish(&w);
   return status;
 }

@@ -91,10 +91,9 @@ static lam_status lower_rank(lowering *l, int rank) {
   return LAM_OK;
 }
 
-static lam_status prepare(lowering *l) {
+static lam_status prepare(lowering *l, const lam_walk *w) {
   const lam_schedule *s = l->s;
   const size_t rows = (size_t)LAM_FLOWS * (size_t)s->n_stages;
-  lam_walk w = {0};
   l->depths = malloc(rows * sizeof *l->depths);
   l->posted = calloc(rows, sizeof *l->posted);
   l->used = calloc(rows * (size_t)s->n_micro, 1);
@@ -102,18 +101,29 @@ static lam_status prepare(lowering *l) {
     return lam_fail(LAM_RESOURCE_EXHAUSTED, "lam_schedule_lower: no memory for %d stages",
                     s->n_stages);
   LAM_TRY(lam_output_order(s, &l->order));
-  LAM_TRY(lam_walk_run(s, NULL, &w));
-  const lam_status status = lam_ring_depths(&w, l->order, false, l->depths);
-  lam_walk_finish(&w);
-  if (status == LAM_OK) LAM_TRY(lam_schedule_alloc(s->n_ranks, s->n_stages, s->n_micro, &l->out));
-  return status;
+  LAM_TRY(lam_ring_depths(w, false, l->depths));
+  return lam_schedule_alloc(s->n_ranks, s->n_stages, s->n_micro, &l->out);
 }
 
-static lam_status lower_all(lowering *l) {
-  LAM_TRY(prepare(l));
+static lam_status lower_all(lowering *l, const lam_walk *w) {
+  LAM_TRY(prepare(l, w));
   for (int rank = 0; rank < l->s->n_ranks; rank++) LAM_TRY(lower_rank(l, rank));
   lam_schedule_seal(l->out);
   return LAM_OK;
+}
+
+static lam_status lower(const lam_walk *w, lam_schedule **out_lowered) {
+  lowering l = {.s = w->s};
+  const lam_status status = lower_all(&l, w);
+  free(l.order);
+  free(l.depths);
+  free(l.posted);
+  free(l.used);
+  if (status == LAM_OK)
+    *out_lowered = l.out;
+  else
+    lam_schedule_destroy(l.out);
+  return status;
 }
 
 static lam_status copy(const lam_schedule *s, lam_schedule **out) {
@@ -137,17 +147,10 @@ lam_status lam_schedule_lower(const lam_schedule *s, lam_schedule **out_lowered)
   if (!out_lowered)
     return lam_fail(LAM_INVALID_ARGUMENT, "lam_schedule_lower: out_lowered is NULL");
   *out_lowered = NULL;
-  LAM_TRY(lam_schedule_check(s, NULL));
-  if (s->lowered) return copy(s, out_lowered); /* its transfers stand as they are */
-  lowering l = {.s = s};
-  const lam_status status = lower_all(&l);
-  free(l.order);
-  free(l.depths);
-  free(l.posted);
-  free(l.used);
-  if (status == LAM_OK)
-    *out_lowered = l.out;
-  else
-    lam_schedule_destroy(l.out);
+  lam_walk w;
+  LAM_TRY(lam_check_walk(s, NULL, &w));
+  /* Where transfers are written out, they stand as they are. */
+  const lam_status status = s->lowered ? copy(s, out_lowered) : lower(&w, out_lowered);
+  lam_walk_finish(&w);
   return status;
 }

@@ -88,52 +88,53 @@ static int depth_of(const int32_t *order, const slot_times *times, int n_micro) 
   return depth;
 }
 
-lam_status lam_ring_depths(const lam_walk *w, const int32_t *order, bool held,
+static void measure_depths(const lam_schedule *s, const int32_t *order, slot_times *times,
                            int32_t *out_depths) {
-  const lam_schedule *s = w->s;
-  const size_t rows = (size_t)LAM_FLOWS * (size_t)s->n_stages;
-  slot_times *times = calloc(rows * (size_t)s->n_micro, sizeof *times);
-  if (!times)
-    return lam_fail(LAM_RESOURCE_EXHAUSTED, "schedule: no memory for the slots of %d stages",
-                    s->n_stages);
-  note_times(w, held, times);
-  for (int stage = 0; stage < s->n_stages; stage++) {
-    for (int flow = 0; flow < LAM_FLOWS; flow++) {
+  for (int flow = 0; flow < LAM_FLOWS; flow++)
+    for (int stage = 0; stage < s->n_stages; stage++) {
       const int edge = flow == LAM_FLOW_F ? stage : stage - 1;
-      const size_t row = flow_index(s, flow, stage);
       const bool crosses = edge >= 0 && edge < s->n_stages - 1 && lam_edge_crosses(s, edge);
-      out_depths[row] = crosses ? depth_of(lam_order_of(s, order, flow, stage),
-                                           slot_of(s, times, flow, stage, 0), s->n_micro)
-                                : 0;
+      out_depths[flow_index(s, flow, stage)] =
+          crosses ? depth_of(lam_order_of(s, order, flow, stage), slot_of(s, times, flow, stage, 0),
+                             s->n_micro)
+                  : 0;
     }
-  }
-  free(times);
-  return LAM_OK;
 }
 
-static lam_status depth_of_edge(const lam_schedule *s, int edge, int flow, bool held, int *out) {
-  lam_walk w = {0};
-  int32_t *order = NULL, *depths = malloc((size_t)LAM_FLOWS * (size_t)s->n_stages * sizeof *depths);
-  lam_status status =
-      depths ? LAM_OK
-             : lam_fail(LAM_RESOURCE_EXHAUSTED, "schedule: no memory for %d depths", s->n_stages);
-  if (status == LAM_OK) status = lam_output_order(s, &order);
-  if (status == LAM_OK) status = lam_walk_run(s, NULL, &w);
-  if (status == LAM_OK && !lam_walk_is_complete(&w))
-    status = lam_fail(LAM_FAILED_PRECONDITION, "schedule: deadlock");
-  if (status == LAM_OK) status = lam_ring_depths(&w, order, held, depths);
-  if (status == LAM_OK) *out = depths[flow_index(s, flow, flow == LAM_FLOW_F ? edge : edge + 1)];
-  lam_walk_finish(&w);
+lam_status lam_ring_depths(const lam_walk *w, bool held, int32_t *out_depths) {
+  const lam_schedule *s = w->s;
+  int32_t *order;
+  LAM_TRY(lam_output_order(s, &order));
+  slot_times *times =
+      calloc((size_t)LAM_FLOWS * (size_t)s->n_stages * (size_t)s->n_micro, sizeof *times);
+  if (times) {
+    note_times(w, held, times);
+    measure_depths(s, order, times, out_depths);
+  }
   free(order);
+  free(times);
+  return times ? LAM_OK
+               : lam_fail(LAM_RESOURCE_EXHAUSTED, "schedule: no memory for the slots of %d stages",
+                          s->n_stages);
+}
+
+static lam_status depth_of_edge(const lam_schedule *s, size_t index, bool held, int *out) {
+  lam_walk w;
+  LAM_TRY(lam_check_walk(s, NULL, &w));
+  int32_t *depths = malloc((size_t)LAM_FLOWS * (size_t)s->n_stages * sizeof *depths);
+  lam_status status =
+      depths ? lam_ring_depths(&w, held, depths)
+             : lam_fail(LAM_RESOURCE_EXHAUSTED, "schedule: no memory for %d depths", s->n_stages);
+  if (status == LAM_OK) *out = depths[index];
   free(depths);
+  lam_walk_finish(&w);
   return status;
 }
 
 int lam_schedule_ring_depth(const lam_schedule *s, int edge, int kind, bool held) {
   int depth;
   if (edge < 0 || edge >= s->n_stages - 1 || !lam_edge_crosses(s, edge)) return 0;
-  return depth_of_edge(s, edge, kind == LAM_KIND_F ? LAM_FLOW_F : LAM_FLOW_B, held, &depth) ==
-                 LAM_OK
-             ? depth
-             : -1;
+  const size_t index =
+      kind == LAM_KIND_F ? flow_index(s, LAM_FLOW_F, edge) : flow_index(s, LAM_FLOW_B, edge + 1);
+  return depth_of_edge(s, index, held, &depth) == LAM_OK ? depth : -1;
 }

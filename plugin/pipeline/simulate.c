@@ -95,10 +95,10 @@ lam_status lam_schedule_simulate(const lam_schedule *s, const lam_costs *costs,
   LAM_TRY(lam_struct_check("lam_schedule_simulate", "out", out, sizeof *out));
   const uint64_t room = out->n_events;
   *out = (lam_simulated){.struct_size = out->struct_size, .events = out->events};
-  LAM_TRY(lam_schedule_check(s, NULL));
+  if (!s) return lam_fail(LAM_INVALID_ARGUMENT, WHO "s is NULL");
   LAM_TRY(check_costs(s, costs));
   lam_walk w;
-  LAM_TRY(lam_walk_run(s, costs, &w));
+  LAM_TRY(lam_check_walk(s, costs, &w));
   const lam_status status = read_walk(&w, room, out);
   lam_walk_finish(&w);
   return status;

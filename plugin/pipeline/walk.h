@@ -54,6 +54,11 @@ typedef struct lam_walk {
   uint8_t *is_ready;
 } lam_walk;
 
+/* Everything that lam_schedule_check judges, and the walk it ends with, in costs (NULL: unit
+ * costs). Who runs or simulates a schedule starts here, and finishes the walk where this
+ * succeeded. */
+lam_status lam_check_walk(const lam_schedule *s, const lam_costs *costs, lam_walk *out);
+
 /* Runs as much as can be run; fails only for memory. Every (stage, micro-batch) must be there
  * once (check.c). */
 lam_status lam_walk_run(const lam_schedule *s, const lam_costs *costs, lam_walk *out);
@@ -71,6 +76,6 @@ static inline const int32_t *lam_order_of(const lam_schedule *s, const int32_t *
 
 /* Ring depths (see lam_schedule_ring_depth) of every sending stage: [LAM_FLOWS][n_stages]; of a
  * walk with unit costs. */
-lam_status lam_ring_depths(const lam_walk *w, const int32_t *order, bool held, int32_t *out_depths);
+lam_status lam_ring_depths(const lam_walk *w, bool held, int32_t *out_depths);
 
 #endif
