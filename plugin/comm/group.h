@@ -7,6 +7,7 @@
 #define LAMELLA_PLUGIN_COMM_GROUP_H
 
 #include "plugin/core/context.h"
+#include "plugin/core/shard.h"
 
 /* What a rank says it is doing, in clear. Compared by all ranks; shape is that of the whole operand (the split dimension
  * replaced by its whole length). 88 bytes. */
@@ -44,7 +45,9 @@ typedef struct lam_sum {
   int slot;                            /* filled by lam_group_partial */
 } lam_sum;
 
-typedef struct lam_channel lam_channel; /* one ordered stream of messages between two ranks */
+typedef struct lam_channel {           /* one ordered stream of messages between two ranks; an engine's own starts with it */
+  struct lam_group *group;
+} lam_channel;
 
 /* A message's header on the wire: 128 bytes, little-endian (the same on every transport). */
 typedef struct lam_wire {
@@ -74,6 +77,7 @@ struct lam_group {
   int64_t handle;
   lam_status poison;
   char error[LAM_MESSAGE_BYTES];       /* why, once poisoned */
+  struct lam_own_sums *own_sums;       /* partial sums where the engine has no cell for them; calls.c */
 };
 
 /* NULL cells: unsupported, except those marked optional, which group.c then makes from the others. */
@@ -83,6 +87,7 @@ struct lam_engine {
   lam_status (*split)(lam_group *parent, const int *members, int n, lam_group *sub); /* members: parent's ranks, in order */
   void (*destroy)(lam_group *g);       /* never blocks */
   void (*poison)(lam_group *g, lam_status why, const char *message);
+  lam_status (*check)(const lam_group *g);             /* optional: what ended the world, told by any rank; LAM_OK: it goes on */
   lam_status (*begin)(lam_group *g, const lam_comm_op *op); /* announce; compare happens at the first wait */
   lam_status (*all_reduce)(lam_group *g, const void *x, void *y, int64_t n, lam_dtype t); /* x == y allowed */
   lam_status (*all_gather)(lam_group *g, const lam_parts *p, const void *mine, void *whole);
@@ -128,8 +133,5 @@ lam_status lam_channel_push(lam_channel *c, const lam_wire *header);
 lam_status lam_channel_pull(lam_channel *c, lam_wire *out_header, const void **out_data);
 lam_status lam_channel_release(lam_channel *c);
 void lam_channel_close(lam_channel *c);
-
-/* first[0..size] of `total` in `unit`s by the uneven rule (larger shares first). */
-void lam_share(int64_t total, int64_t unit, int size, int64_t *first);
 
 #endif

@@ -1,0 +1,106 @@
+/* handles.c: the process-wide table behind group handles: open groups and nothing else.
+ *
+ * Invariant: a handle is made from the world's number, so it is equal on all ranks and never comes twice; a closed group's handle
+ * finds nothing. Where ranks are threads of one process, a handle finds the group that the calling thread opened.
+ * Finding the group that this thread found last takes no lock. Leaves the groups' lives to group.c. */
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "plugin/comm/comm.h"
+
+typedef struct entry {
+  int64_t handle;
+  uint64_t thread;
+  lam_group *group;
+} entry;
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static entry *entries;              /* these three under `lock` */
+static int n_entries, room;
+static _Atomic uint64_t version;    /* of the table: a thread's last find is good while it stays */
+
+static _Thread_local struct {
+  uint64_t version;
+  int64_t handle;
+  lam_group *group;
+} last;
+
+uint64_t lam_mix(uint64_t a, uint64_t b) {
+  uint64_t z = a + 0x9e3779b97f4a7c15u + b * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  z ^= z >> 31;
+  return z ? z : 1;
+}
+
+int64_t lam_group_handle_make(uint64_t of_world, uint64_t which) {
+  return (int64_t)(lam_mix(of_world, which) >> 11) | 1; /* survives a double, and JSON */
+}
+
+static uint64_t this_thread(void) {
+  static _Atomic uint64_t n_threads;
+  static _Thread_local uint64_t number;
+  if (!number) number = atomic_fetch_add(&n_threads, 1) + 1;
+  return number;
+}
+
+lam_status lam_group_register(lam_group *g) {
+  lam_status status = LAM_OK;
+  pthread_mutex_lock(&lock);
+  if (n_entries == room) {
+    entry *more = realloc(entries, (size_t)(room ? 2 * room : 16) * sizeof *more);
+    if (more) entries = more, room = room ? 2 * room : 16;
+    else status = lam_fail(LAM_RESOURCE_EXHAUSTED, "group: no memory");
+  }
+  if (status == LAM_OK) entries[n_entries++] = (entry){g->handle, this_thread(), g};
+  atomic_fetch_add(&version, 1);
+  pthread_mutex_unlock(&lock);
+  return status;
+}
+
+void lam_group_unregister(const lam_group *g) {
+  pthread_mutex_lock(&lock);
+  for (int i = 0; i < n_entries; i++)
+    if (entries[i].group == g) entries[i--] = entries[--n_entries];
+  if (n_entries == 0) {
+    free(entries);
+    entries = NULL;
+    room = 0;
+  }
+  atomic_fetch_add(&version, 1);
+  pthread_mutex_unlock(&lock);
+}
+
+/* The only group of that handle, or of several (ranks as threads) this thread's. */
+static lam_status look_up(int64_t handle, lam_group **out) {
+  int n = 0;
+  lam_group *any = NULL, *ours = NULL;
+  pthread_mutex_lock(&lock);
+  last.version = atomic_load(&version);
+  for (int i = 0; i < n_entries; i++) {
+    if (entries[i].handle != handle) continue;
+    n++;
+    any = entries[i].group;
+    if (entries[i].thread == this_thread()) ours = any;
+  }
+  pthread_mutex_unlock(&lock);
+  *out = n == 1 ? any : ours;
+  if (*out) return LAM_OK;
+  if (n > 1)
+    return lam_fail(LAM_FAILED_PRECONDITION, "group: %d ranks of group %lld are threads of this process, and this thread is none",
+                    n, (long long)handle);
+  return lam_fail(LAM_NOT_FOUND, "group: no open group has the handle %lld", (long long)handle);
+}
+
+lam_status lam_group_find(int64_t handle, lam_group **out) {
+  if (last.group && last.handle == handle && last.version == atomic_load_explicit(&version, memory_order_acquire)) {
+    *out = last.group;
+    return LAM_OK;
+  }
+  last.group = NULL;
+  LAM_TRY(look_up(handle, out));
+  last.handle = handle;
+  last.group = *out;
+  return LAM_OK;
+}

@@ -1,0 +1,144 @@
+/* engine.c: the shm engine: groups on one machine over shared memory, as one table.
+ * Invariant: when create or split returns on one rank, every member has found every other's board.
+ * Leaves meeting to world.c, moving data to the other files here, checks and poisoning to group.c. */
+#include <stdlib.h>
+
+#include "plugin/comm/shm/shm.h"
+
+/* ---- Opening ---------------------------------------------------------------------------------------------------------- */
+
+static lam_status board_create(shm_group *s) {
+  shm_head *head = NULL;
+  LAM_TRY(lam_shm_region_create(s->world, (uint64_t)s->g->handle, sizeof(shm_board), offsetof(shm_board, slots),
+                                (uint32_t)s->g->size - 1, &head));
+  s->boards[s->g->rank] = (shm_board *)head;
+  return lam_shm_region_publish(s->world, head);
+}
+
+/* Every page once, so that later operations meet no page fault. */
+static void touch(const shm_board *b) {
+  const volatile unsigned char *bytes = (const volatile unsigned char *)b;
+  for (size_t at = 0; at < sizeof *b; at += 4096) (void)bytes[at];
+}
+
+static lam_status boards_open(shm_group *s) {
+  for (int r = 0; r < s->g->size; r++) {
+    shm_head *head = NULL;
+    if (r != s->g->rank) {
+      LAM_TRY(lam_shm_region_await(s, r, (uint64_t)s->g->handle, s->deadline_ms, &head));
+      s->boards[r] = (shm_board *)head;
+    }
+    touch(s->boards[r]);
+  }
+  /* Step 0 carries no operation: it says that this rank has found all boards. */
+  const uint32_t step = s->step;
+  s->boards[s->g->rank]->slots[step % SHM_SLOTS].op = (lam_comm_op){.op = LAM_COMM_SPLIT};
+  lam_shm_step_publish(s);
+  return lam_shm_compare(s, step);
+}
+
+static void leave(shm_group *s) {
+  if (!lam_shm_world_is_ours(s->world)) return; /* a forked child's copy: the peers are its parent's */
+  lam_shm_sums_leave(s);
+  lam_shm_transfers_leave(s);
+  for (int r = 0; r < s->g->size; r++)
+    if (r != s->g->rank && s->boards[r]) shm_region_leave_peer(&s->boards[r]->head);
+  lam_shm_region_leave(s->world, &s->boards[s->g->rank]->head);
+}
+
+/* `world` becomes the group's. members: ranks of the world; NULL: all. */
+static lam_status group_open(lam_group *g, lam_world *world, const int *members) {
+  shm_group *s = calloc(1, sizeof *s);
+  if (!s) {
+    lam_shm_world_release(world);
+    return lam_fail(LAM_RESOURCE_EXHAUSTED, "group: no memory");
+  }
+  *s = (shm_group){.g = g, .world = world, .deadline_ms = g->first_deadline_ms};
+  for (int r = 0; r < g->size; r++) s->world_rank[r] = members ? members[r] : r;
+  g->impl = s;
+  lam_status status = board_create(s);
+  if (status == LAM_OK) status = boards_open(s);
+  if (status == LAM_OK) return LAM_OK;
+  if (s->boards[g->rank]) leave(s);
+  lam_shm_world_release(world);
+  free(s);
+  g->impl = NULL;
+  return status;
+}
+
+/* Alone there is nobody to meet: no arena, no socket; group.c keeps such a group from every other cell. */
+static lam_status shm_create(const lam_group_desc *desc, lam_group *g) {
+  lam_world *world = NULL;
+  g->handle = lam_group_handle_make(lam_mix((uint64_t)lam_clock_ns(), (uintptr_t)g), 0);
+  if (desc->size == 1) return LAM_OK;
+  LAM_TRY(lam_shm_world_create(g->ctx, desc, &world));
+  g->handle = lam_group_handle_make(world->tag, 0);
+  return group_open(g, world, NULL);
+}
+
+static lam_status shm_split(lam_group *parent, const int *members, int n, lam_group *sub) {
+  const shm_group *s = shm_group_of(parent);
+  int world_rank[SHM_RANKS];
+  sub->handle = lam_group_handle_make(lam_mix((uint64_t)lam_clock_ns(), (uintptr_t)sub), 0);
+  if (n == 1) return LAM_OK;
+  sub->handle = lam_group_handle_make(lam_mix((uint64_t)parent->handle, parent->sequence), (uint64_t)members[0]);
+  for (int r = 0; r < n; r++) world_rank[r] = s->world_rank[members[r]];
+  atomic_fetch_add(&s->world->refs, 1);
+  return group_open(sub, s->world, world_rank);
+}
+
+static void shm_destroy(lam_group *g) {
+  shm_group *s = shm_group_of(g);
+  if (!s) return;
+  leave(s);
+  lam_shm_world_release(s->world);
+  free(s);
+}
+
+static void shm_poison(lam_group *g, lam_status why, const char *message) {
+  const shm_group *s = shm_group_of(g);
+  if (s && lam_shm_world_is_ours(s->world)) lam_shm_world_poison(s->world, why, message);
+}
+
+static lam_status shm_check(const lam_group *g) {
+  const shm_group *s = shm_group_of(g);
+  return s ? lam_shm_world_check(s->world) : LAM_OK;
+}
+
+static const char *shm_path(const lam_group *g, uint32_t op, uint64_t bytes) {
+  switch (op) {
+    case LAM_OP_all_reduce: return lam_shm_all_reduce_path(g->size, bytes);
+    case LAM_OP_all_gather: case LAM_OP_reduce_scatter: case LAM_OP_broadcast: case LAM_OP_reduce:
+      return bytes <= SHM_PIECE_BYTES ? "shm one-shot" : "shm one-shot, pipelined";
+    case LAM_OP_send_activation: case LAM_OP_recv_activation: return "shm slots";
+    default: return "shm";
+  }
+}
+
+const lam_engine lam_engine_shm = {
+    .name = "shm",
+    .what = "one machine, over shared memory; ranks are processes or threads of one process",
+    .create = shm_create,
+    .split = shm_split,
+    .destroy = shm_destroy,
+    .poison = shm_poison,
+    .check = shm_check,
+    .begin = lam_shm_begin,
+    .all_reduce = lam_shm_all_reduce,
+    .all_gather = lam_shm_all_gather,
+    .reduce_scatter = lam_shm_reduce_scatter,
+    .broadcast = lam_shm_broadcast,
+    .reduce = lam_shm_reduce,
+    .partial = lam_shm_partial,
+    .sum_start = lam_shm_sum_start,
+    .sum_finish = lam_shm_sum_finish,
+    .send = lam_shm_send,
+    .recv = lam_shm_recv,
+    .channel_open = lam_shm_channel_open,
+    .channel_acquire = lam_shm_channel_acquire,
+    .channel_push = lam_shm_channel_push,
+    .channel_pull = lam_shm_channel_pull,
+    .channel_release = lam_shm_channel_release,
+    .channel_close = lam_shm_channel_close,
+    .path = shm_path,
+};
