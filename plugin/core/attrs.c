@@ -10,21 +10,23 @@
 #define LARGEST (INT64_MAX / 4) /* sums and doubles of sizes still fit */
 
 static const char *const acts[LAM_N_ACTS] = {
-    [LAM_ACT_NONE] = "",         [LAM_ACT_GELU] = "gelu", [LAM_ACT_GELU_TANH] = "gelu_tanh",
-    [LAM_ACT_SILU] = "silu",     [LAM_ACT_RELU] = "relu", [LAM_ACT_RELU2] = "relu2",
+    [LAM_ACT_NONE] = "",     [LAM_ACT_GELU] = "gelu", [LAM_ACT_GELU_TANH] = "gelu_tanh",
+    [LAM_ACT_SILU] = "silu", [LAM_ACT_RELU] = "relu", [LAM_ACT_RELU2] = "relu2",
 };
 
 static lam_status set_int(lam_who who, const lam_attr_field *f, const lam_attr *given, void *to) {
   if (given->v.i < f->least || given->v.i > f->most)
-    return lam_refuse(who, "found %lld, expected %lld to %lld", (long long)given->v.i, (long long)f->least,
-                      (long long)f->most);
+    return lam_refuse(who, "found %lld, expected %lld to %lld", (long long)given->v.i,
+                      (long long)f->least, (long long)f->most);
   *(int64_t *)to = given->v.i;
   return LAM_OK;
 }
 
-static lam_status set_double(lam_who who, const lam_attr_field *f, const lam_attr *given, void *to) {
+static lam_status set_double(lam_who who, const lam_attr_field *f, const lam_attr *given,
+                             void *to) {
   (void)f;
-  if (!isfinite(given->v.f)) return lam_refuse(who, "found %g, expected a finite number", given->v.f);
+  if (!isfinite(given->v.f))
+    return lam_refuse(who, "found %g, expected a finite number", given->v.f);
   *(double *)to = given->v.f;
   return LAM_OK;
 }
@@ -32,7 +34,8 @@ static lam_status set_double(lam_who who, const lam_attr_field *f, const lam_att
 static lam_status set_act(lam_who who, const lam_attr_field *f, const lam_attr *given, void *to) {
   (void)f;
   for (int i = 0; i < LAM_N_ACTS; i++) {
-    if (strlen(acts[i]) != given->n || (given->n && memcmp(acts[i], given->v.s, given->n))) continue;
+    if (strlen(acts[i]) != given->n || (given->n && memcmp(acts[i], given->v.s, given->n)))
+      continue;
     *(int64_t *)to = i;
     return LAM_OK;
   }
@@ -59,7 +62,8 @@ static lam_status set_shape(lam_who who, const lam_attr_field *f, const lam_attr
     return lam_refuse(who, "found %u dimensions, expected at most %d", given->n, (int)f->most);
   for (uint32_t i = 0; i < given->n; i++)
     if (given->v.ints[i] < 0 || given->v.ints[i] > LARGEST)
-      return lam_refuse(who, "dimension %u is %lld, expected at least 0", i, (long long)given->v.ints[i]);
+      return lam_refuse(who, "dimension %u is %lld, expected at least 0", i,
+                        (long long)given->v.ints[i]);
   all->shape = given->v.ints;
   all->n_shape = (int32_t)given->n;
   return LAM_OK;
@@ -101,7 +105,7 @@ static const struct {
   char type;
   const char *words;
 } types[] = {
-    [LAM_ATTR_DEFAULT] = {0, "nothing"},  [LAM_ATTR_INT] = {'i', "an int"},
+    [LAM_ATTR_DEFAULT] = {0, "nothing"},   [LAM_ATTR_INT] = {'i', "an int"},
     [LAM_ATTR_DOUBLE] = {'f', "a double"}, [LAM_ATTR_INTS] = {'I', "a list of ints"},
     [LAM_ATTR_STRING] = {'s', "a string"},
 };
@@ -114,9 +118,11 @@ static lam_status wrong_type(lam_who who, const lam_attr_field *f, uint32_t foun
   return lam_refuse(who, "found %s, expected %s", types[found].words, types[want].words);
 }
 
-lam_status lam_attr_bind(lam_who who, const lam_attr_field *f, const lam_attr *given, lam_op_attrs *out) {
+lam_status lam_attr_bind(lam_who who, const lam_attr_field *f, const lam_attr *given,
+                         lam_op_attrs *out) {
   if (given->type == LAM_ATTR_DEFAULT) return LAM_OK;
-  if (given->type > LAM_ATTR_STRING || types[given->type].type != f->type) return wrong_type(who, f, given->type);
+  if (given->type > LAM_ATTR_STRING || types[given->type].type != f->type)
+    return wrong_type(who, f, given->type);
   if (given->type >= LAM_ATTR_INTS && given->n && !given->v.ints)
     return lam_refuse(who, "its pointer is NULL, its count is %u", given->n);
   return f->set(who, f, given, (char *)out + f->offset);

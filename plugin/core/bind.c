@@ -3,14 +3,18 @@
  * Leaves outputs to bind_outputs.c. */
 #include "plugin/core/bind.h"
 
-static lam_who who_input(const lam_binding *b, int i) { return (lam_who){b->row->name, b->row->in[i].name}; }
+static lam_who who_input(const lam_binding *b, int i) {
+  return (lam_who){b->row->name, b->row->in[i].name};
+}
 
 /* -- counts -- */
 
-static lam_status check_count(const lam_row *row, const char *what, uint32_t given, int most, const void *array) {
+static lam_status check_count(const lam_row *row, const char *what, uint32_t given, int most,
+                              const void *array) {
   if (given > (uint32_t)most)
     return lam_refuse((lam_who){row->name, what}, "found %u, expected at most %d", given, most);
-  if (given > 0 && !array) return lam_refuse((lam_who){row->name, what}, "the array is NULL, its count is %u", given);
+  if (given > 0 && !array)
+    return lam_refuse((lam_who){row->name, what}, "the array is NULL, its count is %u", given);
   return LAM_OK;
 }
 
@@ -18,7 +22,8 @@ static lam_status check_counts(const lam_row *row, const lam_call *call) {
   LAM_TRY(check_count(row, "inputs", call->n_inputs, row->n_in, call->inputs));
   LAM_TRY(check_count(row, "outputs", call->n_outputs, row->n_out, call->outputs));
   LAM_TRY(check_count(row, "attributes", call->n_attrs, row->n_attrs, call->attrs));
-  if (call->flags) return lam_refuse((lam_who){row->name, "flags"}, "found 0x%x, expected 0", call->flags);
+  if (call->flags)
+    return lam_refuse((lam_who){row->name, "flags"}, "found 0x%x, expected 0", call->flags);
   return LAM_OK;
 }
 
@@ -32,7 +37,8 @@ static lam_status wrong_dtype(lam_who who, lam_dtype found, const char *expected
 
 static lam_status check_first_dtype(const lam_binding *b, lam_dtype t) {
   const lam_row_tensor *in = &b->row->in[0];
-  if (in->role == LAM_ROLE_TOKEN) return t == LAM_F32 ? LAM_OK : wrong_dtype(who_input(b, 0), t, "f32");
+  if (in->role == LAM_ROLE_TOKEN)
+    return t == LAM_F32 ? LAM_OK : wrong_dtype(who_input(b, 0), t, "f32");
   if (!in->any_dtype && !computes(t)) return wrong_dtype(who_input(b, 0), t, "f32 or bf16");
   return LAM_OK;
 }
@@ -41,32 +47,39 @@ static lam_status check_dtype(const lam_binding *b, int i, lam_dtype t) {
   const lam_who who = who_input(b, i);
   if (i == 0) return check_first_dtype(b, t);
   switch (b->row->in[i].role) {
-    case LAM_ROLE_SCALE: return lam_refuse(who, "found a scale, expected none: scales are for fp8, %s is %s",
-                                           b->row->in[0].name, lam_dtype_name(b->first));
-    case LAM_ROLE_TOKEN: return t == LAM_F32 ? LAM_OK : wrong_dtype(who, t, "f32");
+    case LAM_ROLE_SCALE:
+      return lam_refuse(who, "found a scale, expected none: scales are for fp8, %s is %s",
+                        b->row->in[0].name, lam_dtype_name(b->first));
+    case LAM_ROLE_TOKEN:
+      return t == LAM_F32 ? LAM_OK : wrong_dtype(who, t, "f32");
     case LAM_ROLE_BIAS:
       if (t == b->first || t == LAM_F32) return LAM_OK;
-      return lam_refuse(who, "found %s, expected f32 or %s as %s", lam_dtype_name(t), lam_dtype_name(b->first),
-                        b->row->in[0].name);
+      return lam_refuse(who, "found %s, expected f32 or %s as %s", lam_dtype_name(t),
+                        lam_dtype_name(b->first), b->row->in[0].name);
     case LAM_ROLE_WEIGHT:
       if (t == b->first || t == LAM_U8) return LAM_OK;
       break;
     default:
       if (t == b->first) return LAM_OK;
   }
-  return lam_refuse(who, "found %s, expected %s as %s", lam_dtype_name(t), lam_dtype_name(b->first), b->row->in[0].name);
+  return lam_refuse(who, "found %s, expected %s as %s", lam_dtype_name(t), lam_dtype_name(b->first),
+                    b->row->in[0].name);
 }
 
 /* -- layouts -- */
 
 static lam_status wrong_ndim(lam_who who, const lam_row_tensor *in, const DLTensor *t) {
   static const char *const words[] = {
-      [LAM_ROLE_WEIGHT] = "2: [N, K]", [LAM_ROLE_BIAS] = "1: [N]", [LAM_ROLE_TOKEN] = "1: [1]", [LAM_ROLE_PACKED] = "2: [R, cols]",
+      [LAM_ROLE_WEIGHT] = "2: [N, K]",
+      [LAM_ROLE_BIAS] = "1: [N]",
+      [LAM_ROLE_TOKEN] = "1: [1]",
+      [LAM_ROLE_PACKED] = "2: [R, cols]",
   };
   return lam_refuse(who, "found %d dimensions, expected %s", t->ndim, words[in->role]);
 }
 
-/* What pack_weight wrote: its header says what the weight was. Without data only the side that was asked for is known. */
+/* What pack_weight wrote: its header says what the weight was. Without data only the side that was
+ * asked for is known. */
 static lam_status bind_packed(const lam_binding *b, lam_who who, const DLTensor *t, lam_matrix *m) {
   int side = b->row->packed_side;
   int64_t n = side ? 0 : m->rows, k = side ? m->rows : 0;
@@ -74,16 +87,21 @@ static lam_status bind_packed(const lam_binding *b, lam_who who, const DLTensor 
   if (m->col_stride != 1 || (m->row_stride != m->cols && m->rows > 1))
     return lam_refuse(who, "a packed weight must be contiguous");
   if (b->data) {
-    if ((uintptr_t)m->data % 64) return lam_refuse(who, "a packed weight must be aligned to 64 bytes");
-    const lam_status s = lam_device_packed_open(b->op.device, m->data, (uint64_t)(m->rows * m->cols), &side, &dtype, &n, &k);
+    if ((uintptr_t)m->data % 64)
+      return lam_refuse(who, "a packed weight must be aligned to 64 bytes");
+    const lam_status s = lam_device_packed_open(
+        b->op.device, m->data, (uint64_t)(m->rows * m->cols), &side, &dtype, &n, &k);
     if (s != LAM_OK) return lam_fail_within(s, "%s: %s", who.op, who.arg);
   }
   if (side != b->row->packed_side)
-    return lam_refuse(who, "it was packed for side %d, expected side %d", side, b->row->packed_side);
+    return lam_refuse(who, "it was packed for side %d, expected side %d", side,
+                      b->row->packed_side);
   if (dtype != b->first)
-    return lam_refuse(who, "it was packed from %s, expected %s", lam_dtype_name(dtype), lam_dtype_name(b->first));
+    return lam_refuse(who, "it was packed from %s, expected %s", lam_dtype_name(dtype),
+                      lam_dtype_name(b->first));
   if (t->shape[0] != (side ? k : n))
-    return lam_refuse(who, "found %lld rows, its header says [%lld, %lld]", (long long)t->shape[0], (long long)n, (long long)k);
+    return lam_refuse(who, "found %lld rows, its header says [%lld, %lld]", (long long)t->shape[0],
+                      (long long)n, (long long)k);
   m->rows = n;
   m->cols = k;
   m->dtype = dtype;
@@ -93,8 +111,8 @@ static lam_status bind_packed(const lam_binding *b, lam_who who, const DLTensor 
 
 lam_status lam_bind_elsewhere(const lam_binding *b, lam_who who, DLDevice device) {
   char here[32], there[32];
-  return lam_refuse(who, "it lies on %s, %s on %s", lam_device_text(device, here), b->row->in[0].name,
-                    lam_device_text(b->place, there));
+  return lam_refuse(who, "it lies on %s, %s on %s", lam_device_text(device, here),
+                    b->row->in[0].name, lam_device_text(b->place, there));
 }
 
 static lam_status bind_input(lam_binding *b, int i, const DLTensor *t) {
@@ -102,7 +120,8 @@ static lam_status bind_input(lam_binding *b, int i, const DLTensor *t) {
   const lam_who who = who_input(b, i);
   lam_matrix *m = &b->op.in[i];
   LAM_TRY(lam_tensor_matrix(who, t, b->data, in->role == LAM_ROLE_WEIGHT, m));
-  if (i == 0 || m->dtype != b->first || in->role >= LAM_ROLE_SCALE) LAM_TRY(check_dtype(b, i, m->dtype));
+  if (i == 0 || m->dtype != b->first || in->role >= LAM_ROLE_SCALE)
+    LAM_TRY(check_dtype(b, i, m->dtype));
   if (!lam_bind_is_here(b, t->device)) return lam_bind_elsewhere(b, who, t->device);
   if (in->ndim >= 0 && in->ndim != t->ndim) return wrong_ndim(who, in, t);
   lam_matrix_span(m, &b->in_span[i]);
@@ -119,8 +138,11 @@ static lam_status bind_first(lam_binding *b) {
   if (!t) return lam_refuse(who, "found NULL, expected a tensor");
   b->place = t->device;
   b->op.device = lam_device_find((int32_t)t->device.device_type);
-  if (!b->op.device) return lam_refuse(who, "it lies on %s, which this build does not support", lam_device_text(t->device, text));
-  if (!lam_dtype_from_dlpack(t->dtype, &b->first)) b->first = LAM_F32; /* lam_tensor_matrix refuses it */
+  if (!b->op.device)
+    return lam_refuse(who, "it lies on %s, which this build does not support",
+                      lam_device_text(t->device, text));
+  if (!lam_dtype_from_dlpack(t->dtype, &b->first))
+    b->first = LAM_F32; /* lam_tensor_matrix refuses it */
   return LAM_OK;
 }
 
@@ -132,7 +154,8 @@ static lam_status bind_inputs(lam_binding *b) {
     if (t) {
       LAM_TRY(bind_input(b, i, t));
     } else {
-      if (!b->row->in[i].optional) return lam_refuse(who_input(b, i), "found NULL, expected a tensor");
+      if (!b->row->in[i].optional)
+        return lam_refuse(who_input(b, i), "found NULL, expected a tensor");
       b->op.in[i] = (lam_matrix){0};
     }
   }
@@ -145,7 +168,8 @@ static lam_status bind_attrs(lam_binding *b) {
   b->op.attr = b->row->standard;
   for (uint32_t i = 0; i < b->call->n_attrs; i++) {
     const lam_row_attr *a = &b->row->attrs[i];
-    LAM_TRY(lam_attr_bind((lam_who){b->row->name, a->name}, a->field, &b->call->attrs[i], &b->op.attr));
+    LAM_TRY(
+        lam_attr_bind((lam_who){b->row->name, a->name}, a->field, &b->call->attrs[i], &b->op.attr));
   }
   return LAM_OK;
 }
@@ -167,7 +191,9 @@ lam_status lam_bind_call(lam_binding *b, lam_context *ctx, const lam_call *call,
   b->call = call;
   b->data = data;
   b->row = lam_row_find(call->op);
-  if (!b->row) return lam_fail(LAM_NOT_FOUND, "lam_call: op is %u, which is no operator of this library", call->op);
+  if (!b->row)
+    return lam_fail(LAM_NOT_FOUND, "lam_call: op is %u, which is no operator of this library",
+                    call->op);
   LAM_TRY(check_counts(b->row, call));
   b->op.op = call->op;
   b->op.name = b->row->name;

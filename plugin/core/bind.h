@@ -1,4 +1,5 @@
-/* bind.h: the arguments of one call, one after the other, checked and turned into what operators take.
+/* bind.h: the arguments of one call, one after the other, checked and turned into what operators
+ * take.
  * Invariant: after lam_bind_call every field of `op` that the row has is set, but for the outputs;
  * lam_bind_outputs sets those, lam_bind_shapes says what they should be.
  * Leaves choosing and running the operator to dispatch.c. */
@@ -10,9 +11,9 @@
 typedef struct lam_binding {
   const lam_row *row;
   const lam_call *call;
-  bool data;                    /* false: pointers are not looked at (lam_infer) */
-  lam_dtype first;              /* the first input's dtype */
-  DLDevice place;               /* where the first input lies */
+  bool data;       /* false: pointers are not looked at (lam_infer) */
+  lam_dtype first; /* the first input's dtype */
+  DLDevice place;  /* where the first input lies */
   lam_shape shapes[LAM_MAX_OUTPUTS];
   lam_span in_span[LAM_MAX_INPUTS], out_span[LAM_MAX_OUTPUTS]; /* of those that are there */
   lam_op_call op;

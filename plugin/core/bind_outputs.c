@@ -1,17 +1,19 @@
 /* bind_outputs.c: what a call's outputs should be, and whether they are.
- * Invariant: an output that passes may be written whole without touching any other tensor of the call,
- * except where its row says it may be an input's own memory.
+ * Invariant: an output that passes may be written whole without touching any other tensor of the
+ * call, except where its row says it may be an input's own memory.
  * Leaves shape rules to shape_run.c. */
 #include "plugin/core/bind.h"
 
-static lam_who who_output(const lam_binding *b, int i) { return (lam_who){b->row->name, b->row->out[i].name}; }
+static lam_who who_output(const lam_binding *b, int i) {
+  return (lam_who){b->row->name, b->row->out[i].name};
+}
 
 /* What was computed in the first input's dtype may be rounded to it or not at all. */
 static lam_status check_dtype_attr(const lam_binding *b, const lam_row_tensor *out) {
   const int64_t asked = b->op.attr.dtype;
   if (asked < 0 || asked == LAM_F32 || asked == (int64_t)b->first || out->any_dtype) return LAM_OK;
-  return lam_refuse((lam_who){b->row->name, "dtype"}, "found %s, expected f32 or %s as %s", lam_dtype_name((lam_dtype)asked),
-                    lam_dtype_name(b->first), b->row->in[0].name);
+  return lam_refuse((lam_who){b->row->name, "dtype"}, "found %s, expected f32 or %s as %s",
+                    lam_dtype_name((lam_dtype)asked), lam_dtype_name(b->first), b->row->in[0].name);
 }
 
 lam_status lam_bind_shapes(lam_binding *b) {
@@ -24,7 +26,8 @@ lam_status lam_bind_shapes(lam_binding *b) {
   };
   for (int i = 0; i < b->row->n_out; i++) {
     LAM_TRY(lam_shape_run(b->row, i, &env, &b->shapes[i]));
-    if (b->row->out[i].shape.dtype_rule == LAM_AS_ATTR) LAM_TRY(check_dtype_attr(b, &b->row->out[i]));
+    if (b->row->out[i].shape.dtype_rule == LAM_AS_ATTR)
+      LAM_TRY(check_dtype_attr(b, &b->row->out[i]));
   }
   return LAM_OK;
 }
@@ -33,13 +36,18 @@ lam_status lam_bind_shapes(lam_binding *b) {
 
 static lam_status check_presence(const lam_binding *b, int i, const DLTensor *t) {
   const lam_row_tensor *out = &b->row->out[i];
-  const bool wanted = b->shapes[i].ndim >= 0, free_choice = out->optional && !out->shape.may_be_none;
-  if (t && !wanted) return lam_refuse(who_output(b, i), "found a tensor, expected none with these attributes");
-  if (!t && wanted && !free_choice) return lam_refuse(who_output(b, i), "found NULL, expected a tensor");
+  const bool wanted = b->shapes[i].ndim >= 0,
+             free_choice = out->optional && !out->shape.may_be_none;
+  if (t && !wanted)
+    return lam_refuse(who_output(b, i), "found a tensor, expected none with these attributes");
+  if (!t && wanted && !free_choice)
+    return lam_refuse(who_output(b, i), "found NULL, expected a tensor");
   return LAM_OK;
 }
 
-static bool same_dtype(DLDataType a, DLDataType b) { return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes; }
+static bool same_dtype(DLDataType a, DLDataType b) {
+  return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes;
+}
 
 static bool is_f32(DLDataType t) { return t.code == 2 && t.bits == 32; }
 
@@ -54,7 +62,8 @@ static lam_status check_shape(const lam_binding *b, int i, const DLTensor *t) {
   char found[LAM_SHAPE_TEXT], expected[LAM_SHAPE_TEXT];
   const lam_shape *want = &b->shapes[i];
   if (shape_fits(&b->row->out[i], want, t)) return LAM_OK;
-  return lam_refuse(who_output(b, i), "found %s, expected %s%s", lam_shape_text(t->shape, t->ndim, t->dtype, found),
+  return lam_refuse(who_output(b, i), "found %s, expected %s%s",
+                    lam_shape_text(t->shape, t->ndim, t->dtype, found),
                     lam_shape_text(want->dims, want->ndim, want->dtype, expected),
                     b->row->out[i].accumulated && !is_f32(want->dtype) ? " or f32" : "");
 }
@@ -124,7 +133,8 @@ lam_status lam_bind_inferred(lam_binding *b) {
     b->op.out_tensor[i] = NULL;
     b->op.out[i] = (lam_matrix){0};
     if (b->shapes[i].ndim < 0) continue;
-    if (!size_fits(&b->shapes[i])) return lam_refuse(who_output(b, i), "its size in bytes would overflow");
+    if (!size_fits(&b->shapes[i]))
+      return lam_refuse(who_output(b, i), "its size in bytes would overflow");
     b->op.out[i] = inferred_matrix(&b->shapes[i]);
   }
   return LAM_OK;

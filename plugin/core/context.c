@@ -3,7 +3,6 @@
  * Leaves scratch blocks to scratch.c, how OpenMP threads run to kernels/cpu/parallel. */
 #include "plugin/core/context_impl.h"
 
-#include <dlfcn.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdarg.h>
@@ -20,7 +19,9 @@
 
 static void *plain_alloc(void *user, uint64_t bytes, uint64_t alignment) {
   (void)user;
-  return bytes > SIZE_MAX - alignment ? NULL : aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+  return bytes > SIZE_MAX - alignment
+             ? NULL
+             : aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
 }
 
 static void plain_free(void *user, void *p, uint64_t bytes) {
@@ -54,19 +55,10 @@ void lam_context_count_arena(lam_context *ctx, int64_t bytes) {
 
 /* -- threads -- */
 
-/* What the host's OpenMP would use: its own answer where it is loaded, else what it would read, else the usable CPUs. */
-static int host_threads(void) {
-  int (*omp_get_max_threads)(void);
-  void *found = dlsym(RTLD_DEFAULT, "omp_get_max_threads");
-  if (found) {
-    *(void **)&omp_get_max_threads = found;
-    return omp_get_max_threads();
-  }
-  const char *set = getenv("OMP_NUM_THREADS");
-  const int asked = set ? atoi(set) : 0;
-  if (asked > 0) return asked;
-
+/* A pool of the host's may use every CPU we may run on; without one, OpenMP decides. */
+static int default_threads(bool own_pool) {
   cpu_set_t usable;
+  if (!own_pool) return lam_cpu_host_threads();
   return sched_getaffinity(0, sizeof usable, &usable) == 0 ? CPU_COUNT(&usable) : 1;
 }
 
@@ -78,8 +70,12 @@ static void spread(void *context, int64_t n, void (*fn)(void *arg, int64_t i), v
     lam_cpu_parallel_for(ctx->workers.n_threads, n, fn, arg);
 }
 
-static void *worker_alloc(void *context, uint64_t bytes) { return lam_context_alloc(context, bytes); }
-static void worker_free(void *context, void *p, uint64_t bytes) { lam_context_free(context, p, bytes); }
+static void *worker_alloc(void *context, uint64_t bytes) {
+  return lam_context_alloc(context, bytes);
+}
+static void worker_free(void *context, void *p, uint64_t bytes) {
+  lam_context_free(context, p, bytes);
+}
 
 /* -- life -- */
 
@@ -89,10 +85,12 @@ static void context_init(lam_context *ctx, const lam_context_desc *desc) {
     ctx->hooks.alloc = plain_alloc;
     ctx->hooks.free = plain_free;
   }
-  const int threads = desc->threads ? desc->threads : host_threads();
+  const int threads = desc->threads ? desc->threads : default_threads(desc->parallel_for != NULL);
   ctx->workers = (lam_workers){
       .context = ctx,
-      .n_threads = threads < 1 ? 1 : threads < MOST_THREADS ? threads : MOST_THREADS,
+      .n_threads = threads < 1              ? 1
+                   : threads < MOST_THREADS ? threads
+                                            : MOST_THREADS,
       .parallel_for = spread,
       .alloc = worker_alloc,
       .free = worker_free,
@@ -103,9 +101,11 @@ static void context_init(lam_context *ctx, const lam_context_desc *desc) {
 static lam_status check_desc(const lam_context_desc *desc) {
   LAM_TRY(lam_struct_check("lam_context_create", "lam_context_desc", desc, sizeof *desc));
   if (desc->threads < 0 || desc->threads > MOST_THREADS)
-    return lam_fail(LAM_INVALID_ARGUMENT, "lam_context_create: threads is %d, expected 0 to %d", desc->threads, MOST_THREADS);
+    return lam_fail(LAM_INVALID_ARGUMENT, "lam_context_create: threads is %d, expected 0 to %d",
+                    desc->threads, MOST_THREADS);
   if (!desc->alloc != !desc->free)
-    return lam_fail(LAM_INVALID_ARGUMENT, "lam_context_create: %s is NULL, expected both alloc and free or neither",
+    return lam_fail(LAM_INVALID_ARGUMENT,
+                    "lam_context_create: %s is NULL, expected both alloc and free or neither",
                     desc->alloc ? "free" : "alloc");
   return LAM_OK;
 }
@@ -147,7 +147,8 @@ lam_context *lam_context_default(void) {
 const lam_workers *lam_context_workers(lam_context *ctx) { return &ctx->workers; }
 
 lam_status lam_context_get_stats(const lam_context *ctx, lam_context_stats *out_stats) {
-  LAM_TRY(lam_struct_check("lam_context_get_stats", "lam_context_stats", out_stats, sizeof *out_stats));
+  LAM_TRY(
+      lam_struct_check("lam_context_get_stats", "lam_context_stats", out_stats, sizeof *out_stats));
   if (!ctx) ctx = lam_context_default();
   out_stats->allocations = atomic_load(&ctx->allocations);
   out_stats->bytes = atomic_load(&ctx->bytes);

@@ -1,5 +1,6 @@
 /* dispatch.c: finds the operator of a checked call and runs it.
- * Invariant: the way from lam_run to the operator takes no lock, allocates nothing and makes no system call.
+ * Invariant: the way from lam_run to the operator takes no lock, allocates nothing and makes no
+ * system call.
  * Leaves every check to bind.c and bind_outputs.c. */
 #include "plugin/core/dispatch.h"
 
@@ -22,9 +23,11 @@ lam_status lam_dispatch_run(lam_context *ctx, const lam_call *call) {
 }
 
 static lam_status check_room(const lam_binding *b, const lam_inferred *out) {
-  if (out->n_outputs == 0 || !out->outputs) return LAM_OK; /* scratch and chunks are asked for, shapes are not */
+  if (out->n_outputs == 0 || !out->outputs)
+    return LAM_OK; /* scratch and chunks are asked for, shapes are not */
   if (out->n_outputs >= (uint32_t)b->row->n_out) return LAM_OK;
-  return lam_fail(LAM_INVALID_ARGUMENT, "lam_infer: room for %u outputs, %s has %d", out->n_outputs, b->row->name, b->row->n_out);
+  return lam_fail(LAM_INVALID_ARGUMENT, "lam_infer: room for %u outputs, %s has %d", out->n_outputs,
+                  b->row->name, b->row->n_out);
 }
 
 lam_status lam_dispatch_infer(lam_context *ctx, const lam_call *call, lam_inferred *out) {
@@ -38,7 +41,8 @@ lam_status lam_dispatch_infer(lam_context *ctx, const lam_call *call, lam_inferr
   LAM_TRY(lam_bind_inferred(&b));
   if (entry->needs) entry->needs(&b.op, &needs);
 
-  for (int i = 0; out->outputs && out->n_outputs && i < b.row->n_out; i++) out->outputs[i] = b.shapes[i];
+  for (int i = 0; out->outputs && out->n_outputs && i < b.row->n_out; i++)
+    out->outputs[i] = b.shapes[i];
   out->n_outputs = (uint32_t)b.row->n_out;
   out->scratch_bytes = lam_scratch_bytes(needs.scratch_bytes);
   out->n_chunks = needs.n_chunks;

@@ -1,6 +1,7 @@
-/* dlpack1.h: what DLPack 1.x adds to the 0.6 that Debian ships, under names of our own, so that a newer dlpack.h may stand
- * beside it in one translation unit.
- * Invariant: layouts are those of DLPack 1.x, which promises them (up to `flags`) over all later majors. */
+/* dlpack1.h: what DLPack 1.x adds to the 0.6 that Debian ships, under names of our own, so that a
+ * newer dlpack.h may stand beside it in one translation unit.
+ * Invariant: layouts are those of DLPack 1.x, which promises them (up to `flags`) over all later
+ * majors. */
 #ifndef LAMELLA_PLUGIN_CORE_DLPACK1_H
 #define LAMELLA_PLUGIN_CORE_DLPACK1_H
 
@@ -29,8 +30,10 @@ typedef struct lam_dlpack_versioned { /* DLManagedTensorVersioned */
 } lam_dlpack_versioned;
 
 _Static_assert(sizeof(DLDeviceType) == 4, "DLDeviceType is int32_t in C++");
-_Static_assert(sizeof(DLTensor) == 48 && offsetof(DLTensor, byte_offset) == 40, "DLTensor's layout");
-_Static_assert(offsetof(lam_dlpack_versioned, flags) == 24 && offsetof(lam_dlpack_versioned, dl_tensor) == 32,
+_Static_assert(sizeof(DLTensor) == 48 && offsetof(DLTensor, byte_offset) == 40,
+               "DLTensor's layout");
+_Static_assert(offsetof(lam_dlpack_versioned, flags) == 24 &&
+                   offsetof(lam_dlpack_versioned, dl_tensor) == 32,
                "DLManagedTensorVersioned's layout");
 
 /* dtype codes; 0.6 names the first few only */

@@ -14,8 +14,8 @@ static const struct {
   lam_role role;
   int ndim;
 } roles[] = {
-    {"packed", LAM_ROLE_PACKED, 2}, {"token", LAM_ROLE_TOKEN, 1}, {"w", LAM_ROLE_WEIGHT, 2},
-    {"dw", LAM_ROLE_WEIGHT, 2},     {"b", LAM_ROLE_BIAS, 1},      {"db", LAM_ROLE_BIAS, 1},
+    {"packed", LAM_ROLE_PACKED, 2}, {"token", LAM_ROLE_TOKEN, 1},  {"w", LAM_ROLE_WEIGHT, 2},
+    {"dw", LAM_ROLE_WEIGHT, 2},     {"b", LAM_ROLE_BIAS, 1},       {"db", LAM_ROLE_BIAS, 1},
     {"s", LAM_ROLE_SCALE, -1},      {"", LAM_ROLE_ACTIVATION, -1},
 };
 
@@ -26,11 +26,13 @@ static void set_role(lam_row_tensor *t) {
   t->ndim = roles[i].ndim;
 }
 
-static lam_status bad_row(const lam_row_text *text, const char *part, const char *at, const char *what) {
+static lam_status bad_row(const lam_row_text *text, const char *part, const char *at,
+                          const char *what) {
   return lam_fail(LAM_INTERNAL, "row %s: %s: '%.16s': %s", text->name, part, at, what);
 }
 
-/* The next word of `*s`, split by blanks: its length, 0 at the end. Leaves *s at its first letter. */
+/* The next word of `*s`, split by blanks: its length, 0 at the end. Leaves *s at its first letter.
+ * */
 static size_t next_word(const char **s) {
   *s += strspn(*s, " ");
   return strcspn(*s, " ");
@@ -43,13 +45,15 @@ static void set_mark(lam_row_tensor *t, char mark) {
   t->in_place |= mark == '~';
 }
 
-static lam_status parse_tensors(const lam_row_text *text, const char *part, const char *s, lam_row_tensor *to, int most,
-                                int *out_n) {
+static lam_status parse_tensors(const lam_row_text *text, const char *part, const char *s,
+                                lam_row_tensor *to, int most, int *out_n) {
   for (size_t n; (n = next_word(&s)) > 0; s += n) {
     const size_t letters = strcspn(s, "?+*~ ");
     if (*out_n == most) return bad_row(text, part, s, "too many tensors");
-    if (letters == 0 || letters >= LAM_NAME_BYTES) return bad_row(text, part, s, "a name has 1 to 7 letters");
-    if (strspn(s + letters, "?+*~") != n - letters) return bad_row(text, part, s, "a mark is one of ? + * ~");
+    if (letters == 0 || letters >= LAM_NAME_BYTES)
+      return bad_row(text, part, s, "a name has 1 to 7 letters");
+    if (strspn(s + letters, "?+*~") != n - letters)
+      return bad_row(text, part, s, "a mark is one of ? + * ~");
     lam_row_tensor *t = &to[(*out_n)++];
     memcpy(t->name, s, letters);
     set_role(t);
@@ -68,11 +72,13 @@ static lam_status parse_attr(const lam_row_text *text, const char *s, size_t n, 
   memcpy(a->name, s, letters);
   a->field = lam_attr_field_find(a->name);
   if (!a->field) return bad_row(text, "attributes", s, "no such attribute; attrs.c has the list");
-  if (a->field->type != s[letters + 1]) return bad_row(text, "attributes", s, "the type is not that of attrs.c");
+  if (a->field->type != s[letters + 1])
+    return bad_row(text, "attributes", s, "the type is not that of attrs.c");
   row->n_attrs++;
   if (letters + 2 == n) return LAM_OK;
 
-  if (s[letters + 2] != '=' || a->field->type != 'i') return bad_row(text, "attributes", s, "expected =number");
+  if (s[letters + 2] != '=' || a->field->type != 'i')
+    return bad_row(text, "attributes", s, "expected =number");
   const lam_attr value = lam_attr_i(strtoll(s + letters + 3, NULL, 10));
   return lam_attr_bind((lam_who){text->name, a->name}, a->field, &value, &row->standard);
 }
@@ -87,10 +93,13 @@ static lam_status parse_attrs(const lam_row_text *text, lam_row *row) {
 static lam_status check_marks(const lam_row_text *text, const lam_row *row) {
   for (int i = 0; i < row->n_out; i++) {
     const lam_row_tensor *t = &row->out[i];
-    if (t->in_place && t->shape.as < 0) return bad_row(text, "outputs", t->name, "~ goes with a rule `as` an input");
-    if (t->shape.may_be_none && !t->optional) return bad_row(text, "outputs", t->name, "its rule has `none`, but it has no ?");
+    if (t->in_place && t->shape.as < 0)
+      return bad_row(text, "outputs", t->name, "~ goes with a rule `as` an input");
+    if (t->shape.may_be_none && !t->optional)
+      return bad_row(text, "outputs", t->name, "its rule has `none`, but it has no ?");
   }
-  if (row->n_in == 0 || row->in[0].optional) return bad_row(text, "inputs", text->inputs, "the first input is always there");
+  if (row->n_in == 0 || row->in[0].optional)
+    return bad_row(text, "inputs", text->inputs, "the first input is always there");
   return LAM_OK;
 }
 

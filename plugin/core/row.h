@@ -1,7 +1,8 @@
 /* row.h: the rows of lamella_ops.def, read once into structs.
  *
- * Invariant: a row that lam_row_find gives is whole: names known, attributes mapped to lam_op_attrs, shape rules compiled.
- * lam_rows_check says what is wrong with the table; a test calls it, so that a bad row never ships.
+ * Invariant: a row that lam_row_find gives is whole: names known, attributes mapped to
+ * lam_op_attrs, shape rules compiled. lam_rows_check says what is wrong with the table; a test
+ * calls it, so that a bad row never ships.
  * Leaves running shape programs to shape.c, calls to dispatch.c. */
 #ifndef LAMELLA_PLUGIN_CORE_ROW_H
 #define LAMELLA_PLUGIN_CORE_ROW_H
@@ -12,13 +13,13 @@
 #define LAM_MAX_ATTRS 12
 #define LAM_NAME_BYTES 8
 
-typedef enum lam_role { /* what a tensor is, told by its name */
-  LAM_ROLE_ACTIVATION,  /* [..., n] */
-  LAM_ROLE_WEIGHT,      /* [N, K], either dimension contiguous; as an input also packed */
-  LAM_ROLE_BIAS,        /* [N] */
-  LAM_ROLE_SCALE,       /* f32, for fp8 */
-  LAM_ROLE_TOKEN,       /* f32 [1] */
-  LAM_ROLE_PACKED,      /* uint8 [R, cols], written by pack_weight */
+typedef enum lam_role {                      /* what a tensor is, told by its name */
+                        LAM_ROLE_ACTIVATION, /* [..., n] */
+                        LAM_ROLE_WEIGHT, /* [N, K], either dimension contiguous; as an input also packed */
+                        LAM_ROLE_BIAS,   /* [N] */
+                        LAM_ROLE_SCALE,  /* f32, for fp8 */
+                        LAM_ROLE_TOKEN,  /* f32 [1] */
+                        LAM_ROLE_PACKED, /* uint8 [R, cols], written by pack_weight */
 } lam_role;
 
 typedef struct lam_row_tensor {
@@ -40,10 +41,10 @@ struct lam_row {
   const char *name;
   int n_in, n_out, n_attrs;
   bool communicates;
-  int packed_side;              /* which packing its weights want: rows that start from dy want 1 */
+  int packed_side; /* which packing its weights want: rows that start from dy want 1 */
   lam_row_tensor in[LAM_MAX_INPUTS], out[LAM_MAX_OUTPUTS];
   lam_row_attr attrs[LAM_MAX_ATTRS];
-  lam_op_attrs standard;     /* every attribute's default */
+  lam_op_attrs standard; /* every attribute's default */
   lam_shape_code code[LAM_ROW_CODE];
   int n_code;
 };
@@ -55,9 +56,9 @@ typedef struct lam_row_text {
 } lam_row_text;
 lam_status lam_row_parse(const lam_row_text *text, lam_row *out);
 
-const lam_row *lam_row_find(uint32_t op);      /* NULL: no such operator */
-lam_status lam_rows_check(void);               /* the whole table; the first error found */
+const lam_row *lam_row_find(uint32_t op); /* NULL: no such operator */
+lam_status lam_rows_check(void);          /* the whole table; the first error found */
 lam_status lam_row_find_name(const char *name, uint32_t *out_op);
-const char *lam_row_words(uint32_t op);        /* the row as text, or NULL */
+const char *lam_row_words(uint32_t op); /* the row as text, or NULL */
 
 #endif

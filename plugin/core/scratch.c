@@ -1,9 +1,9 @@
 /* scratch.c: memory for the duration of one call, kept between calls.
  *
- * A context keeps idle blocks in slots. A thread starts looking at a slot of its own, takes what lies there with one atomic
- * exchange, makes it bigger if need be, and puts it back where it was.
- * Invariant: a block is either in one slot or in use by one call; so nothing is locked, and after the first calls nothing is
- * allocated. Leaves counting to context.c. */
+ * A context keeps idle blocks in slots. A thread starts looking at a slot of its own, takes what
+ * lies there with one atomic exchange, makes it bigger if need be, and puts it back where it was.
+ * Invariant: a block is either in one slot or in use by one call; so nothing is locked, and after
+ * the first calls nothing is allocated. Leaves counting to context.c. */
 #include "plugin/core/context_impl.h"
 
 #include <assert.h>
@@ -14,7 +14,9 @@ struct lam_block {
   uint64_t bytes; /* all of it, this header included */
 };
 
-static uint64_t round_up(uint64_t bytes) { return (bytes + ALIGNMENT - 1) & ~(uint64_t)(ALIGNMENT - 1); }
+static uint64_t round_up(uint64_t bytes) {
+  return (bytes + ALIGNMENT - 1) & ~(uint64_t)(ALIGNMENT - 1);
+}
 
 /* Threads are numbered as they come, so that each starts at another slot. */
 static int home_slot(void) {
@@ -39,7 +41,8 @@ static lam_block *take_block(lam_context *ctx, int *slot) {
 static void put_block(lam_context *ctx, lam_block *b, int slot) {
   for (int i = 0; i < LAM_SCRATCH_SLOTS; i++) {
     lam_block *none = NULL;
-    if (atomic_compare_exchange_strong(&ctx->slots[(slot + i) % LAM_SCRATCH_SLOTS], &none, b)) return;
+    if (atomic_compare_exchange_strong(&ctx->slots[(slot + i) % LAM_SCRATCH_SLOTS], &none, b))
+      return;
   }
   lam_context_free(ctx, b, b->bytes);
 }
@@ -52,17 +55,20 @@ static lam_block *grow_block(lam_context *ctx, lam_block *b, uint64_t bytes) {
   return bigger;
 }
 
-/* The caller's own memory, at any alignment: one piece's worth of room is spent on aligning the first. */
+/* The caller's own memory, at any alignment: one piece's worth of room is spent on aligning the
+ * first. */
 static lam_status open_own(void *own, uint64_t own_bytes, uint64_t need, lam_scratch *out) {
   const uint64_t skip = -(uintptr_t)own & (ALIGNMENT - 1);
   if (own_bytes < need)
-    return lam_fail(LAM_INVALID_ARGUMENT, "scratch: found %llu bytes, expected at least %llu (lam_infer tells)",
+    return lam_fail(LAM_INVALID_ARGUMENT,
+                    "scratch: found %llu bytes, expected at least %llu (lam_infer tells)",
                     (unsigned long long)own_bytes, (unsigned long long)need);
   *out = (lam_scratch){.data = (char *)own + skip, .bytes = own_bytes - skip, .slot = -1};
   return LAM_OK;
 }
 
-lam_status lam_scratch_open(lam_context *ctx, void *own, uint64_t own_bytes, uint64_t need, lam_scratch *out) {
+lam_status lam_scratch_open(lam_context *ctx, void *own, uint64_t own_bytes, uint64_t need,
+                            lam_scratch *out) {
   *out = (lam_scratch){.slot = -1};
   if (need == 0) return LAM_OK;
   if (own) return open_own(own, own_bytes, lam_scratch_bytes(need), out);
@@ -70,8 +76,11 @@ lam_status lam_scratch_open(lam_context *ctx, void *own, uint64_t own_bytes, uin
   int slot;
   const uint64_t bytes = ALIGNMENT + lam_scratch_bytes(need);
   lam_block *b = grow_block(ctx, take_block(ctx, &slot), bytes);
-  if (!b) return lam_fail(LAM_RESOURCE_EXHAUSTED, "scratch: no memory for %llu bytes", (unsigned long long)bytes);
-  *out = (lam_scratch){.data = (char *)b + ALIGNMENT, .bytes = b->bytes - ALIGNMENT, .ctx = ctx, .slot = slot};
+  if (!b)
+    return lam_fail(LAM_RESOURCE_EXHAUSTED, "scratch: no memory for %llu bytes",
+                    (unsigned long long)bytes);
+  *out = (lam_scratch){
+      .data = (char *)b + ALIGNMENT, .bytes = b->bytes - ALIGNMENT, .ctx = ctx, .slot = slot};
   return LAM_OK;
 }
 

@@ -1,6 +1,7 @@
-/* shape_compile.c: shape rules, from text to steps, by recursive descent over the grammar in lamella_ops.def.
- * Invariant: every error names the row and the place in its text; a rule that compiles keeps its stack
- * within LAM_SHAPE_DEPTH and empty at the end of each piece.
+/* shape_compile.c: shape rules, from text to steps, by recursive descent over the grammar in
+ * lamella_ops.def.
+ * Invariant: every error names the row and the place in its text; a rule that compiles keeps its
+ * stack within LAM_SHAPE_DEPTH and empty at the end of each piece.
  * Leaves running the steps to shape_run.c. */
 #include <ctype.h>
 #include <stdlib.h>
@@ -19,8 +20,8 @@ static lam_status parse_shape(parser *p);
 static lam_status parse_expr(parser *p);
 
 static lam_status wrong(const parser *p, const char *expected) {
-  return lam_fail(LAM_INTERNAL, "row %s: shapes: at %d, '%.12s': expected %s", p->row->name, (int)(p->at - p->text),
-                  p->at, expected);
+  return lam_fail(LAM_INTERNAL, "row %s: shapes: at %d, '%.12s': expected %s", p->row->name,
+                  (int)(p->at - p->text), p->at, expected);
 }
 
 /* -- letters and words -- */
@@ -78,9 +79,11 @@ static lam_status parse_attr(parser *p, char type, uint16_t *out_at) {
 /* -- steps -- */
 
 static const int8_t stack_change[LAM_SHAPE_N_STEPS] = {
-    [LAM_SHAPE_NUMBER] = 1, [LAM_SHAPE_ATTR] = 1,  [LAM_SHAPE_ROWS] = 1, [LAM_SHAPE_COLS] = 1, [LAM_SHAPE_SIZE] = 1,
-    [LAM_SHAPE_SHARE] = -1, [LAM_SHAPE_ADD] = -1,  [LAM_SHAPE_SUB] = -1, [LAM_SHAPE_MUL] = -1, [LAM_SHAPE_DIV] = -1,
-    [LAM_SHAPE_EMIT] = -1,  [LAM_SHAPE_SLICE] = -2, [LAM_SHAPE_JUMP_IF_0] = -1,
+    [LAM_SHAPE_NUMBER] = 1,     [LAM_SHAPE_ATTR] = 1,  [LAM_SHAPE_ROWS] = 1,
+    [LAM_SHAPE_COLS] = 1,       [LAM_SHAPE_SIZE] = 1,  [LAM_SHAPE_SHARE] = -1,
+    [LAM_SHAPE_ADD] = -1,       [LAM_SHAPE_SUB] = -1,  [LAM_SHAPE_MUL] = -1,
+    [LAM_SHAPE_DIV] = -1,       [LAM_SHAPE_EMIT] = -1, [LAM_SHAPE_SLICE] = -2,
+    [LAM_SHAPE_JUMP_IF_0] = -1,
 };
 
 static lam_status put(parser *p, lam_shape_code code) {
@@ -95,7 +98,9 @@ static lam_status put_number(parser *p, int32_t value) {
   return put(p, (lam_shape_code){.step = LAM_SHAPE_NUMBER, .value = value});
 }
 
-static lam_status put_step(parser *p, lam_shape_step step) { return put(p, (lam_shape_code){.step = (uint8_t)step}); }
+static lam_status put_step(parser *p, lam_shape_step step) {
+  return put(p, (lam_shape_code){.step = (uint8_t)step});
+}
 
 static lam_status put_input(parser *p, lam_shape_step step, uint8_t input) {
   return put(p, (lam_shape_code){.step = (uint8_t)step, .input = input});
@@ -193,7 +198,8 @@ static bool at_slice(const parser *p) {
 /* Both ends are nearly always numbers: then one step instead of three. */
 static lam_status put_slice(parser *p, uint8_t input) {
   lam_shape_code *end = &p->row->code[p->row->n_code - 1], *begin = end - 1;
-  if (begin->step != LAM_SHAPE_NUMBER || end->step != LAM_SHAPE_NUMBER) return put_input(p, LAM_SHAPE_SLICE, input);
+  if (begin->step != LAM_SHAPE_NUMBER || end->step != LAM_SHAPE_NUMBER)
+    return put_input(p, LAM_SHAPE_SLICE, input);
   p->row->n_code -= 2;
   p->depth -= 2;
   const int32_t both = begin->value | (int32_t)((uint32_t)end->value << 16);

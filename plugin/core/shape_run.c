@@ -1,6 +1,6 @@
 /* shape_run.c: runs the steps of a shape rule for one call.
- * Invariant: reads only inputs that dispatch has checked (weights have two dimensions); writes at most
- * LAM_MAX_DIMS dimensions, none negative.
+ * Invariant: reads only inputs that dispatch has checked (weights have two dimensions); writes at
+ * most LAM_MAX_DIMS dimensions, none negative.
  * Leaves comparing the result with the outputs that were given to dispatch.c. */
 #include "plugin/core/row.h"
 #include "plugin/core/shard.h"
@@ -18,14 +18,17 @@ static void push(machine *m, int64_t value) { m->stack[m->top++] = value; }
 static int64_t pop(machine *m) { return m->stack[--m->top]; }
 
 static lam_status emit(machine *m, int64_t dim) {
-  if (dim < 0) return lam_refuse(m->who, "its dimension %d would be %lld", m->out->ndim, (long long)dim);
-  if (m->out->ndim == LAM_MAX_DIMS) return lam_refuse(m->who, "it would have more than %d dimensions", LAM_MAX_DIMS);
+  if (dim < 0)
+    return lam_refuse(m->who, "its dimension %d would be %lld", m->out->ndim, (long long)dim);
+  if (m->out->ndim == LAM_MAX_DIMS)
+    return lam_refuse(m->who, "it would have more than %d dimensions", LAM_MAX_DIMS);
   m->out->dims[m->out->ndim++] = dim;
   return LAM_OK;
 }
 
 static lam_status no_dim(const machine *m, int input, int64_t index) {
-  return lam_refuse((lam_who){m->row->name, m->row->in[input].name}, "found %d dimensions, its shape rule takes dimension %lld",
+  return lam_refuse((lam_who){m->row->name, m->row->in[input].name},
+                    "found %d dimensions, its shape rule takes dimension %lld",
                     m->env->in[input]->ndim, (long long)index);
 }
 
@@ -40,7 +43,8 @@ static lam_status run_dim(machine *m, int input) {
 static lam_status slice(machine *m, int input, int64_t first, int64_t last) {
   const DLTensor *t = m->env->in[input];
   const int64_t end = last == LAM_SHAPE_OPEN_END ? t->ndim : last < 0 ? last + t->ndim : last;
-  if (first < 0 || first > end || end > t->ndim) return no_dim(m, input, first > end || first < 0 ? first : last - 1);
+  if (first < 0 || first > end || end > t->ndim)
+    return no_dim(m, input, first > end || first < 0 ? first : last - 1);
   for (int64_t i = first; i < end; i++) LAM_TRY(emit(m, t->shape[i]));
   return LAM_OK;
 }
@@ -65,8 +69,8 @@ static lam_status run_ints(machine *m) {
 static lam_status run_share(machine *m) {
   const int64_t unit = pop(m), total = pop(m);
   if (!lam_share_fits(total, unit))
-    return lam_refuse(m->who, "%lld elements are shared out, expected a multiple of unit %lld", (long long)total,
-                      (long long)unit);
+    return lam_refuse(m->who, "%lld elements are shared out, expected a multiple of unit %lld",
+                      (long long)total, (long long)unit);
   const int rank = m->env->rank, size = m->env->size;
   push(m, lam_share_begin(total, unit, rank + 1, size) - lam_share_begin(total, unit, rank, size));
   return LAM_OK;
@@ -84,14 +88,15 @@ static lam_status run_arithmetic(machine *m, lam_shape_step step) {
     if (!bad) c = a / b;
   }
   if (bad)
-    return lam_refuse(m->who, "its shape takes %lld %c %lld, which is no whole number in range", (long long)a,
-                      "+-*/"[step - LAM_SHAPE_ADD], (long long)b);
+    return lam_refuse(m->who, "its shape takes %lld %c %lld, which is no whole number in range",
+                      (long long)a, "+-*/"[step - LAM_SHAPE_ADD], (long long)b);
   push(m, c);
   return LAM_OK;
 }
 
 static int64_t weight_cols(const DLTensor *w) {
-  const bool packed = w->dtype.code == 1 && w->dtype.bits == 8; /* [R, cols]: R is what it was packed for */
+  const bool packed =
+      w->dtype.code == 1 && w->dtype.bits == 8; /* [R, cols]: R is what it was packed for */
   return packed ? w->shape[0] : w->shape[1];
 }
 
@@ -116,23 +121,55 @@ lam_status lam_shape_run(const lam_row *row, int output, const lam_shape_env *en
 
   for (const lam_shape_code *c = row->code + rule->first;; c++) {
     switch ((lam_shape_step)c->step) {
-      case LAM_SHAPE_END: return LAM_OK;
-      case LAM_SHAPE_NUMBER: push(&m, c->value); break;
-      case LAM_SHAPE_ATTR: push(&m, *(const int64_t *)((const char *)env->attrs + c->at)); break;
-      case LAM_SHAPE_ROWS: push(&m, env->in[c->input]->shape[0]); break;
-      case LAM_SHAPE_COLS: push(&m, weight_cols(env->in[c->input])); break;
-      case LAM_SHAPE_SIZE: push(&m, env->size); break;
-      case LAM_SHAPE_DIM: LAM_TRY(run_dim(&m, c->input)); break;
-      case LAM_SHAPE_SHARE: LAM_TRY(run_share(&m)); break;
-      case LAM_SHAPE_EMIT: LAM_TRY(emit(&m, pop(&m))); break;
-      case LAM_SHAPE_SLICE: LAM_TRY(run_slice(&m, c->input)); break;
-      case LAM_SHAPE_SLICE_AT: LAM_TRY(slice(&m, c->input, (int16_t)c->value, c->value >> 16)); break;
-      case LAM_SHAPE_INTS: LAM_TRY(run_ints(&m)); break;
-      case LAM_SHAPE_COPY: LAM_TRY(run_copy(&m, c->input)); break;
-      case LAM_SHAPE_NONE: out->ndim = -1; break;
-      case LAM_SHAPE_JUMP: c = row->code + c->at - 1; break;
-      case LAM_SHAPE_JUMP_IF_0: if (pop(&m) == 0) c = row->code + c->at - 1; break;
-      default: LAM_TRY(run_arithmetic(&m, (lam_shape_step)c->step));
+      case LAM_SHAPE_END:
+        return LAM_OK;
+      case LAM_SHAPE_NUMBER:
+        push(&m, c->value);
+        break;
+      case LAM_SHAPE_ATTR:
+        push(&m, *(const int64_t *)((const char *)env->attrs + c->at));
+        break;
+      case LAM_SHAPE_ROWS:
+        push(&m, env->in[c->input]->shape[0]);
+        break;
+      case LAM_SHAPE_COLS:
+        push(&m, weight_cols(env->in[c->input]));
+        break;
+      case LAM_SHAPE_SIZE:
+        push(&m, env->size);
+        break;
+      case LAM_SHAPE_DIM:
+        LAM_TRY(run_dim(&m, c->input));
+        break;
+      case LAM_SHAPE_SHARE:
+        LAM_TRY(run_share(&m));
+        break;
+      case LAM_SHAPE_EMIT:
+        LAM_TRY(emit(&m, pop(&m)));
+        break;
+      case LAM_SHAPE_SLICE:
+        LAM_TRY(run_slice(&m, c->input));
+        break;
+      case LAM_SHAPE_SLICE_AT:
+        LAM_TRY(slice(&m, c->input, (int16_t)c->value, c->value >> 16));
+        break;
+      case LAM_SHAPE_INTS:
+        LAM_TRY(run_ints(&m));
+        break;
+      case LAM_SHAPE_COPY:
+        LAM_TRY(run_copy(&m, c->input));
+        break;
+      case LAM_SHAPE_NONE:
+        out->ndim = -1;
+        break;
+      case LAM_SHAPE_JUMP:
+        c = row->code + c->at - 1;
+        break;
+      case LAM_SHAPE_JUMP_IF_0:
+        if (pop(&m) == 0) c = row->code + c->at - 1;
+        break;
+      default:
+        LAM_TRY(run_arithmetic(&m, (lam_shape_step)c->step));
     }
   }
 }

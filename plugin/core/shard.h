@@ -1,6 +1,8 @@
-/* shard.h: the uneven rule, once: `total` elements in `unit`s, U = total / unit; rank r of p gets U / p units, and one more if
- * r < U % p. lam_shard, operators, engines and shape inference all take shares from here.
- * Invariant: shares are contiguous, in rank order, and cover total exactly. Leaves refusing bad numbers to the callers. */
+/* shard.h: the uneven rule, once: `total` elements in `unit`s, U = total / unit; rank r of p gets U
+ * / p units, and one more if r < U % p. lam_shard, operators, engines and shape inference all take
+ * shares from here.
+ * Invariant: shares are contiguous, in rank order, and cover total exactly. Leaves refusing bad
+ * numbers to the callers. */
 #ifndef LAMELLA_PLUGIN_CORE_SHARD_H
 #define LAMELLA_PLUGIN_CORE_SHARD_H
 

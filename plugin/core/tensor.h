@@ -1,7 +1,7 @@
 /* tensor.h: from a host's DLTensor to a lam_matrix, through every check; DLTensor stops here.
  *
- * Invariant: what comes out of lam_tensor_matrix can be read (or written) as it says without reaching outside of what the
- * DLTensor describes, and no size computed from it overflows.
+ * Invariant: what comes out of lam_tensor_matrix can be read (or written) as it says without
+ * reaching outside of what the DLTensor describes, and no size computed from it overflows.
  * Leaves which dtypes, shapes and overlaps a call wants to dispatch.c. */
 #ifndef LAMELLA_PLUGIN_CORE_TENSOR_H
 #define LAMELLA_PLUGIN_CORE_TENSOR_H
@@ -14,29 +14,33 @@
 typedef struct lam_who {
   const char *op, *arg;
 } lam_who;
-lam_status lam_refuse(lam_who who, const char *format, ...) __attribute__((format(printf, 2, 3), cold));
+lam_status lam_refuse(lam_who who, const char *format, ...)
+    __attribute__((format(printf, 2, 3), cold));
 
 bool lam_dtype_from_dlpack(DLDataType t, lam_dtype *out);
 DLDataType lam_dtype_to_dlpack(lam_dtype t);
 
-/* Checks all that needs no knowledge of the call (dimensions, dtype, strides, offset, data) and gives
- * the view: [..., n] as [T, n], a vector as [1, n]. The last dimension must be contiguous; with
- * `either`, for weights, it or the one before. Rows must not overlap. With `data` false pointers are not
- * looked at (lam_infer) and the view has none. */
-lam_status lam_tensor_matrix(lam_who who, const DLTensor *t, bool data, bool either, lam_matrix *out);
+/* Checks all that needs no knowledge of the call (dimensions, dtype, strides, offset, data) and
+ * gives the view: [..., n] as [T, n], a vector as [1, n]. The last dimension must be contiguous;
+ * with `either`, for weights, it or the one before. Rows must not overlap. With `data` false
+ * pointers are not looked at (lam_infer) and the view has none. */
+lam_status lam_tensor_matrix(lam_who who, const DLTensor *t, bool data, bool either,
+                             lam_matrix *out);
 
-/* The memory a matrix reaches: n runs of `width` bytes, `step` bytes apart. Passed by address: a view
- * that was just written is slow to copy (its words are still on their way to memory). */
+/* The memory a matrix reaches: n runs of `width` bytes, `step` bytes apart. Passed by address: a
+ * view that was just written is slow to copy (its words are still on their way to memory). */
 typedef struct lam_span {
   const char *begin, *end;
   int64_t n, width, step;
 } lam_span;
 void lam_matrix_span(const lam_matrix *m, lam_span *out);
-bool lam_span_meets(const lam_span *a, const lam_span *b); /* two different strides: yes, if in doubt */
+bool lam_span_meets(const lam_span *a,
+                    const lam_span *b); /* two different strides: yes, if in doubt */
 
 /* "[3, 4] f32" in buf. */
 #define LAM_SHAPE_TEXT 160
-const char *lam_shape_text(const int64_t *dims, int ndim, DLDataType dtype, char buf[LAM_SHAPE_TEXT]);
+const char *lam_shape_text(const int64_t *dims, int ndim, DLDataType dtype,
+                           char buf[LAM_SHAPE_TEXT]);
 const char *lam_device_text(DLDevice device, char buf[32]); /* "cuda:0" */
 
 #endif
