@@ -1,0 +1,265 @@
+/* demo.h: what the files of the demo share. The demo is a host of Lamella: it trains a small Transformer decoder on bytes of
+ * text, its layers spread over worker processes, and uses nothing of Lamella but <lamella.h>.
+ *
+ *   options.c    the command line, and which layers go to which stage
+ *   data.c       text to micro-batches
+ *   model.c      the weights of one worker: its layers, its share of each matrix
+ *   layer.c      one decoder layer, forward and backward; attention.c, norm.c, loss.c: what Lamella leaves to its host
+ *   stage.c      the layers of a worker as the two functions that a Lamella pipeline calls
+ *   adamw.c      the optimizer
+ *   worker.c     groups, pipelines; train.c: the steps; observe.c, report.c: where the time and the memory went
+ *   save.c       the whole model into one safetensors file
+ *   call.c       matrices, and operator calls on them; memory.c: every byte taken is counted
+ *
+ * Letters: T tokens of a micro-batch, H hidden size, A this worker's share of H in attention, F its share of the FFN width.
+ * Invariant: every function that can fail returns a lam_status, and the reason is error_text(). */
+#ifndef LAMELLA_DEMO_H_
+#define LAMELLA_DEMO_H_
+
+#include <lamella.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+enum { VOCAB = 256, MAX_STAGES = 16, MAX_WORKERS = 64, MAX_MICRO = 64, MAX_LAYERS = 256 };
+
+/* Writes the reason and gives back `code`. Lamella's own failures keep theirs. */
+lam_status fail(lam_status code, const char *format, ...) __attribute__((format(printf, 2, 3)));
+const char *error_text(void);
+#define TRY(expr)                                  \
+  do {                                             \
+    const lam_status try_ = (expr);                \
+    if (try_ != LAM_OK) return try_;               \
+  } while (0)
+
+/* -- options.c -- */
+
+typedef struct options {
+  const char *text, *schedule, *assign, *dtype, *draw, *save, *out;
+  int pp, tp, layers, hidden, sequence, sequences, micro_batches, steps, threads, check, bench;
+  int64_t seed;
+  /* Made from the above. */
+  int bits;                        /* of an element of weights and activations: 32 (f32) or 16 (bf16) */
+  int heads, head_size, ffn;       /* of the whole model */
+  int64_t tokens;                  /* T: of a micro-batch */
+  int first_layer[MAX_STAGES + 1]; /* stage s holds layers first_layer[s] .. first_layer[s + 1] - 1, counted from 0 */
+} options;
+
+lam_status options_parse(int argc, char **argv, options *out);
+/* assign: "1-4|5-8|9-12", layers counted from 1; NULL = evenly, earlier stages take one more. */
+lam_status options_place(const char *assign, int layers, int pp, int *first_layer);
+void print_plan(const options *o);
+
+/* -- memory.c: all memory of the demo, and what Lamella asks for through its context -- */
+
+void *memory_take(uint64_t bytes);             /* 64-byte aligned, zeroed; NULL when there is none */
+void memory_give(void *p, uint64_t bytes);
+uint64_t memory_peak(void);
+void *memory_hook_take(void *user, uint64_t bytes, uint64_t alignment); /* lam_context_desc.alloc */
+void memory_hook_give(void *user, void *p, uint64_t bytes);
+/* What worker (stage, part) should take at most, by formula. */
+uint64_t memory_predict(const options *o, int stage, int part);
+int in_flight(const char *schedule, int stages, int micro_batches, int stage); /* micro-batches held at once */
+
+/* -- call.c -- */
+
+enum { VECTOR = -1 };
+typedef struct matrix { /* row-major; rows VECTOR = one dimension; bits 32 = f32, 16 = bf16; data NULL = absent */
+  void *data;
+  int64_t rows, cols;
+  int bits;
+} matrix;
+
+static inline matrix matrix_at(void *data, int64_t rows, int64_t cols, int bits) {
+  matrix m = {data, rows, cols, bits};
+  return m;
+}
+static inline uint64_t matrix_bytes(matrix m) { return (uint64_t)(m.rows * m.cols) * (uint64_t)m.bits / 8; }
+DLDataType matrix_dtype(matrix m);
+
+#define LIST(type, ...) \
+  (const type[]){__VA_ARGS__}, (int)(sizeof((const type[]){__VA_ARGS__}) / sizeof(type))
+#define IN(...) LIST(matrix, __VA_ARGS__)
+#define OUT(...) LIST(matrix, __VA_ARGS__)
+#define ATTRS(...) LIST(lam_attr, __VA_ARGS__)
+#define ABSENT matrix_at(NULL, 0, 0, 32)
+/* call_op(ctx, LAM_OP_linear, IN(x, w), OUT(y), ATTRS(lam_attr_s("gelu"))) */
+lam_status call_op(lam_context *ctx, uint32_t op, const matrix *in, int n_in, const matrix *out, int n_out,
+                   const lam_attr *attrs, int n_attrs);
+
+/* -- data.c -- */
+
+typedef struct text {
+  uint8_t *bytes;
+  int64_t n;
+} text;
+
+lam_status text_read(const options *o, text *out);
+void text_free(text *t);
+/* Micro-batch `micro` of `step`: T tokens and the T tokens that follow them. The same on every worker. */
+void text_batch(const text *t, const options *o, int64_t step, int micro, uint8_t *tokens, uint8_t *targets);
+uint64_t hash(uint64_t a, uint64_t b); /* scatters (a, b) evenly */
+
+/* -- model.c -- */
+
+typedef struct span { /* half open */
+  int64_t begin, end;
+} span;
+
+typedef struct param { /* one weight: what the whole is, which part of it is here, and what training keeps for it */
+  char name[48];
+  int64_t whole_rows, whole_cols;
+  span rows[3], cols;  /* the part: these rows of the whole, one block after the other, and these columns */
+  int n_rows;
+  bool split;          /* else every part of the tensor-parallel group holds all of it */
+  float deviation;     /* of its first values; 0 = all ones */
+  matrix w;            /* what the products read */
+  float *master;       /* the same in f32: w itself where that is f32 */
+  float *grad, *m, *v; /* f32: summed over the step's micro-batches; AdamW's moments */
+} param;
+
+enum { NORM1, QKV, ATTENTION_OUT, NORM2, GATE_UP, DOWN, N_LAYER_PARAMS };
+
+typedef struct model { /* the weights of worker (stage, part) */
+  const options *o;
+  int stage, part;
+  int n_layers, n_params;
+  int64_t attention, ffn;                /* A, F */
+  param *params;                         /* the layers' first, N_LAYER_PARAMS each */
+  param *embedding, *position;           /* first stage, else NULL */
+  param *last_norm, *head;               /* last stage, else NULL */
+  span heads;                            /* which of the model's heads are here */
+} model;
+
+/* Describes; model_fill takes memory and makes the first values, equal for any pp and tp. */
+lam_status model_describe(const options *o, int stage, int part, model *out);
+lam_status model_fill(model *m);
+void model_free(model *m);
+static inline int64_t param_size(const param *p) { return p->w.rows * p->w.cols; }
+int64_t param_whole_row(const param *p, int64_t row);
+
+/* -- layer.c and what it calls -- */
+
+typedef struct layer_saved { /* what one layer keeps of one micro-batch until its backward */
+  matrix h1;                 /* [T, H]   norm1(x) */
+  matrix qkv;                /* [T, 3A]  queries, keys, values of this worker's heads */
+  matrix o;                  /* [T, A]   attention's output */
+  matrix mid;                /* [T, H]   x + attention_out(o) */
+  matrix h2;                 /* [T, H]   norm2(mid) */
+  matrix aux;                /* [T, 2F]  [gate | up] before the activation */
+  matrix y;                  /* [T, H]   mid + ffn(h2) */
+  float *lse;                /* [heads, T] log of the sum of exp of a query's scores */
+  float *r1, *r2;            /* [T]      1 / root mean square of x, of mid */
+} layer_saved;
+
+typedef struct layer_room { /* one for all layers and micro-batches: nothing in it outlives a call */
+  lam_context *ctx;
+  int64_t tp;               /* handle of the tensor-parallel group */
+  matrix out;               /* [T, H] */
+  matrix d_h, d_mid;        /* [T, H] gradients */
+  matrix d_o, d_qkv;        /* [T, A], [T, 3A] */
+  float *attention;         /* attention_room_floats() */
+} layer_room;
+
+lam_status layer_forward(const model *m, int layer, layer_room *room, matrix x, layer_saved *s);
+/* d_y and d_x [T, H] may be the same memory. Gradients of the weights are added to. */
+lam_status layer_backward(const model *m, int layer, layer_room *room, matrix x, const layer_saved *s, matrix d_y,
+                          matrix d_x);
+
+/* Causal attention of `heads` heads over sequences of `sequence` rows. */
+int64_t attention_room_floats(int sequence, int head_size, int threads);
+void attention_forward(matrix qkv, int sequence, int heads, float *room, matrix o, float *lse);
+void attention_backward(matrix qkv, int sequence, int heads, float *room, matrix o, const float *lse, matrix d_o,
+                        matrix d_qkv);
+
+/* sum = x + add (add absent: sum is not written); y = sum * r * gain with r = 1 / root mean square of the row. */
+void norm_forward(matrix x, matrix add, const float *gain, matrix sum, matrix y, float *r);
+/* d_x = d_sum + the gradient through the norm (d_sum absent: 0); gain's gradient is added to. d_x may be d_sum. */
+void norm_backward(matrix d_y, matrix x, const float *gain, const float *r, matrix d_sum, matrix d_x, float *d_gain);
+void add(matrix a, matrix b, matrix sum);
+
+/* x[t] = embedding[tokens[t]] + position[t % sequence] */
+void embed_forward(const uint8_t *tokens, int sequence, const float *embedding, const float *position, matrix x);
+void embed_backward(const uint8_t *tokens, int sequence, matrix d_x, float *d_embedding, float *d_position);
+
+/* Mean cross entropy of the rows; logits become its gradient times `scale`. */
+double cross_entropy(matrix logits, const uint8_t *targets, float scale);
+
+/* -- adamw.c -- */
+
+typedef struct adamw {
+  float rate, beta1, beta2, epsilon, decay;
+} adamw;
+
+adamw adamw_at(int64_t step, int64_t steps); /* warms up, then falls */
+/* One step, counted from 0; gradients are zero afterwards. */
+void adamw_step(param *p, adamw a, int64_t step);
+
+/* -- stage.c -- */
+
+typedef struct stage_saved stage_saved;
+typedef struct stage {
+  model *m;
+  const text *text;
+  layer_room room;
+  matrix d;                       /* [T, H] the gradient on its way down */
+  stage_saved *by_micro[MAX_MICRO], *idle; /* in flight; kept for the next */
+  int64_t cpu[2][MAX_MICRO];      /* thread CPU time of the last step's forwards and backwards, ns */
+} stage;
+
+lam_status stage_create(model *m, const text *t, lam_context *ctx, int64_t tp, stage *out);
+void stage_destroy(stage *s);
+lam_stage stage_functions(stage *s);
+
+/* -- worker.c -- */
+
+typedef struct worker {
+  const options *o;
+  int rank, size, index, part; /* index: of its stage; part: in its tensor-parallel group */
+  bool crowded;                /* more threads than cores: wall-clock times are of shared cores */
+  lam_context *ctx;
+  lam_group *world, *pp, *tp;
+  text text;
+  model model;
+  stage stage;
+} worker;
+
+typedef struct line { /* a pipeline over this worker's pp group */
+  const char *name;
+  lam_schedule *schedule;
+  lam_pipeline *pipeline;
+} line;
+
+lam_status worker_open(const options *o, worker *out);
+void worker_close(worker *w);
+lam_status line_open(worker *w, const char *schedule, line *out);
+void line_close(line *l);
+/* `bytes` of every worker, in rank order, into `all` on rank 0. `mine` and `all` are multiples of 4 bytes. Collective. */
+lam_status gather(worker *w, const void *mine, uint64_t bytes, void *all);
+lam_status worker_send(worker *w, int to, matrix data);
+lam_status worker_recv(worker *w, int from, matrix data);
+int64_t now_ns(void);
+int64_t cpu_ns(void); /* of this thread */
+double median(double *values, int n); /* sorts them */
+
+/* -- train.c, observe.c, report.c, save.c, bench.c -- */
+
+enum { MAX_EVENTS = 8 * MAX_MICRO };
+
+typedef struct record { /* one step of one worker */
+  lam_pipeline_report report;
+  int64_t cpu[2][MAX_MICRO];
+  lam_event events[MAX_EVENTS];
+} record;
+
+lam_status train(worker *w);
+lam_status observe(worker *w, const char *schedule);
+lam_status record_take(worker *w, line *l, record *out);
+/* records [n_steps][size] of one schedule, on rank 0. */
+lam_status report(worker *w, const line *l, const record *records, int n_steps);
+lam_status save(worker *w, const char *path);
+lam_status bench(worker *w);
+/* One line of JSON to stdout. */
+void emit(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void emit_text(const char *key, const char *text); /* "key": "text", escaped; no newline, part of a line */
+
+#endif

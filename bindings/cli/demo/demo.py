@@ -1,0 +1,157 @@
+"""lamella demo: trains a small decoder on real text, its layers and matrices spread over workers, and shows what that cost.
+
+Builds and starts the program of this folder, a host of Lamella in C; this module only asks for runs and shows what they
+tell: the split model; the same model on one worker, whose losses must be equal; runs of one and two workers for the table.
+Invariant: the split run's losses are within the tolerance of one worker's at every step, or the demo fails.
+"""
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+from bindings.cli import bazel, packages
+from bindings.cli.common import ROOT, Problem, say
+from bindings.cli.demo import show, workers
+
+TARGET = "//bindings/cli/demo:lamella_demo"
+TOLERANCE = {"f32": 1e-4, "bf16": 5e-3}
+SCALING_STEPS = 6
+
+# Options handed on to the program as they are, which also checks them.
+PASSED = {
+    "--text": "train on the bytes of this file (default: the GPL, which every Debian has)",
+    "--micro-batches": "micro-batches per step, of 2 sequences each (default 8)",
+    "--layers": "decoder layers (default 8)",
+    "--hidden": "hidden size, a multiple of 32 (default 256)",
+    "--dtype": "f32 (default) or bf16: weights and activations; sums and the optimizer are f32",
+    "--steps": "training steps (default 40)",
+    "--seed": "of weights and batches (default 1)",
+}
+
+
+def add_arguments(parser):
+    parser.add_argument("--pp", help="pipeline stages (default 2, or as many as --assign names)")
+    parser.add_argument("--tp", default="2", help="parts that each matrix is split into (default 2)")
+    parser.add_argument("--schedule", default="1f1b", help="layerwise, gpipe or 1f1b (default)")
+    parser.add_argument("--assign", help="layers of each stage, as '1-4|5-8|9-12' (default: evenly)")
+    for name, text in PASSED.items():
+        parser.add_argument(name, help=text)
+    parser.add_argument("--save", metavar="FILE", help="write the trained model (safetensors)")
+    parser.add_argument("--out", default="lamella-demo", metavar="DIR", help="for the SVG files (default ./lamella-demo)")
+
+
+def main(args):
+    packages.ensure("demo")
+    began = time.monotonic()
+    demo = Demo(build(), args)
+    passed = demo.run()
+    print("\nall of this took %.0f s" % (time.monotonic() - began))
+    return 0 if passed else 1
+
+
+def build():
+    if bazel.build([TARGET]) != 0:
+        raise Problem("the demo does not build; see above")
+    return str(ROOT / "bazel-bin" / "bindings/cli/demo/lamella_demo")
+
+
+class Demo:
+    def __init__(self, program, args):
+        self.program, self.args = program, args
+        self.cores = len(os.sched_getaffinity(0))
+        given = vars(args)
+        self.model = []
+        for name in PASSED:
+            value = given[name[2:].replace("-", "_")]
+            if value is not None:
+                self.model += [name, value]
+        self.assign = ["--assign", args.assign] if args.assign else []
+        self.plan = self.check()
+        self.pp, self.tp = self.plan["pp"], self.plan["tp"]
+
+    def check(self):
+        """The program reads the options itself and says what it would do, or what is wrong with them."""
+        pp = self.args.pp or (None if self.args.assign else "2")
+        options = [*self.model, *self.assign, "--tp", self.args.tp, "--schedule", self.args.schedule]
+        done = subprocess.run([self.program, *options, *(["--pp", pp] if pp else []), "--check"], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise Problem(done.stderr.strip().replace("lamella demo: ", "", 1), 2)
+        return json.loads(done.stdout)
+
+    def threads(self, n_workers):
+        return max(1, self.cores // n_workers)
+
+    def start(self, pp, tp, extra, on_step=lambda message: None, threads=None):
+        options = [*self.model, "--threads", str(threads or self.threads(pp * tp)), *extra]
+        return workers.run(self.program, options, pp, tp, on_step)
+
+    def train(self, name, pp, tp, extra):
+        progress = show.Progress(name, self.plan["steps"], self.plan["tokens"])
+        return self.start(pp, tp, extra, progress.step)
+
+    def run(self):
+        show.introduce(self.plan, self.args, self.cores)
+        split = self.train_split()
+        passed = self.compare(split)
+        self.show_steps(split)
+        show.section("Memory", "peak of what each worker's allocator gave, beside the formula")
+        show.memory(split.memory, self.tp)
+        self.show_scaling()
+        if split.saved:
+            print("\nsaved the model to %s" % split.saved)
+        return passed
+
+    def train_split(self):
+        drawn = ",".join(dict.fromkeys(["layerwise", self.args.schedule]))
+        out = Path(self.args.out)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Problem("--out %s: %s" % (out, error.strerror), 2) from None
+        extra = [*self.assign, "--schedule", self.args.schedule, "--draw", drawn, "--out", str(out)]
+        if self.args.save:
+            extra += ["--save", self.args.save]
+        show.section("Training")
+        return self.train(show.count(self.pp * self.tp), self.pp, self.tp, extra)
+
+    def compare(self, split):
+        """The same model on one worker: the losses must be equal."""
+        if not split.losses:
+            return True
+        whole = split if self.pp * self.tp == 1 else self.train(show.count(1), 1, 1, [])
+        show.section("Loss", "of the split model beside one worker's")
+        show.curve(split.losses, whole.losses)
+        allowed = TOLERANCE[self.plan["dtype"]]
+        most, step = show.difference(split.losses, whole.losses)
+        passed = len(split.losses) == len(whole.losses) and most <= allowed
+        verdict = "PASS" if passed else "FAIL"
+        print("  largest difference %.2g, at step %d; allowed %.0e: %s" % (most, step, allowed, verdict))
+        return passed
+
+    def show_steps(self, split):
+        for name, report in split.reports.items():
+            show.section("One step, %s" % name, show.SCHEDULES[name])
+            print(report["grid"].rstrip())
+        reports = list(split.reports.values())
+        show.section("Idle", "share of the step in which a worker has nothing to do")
+        if reports[0]["shared_cores"]:
+            print(show.SHARED_IDLE)
+        show.idle(reports)
+        paths = ["%s/%s.svg" % (self.args.out, name) for name in split.reports]
+        print("  pictures: " + " ".join(paths))
+
+    def show_scaling(self):
+        """One worker and two, one thread each, of the same model."""
+        show.section("Scaling", "the same step on one worker and on two, one thread each")
+        ways = [(1, 1)]
+        if self.cores >= 2:
+            ways += [(2, 1)] if self.plan["layers"] > 1 else []
+            ways += [(1, 2)] if self.plan["heads"] > 1 else []
+        runs = {}
+        for pp, tp in ways:
+            schedule = ["--schedule", self.args.schedule, "--steps", str(SCALING_STEPS)]
+            drawn = ["--draw", self.args.schedule] if pp > 1 else []
+            runs[pp, tp] = self.start(pp, tp, [*schedule, *drawn], threads=1)
+        show.scaling(runs, self.args.schedule)

@@ -1,0 +1,27 @@
+/* main.c: one worker of the demo. Started as a rank of a group (./lamella run, ./lamella demo), it trains its part of the
+ * model; with --check it prints what would be done, with --bench how fast this machine does it.
+ *
+ * Invariant: a mistake in the options ends with status 2, anything that fails later with status 1, each with one line. */
+#include <stdio.h>
+
+#include "bindings/cli/demo/demo.h"
+
+static int end(const worker *w, lam_status status) {
+  if (status == LAM_OK) return 0;
+  emit("{\"failed\": %d, \"status\": \"%s\", ", w->rank, lam_status_name(status));
+  emit_text("why", error_text());
+  emit("}\n");
+  return 1;
+}
+
+int main(int argc, char **argv) {
+  options o;
+  if (options_parse(argc, argv, &o) != LAM_OK) return fprintf(stderr, "lamella demo: %s\n", error_text()), 2;
+  if (o.check) return print_plan(&o), 0;
+  worker w;
+  lam_status status = worker_open(&o, &w);
+  if (status == LAM_OK) status = o.bench ? bench(&w) : train(&w);
+  const int code = end(&w, status);
+  worker_close(&w);
+  return code;
+}

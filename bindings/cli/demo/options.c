@@ -1,0 +1,216 @@
+/* options.c: the command line of the demo's program, and which layers go to which stage.
+ *
+ * Invariant: options that options_parse gives back fit together; a mistake is one line that names the option, what was found
+ * and what was expected. Leaves files and the number of workers that came to those who open them. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bindings/cli/demo/demo.h"
+
+enum { TEXT, NUMBER, FLAG };
+
+static const struct {
+  const char *name;
+  int kind;
+  size_t at;
+  int min, max;
+} table[] = {
+    {"--text", TEXT, offsetof(options, text), 0, 0},
+    {"--pp", NUMBER, offsetof(options, pp), 1, MAX_STAGES},
+    {"--tp", NUMBER, offsetof(options, tp), 1, MAX_WORKERS},
+    {"--schedule", TEXT, offsetof(options, schedule), 0, 0},
+    {"--micro-batches", NUMBER, offsetof(options, micro_batches), 1, MAX_MICRO},
+    {"--layers", NUMBER, offsetof(options, layers), 1, MAX_LAYERS},
+    {"--hidden", NUMBER, offsetof(options, hidden), 32, 8192},
+    {"--dtype", TEXT, offsetof(options, dtype), 0, 0},
+    {"--steps", NUMBER, offsetof(options, steps), 0, 1000000},
+    {"--assign", TEXT, offsetof(options, assign), 0, 0},
+    {"--save", TEXT, offsetof(options, save), 0, 0},
+    {"--out", TEXT, offsetof(options, out), 0, 0},
+    {"--seed", NUMBER, offsetof(options, seed), 0, 0x7fffffff},
+    {"--sequence", NUMBER, offsetof(options, sequence), 32, 4096},
+    {"--sequences", NUMBER, offsetof(options, sequences), 1, 256},
+    {"--threads", NUMBER, offsetof(options, threads), 1, 256},
+    {"--draw", TEXT, offsetof(options, draw), 0, 0},
+    {"--check", FLAG, offsetof(options, check), 0, 0},
+    {"--bench", FLAG, offsetof(options, bench), 0, 0},
+};
+
+static lam_status read_number(int row, const char *value, void *to) {
+  char *end;
+  const long n = strtol(value, &end, 10);
+  if (end == value || *end || n < table[row].min || n > table[row].max)
+    return fail(LAM_INVALID_ARGUMENT, "%s: found '%s', expected a number from %d to %d", table[row].name, value,
+                table[row].min, table[row].max);
+  *(int *)to = (int)n;
+  return LAM_OK;
+}
+
+static lam_status read_one(char **argv, int argc, int *i, options *o) {
+  const char *name = argv[(*i)++];
+  for (int row = 0; row < (int)(sizeof table / sizeof *table); row++) {
+    if (strcmp(name, table[row].name)) continue;
+    void *to = (char *)o + table[row].at;
+    if (table[row].kind == FLAG) return *(int *)to = 1, LAM_OK;
+    if (*i == argc) return fail(LAM_INVALID_ARGUMENT, "%s: a value is missing", name);
+    const char *value = argv[(*i)++];
+    if (table[row].kind == NUMBER) return read_number(row, value, to);
+    *(const char **)to = value;
+    return LAM_OK;
+  }
+  return fail(LAM_INVALID_ARGUMENT, "%s: no such option", name);
+}
+
+static lam_status one_of(const char *option, const char *value, size_t bytes, const char *const *known) {
+  char list[128] = "";
+  for (int i = 0; known[i]; i++) {
+    if (strlen(known[i]) == bytes && !memcmp(known[i], value, bytes)) return LAM_OK;
+    snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? ", " : "", known[i]);
+  }
+  return fail(LAM_INVALID_ARGUMENT, "%s: found '%.*s', expected one of %s", option, (int)bytes, value, list);
+}
+
+static lam_status check_names(const options *o) {
+  static const char *const schedules[] = {"layerwise", "gpipe", "1f1b", NULL}, *const dtypes[] = {"f32", "bf16", NULL};
+  TRY(one_of("--schedule", o->schedule, strlen(o->schedule), schedules));
+  TRY(one_of("--dtype", o->dtype, strlen(o->dtype), dtypes));
+  for (const char *at = o->draw; *at; at += strcspn(at, ","), at += *at == ',')
+    TRY(one_of("--draw", at, strcspn(at, ","), schedules));
+  return LAM_OK;
+}
+
+/* -- layers to stages -- */
+
+static lam_status read_layer(const char *assign, const char **at, int layers, int *out) {
+  char *end;
+  const long n = strtol(*at, &end, 10);
+  if (end == *at || **at < '0' || **at > '9')
+    return fail(LAM_INVALID_ARGUMENT, "--assign '%s': expected a layer's number at character %d", assign,
+                (int)(*at - assign) + 1);
+  if (n < 1 || n > layers)
+    return fail(LAM_INVALID_ARGUMENT, "--assign '%s': layer %ld, but the model has layers 1 to %d (--layers)", assign, n,
+                layers);
+  *at = end;
+  *out = (int)n;
+  return LAM_OK;
+}
+
+/* One stage's list, "1-4" or "1,2,5": marks its layers with the stage. */
+static lam_status read_stage(const char *assign, const char **at, int layers, int stage, int *stage_of) {
+  int last = 0;
+  for (bool more = true; more; more = **at == ',' && (*at)++) {
+    int from = 0, to;
+    TRY(read_layer(assign, at, layers, &from));
+    to = from;
+    if (**at == '-') {
+      ++*at;
+      TRY(read_layer(assign, at, layers, &to));
+    }
+    if (to < from) return fail(LAM_INVALID_ARGUMENT, "--assign '%s': %d-%d runs backwards", assign, from, to);
+    for (int l = from; l <= to; last = l++) {
+      if (stage_of[l - 1] >= 0)
+        return fail(LAM_INVALID_ARGUMENT, "--assign '%s': layer %d is given twice (stages %d and %d)", assign, l,
+                    stage_of[l - 1] + 1, stage + 1);
+      if (last && l != last + 1)
+        return fail(LAM_INVALID_ARGUMENT,
+                    "--assign '%s': stage %d goes from layer %d to layer %d: a stage must hold consecutive layers, "
+                    "since activations enter and leave it once", assign, stage + 1, last, l);
+      stage_of[l - 1] = stage;
+    }
+  }
+  return LAM_OK;
+}
+
+static lam_status read_assign(const char *assign, int layers, int pp, int *stage_of) {
+  const char *at = assign;
+  int stage = 0;
+  for (;; at++, stage++) {
+    if (stage < pp) TRY(read_stage(assign, &at, layers, stage, stage_of));
+    else return fail(LAM_INVALID_ARGUMENT, "--assign '%s': more than the %d stages of --pp", assign, pp);
+    if (*at != '|') break;
+  }
+  if (*at)
+    return fail(LAM_INVALID_ARGUMENT, "--assign '%s': found '%c' at character %d, expected ',' '-' or '|'", assign, *at,
+                (int)(at - assign) + 1);
+  if (stage + 1 < pp)
+    return fail(LAM_INVALID_ARGUMENT, "--assign '%s': names %d stages, --pp says %d", assign, stage + 1, pp);
+  return LAM_OK;
+}
+
+lam_status options_place(const char *assign, int layers, int pp, int *first_layer) {
+  if (pp > layers) return fail(LAM_INVALID_ARGUMENT, "--pp %d: more stages than layers (%d)", pp, layers);
+  for (int s = 0; s < pp && !assign; s++) {
+    lam_shard_info part = LAM_SHARD_INFO_INIT;
+    TRY(lam_shard(layers, 1, 0, s, pp, &part));
+    first_layer[s] = (int)part.pieces[0].begin;
+  }
+  first_layer[pp] = layers;
+  if (!assign) return LAM_OK;
+
+  int stage_of[MAX_LAYERS];
+  for (int l = 0; l < layers; l++) stage_of[l] = -1;
+  TRY(read_assign(assign, layers, pp, stage_of));
+  for (int l = layers - 1; l >= 0; l--) {
+    if (stage_of[l] < 0) return fail(LAM_INVALID_ARGUMENT, "--assign '%s': layer %d is on no stage", assign, l + 1);
+    if (l && stage_of[l] < stage_of[l - 1])
+      return fail(LAM_INVALID_ARGUMENT, "--assign '%s': layer %d comes after layer %d but is on an earlier stage (%d)",
+                  assign, l + 1, l, stage_of[l] + 1);
+    first_layer[stage_of[l]] = l;
+  }
+  return LAM_OK;
+}
+
+/* -- the model's shape -- */
+
+static int count_stages(const char *assign) {
+  int n = 1;
+  for (; *assign; assign++) n += *assign == '|';
+  return n;
+}
+
+static lam_status make_shape(options *o) {
+  if (o->hidden % 32 || o->sequence % 32)
+    return fail(LAM_INVALID_ARGUMENT, "%s: found %d, expected a multiple of 32", o->hidden % 32 ? "--hidden" : "--sequence",
+                o->hidden % 32 ? o->hidden : o->sequence);
+  o->bits = strcmp(o->dtype, "bf16") ? 32 : 16;
+  o->head_size = o->hidden % 64 ? 32 : 64;
+  o->heads = o->hidden / o->head_size;
+  o->ffn = (o->hidden * 8 / 3 + 31) / 32 * 32; /* gated: as many weights as 4 H without a gate */
+  o->tokens = (int64_t)o->sequences * o->sequence;
+  if (o->tp > o->heads)
+    return fail(LAM_INVALID_ARGUMENT, "--tp %d: the model has %d attention heads (hidden %d), and each worker needs one", o->tp,
+                o->heads, o->hidden);
+  if (o->pp * o->tp > MAX_WORKERS)
+    return fail(LAM_INVALID_ARGUMENT, "--pp %d --tp %d: found %d workers, expected at most %d", o->pp, o->tp, o->pp * o->tp,
+                MAX_WORKERS);
+  return LAM_OK;
+}
+
+lam_status options_parse(int argc, char **argv, options *out) {
+  *out = (options){.text = "/usr/share/common-licenses/GPL-3", .schedule = "1f1b", .dtype = "f32", .draw = "",
+                   .tp = 1, .layers = 8, .hidden = 256, .sequence = 128, .sequences = 2, .micro_batches = 8,
+                   .steps = 40, .threads = 1, .seed = 1};
+  for (int i = 1; i < argc;) TRY(read_one(argv, argc, &i, out));
+  if (!out->pp) out->pp = out->assign ? count_stages(out->assign) : 1;
+  if (out->pp > MAX_STAGES)
+    return fail(LAM_INVALID_ARGUMENT, "--assign: found %d stages, expected at most %d", out->pp, MAX_STAGES);
+  TRY(check_names(out));
+  TRY(make_shape(out));
+  return options_place(out->assign, out->layers, out->pp, out->first_layer);
+}
+
+static int64_t count_parameters(const options *o) {
+  const int64_t h = o->hidden;
+  return o->layers * (4 * h * h + 3 * h * o->ffn + 2 * h) + (2 * VOCAB + o->sequence + 1) * h;
+}
+
+void print_plan(const options *o) {
+  emit("{\"pp\": %d, \"tp\": %d, \"micro_batches\": %d, \"tokens\": %lld, \"steps\": %d, \"layers\": %d, \"hidden\": %d, ",
+       o->pp, o->tp, o->micro_batches, (long long)o->tokens * o->micro_batches, o->steps, o->layers, o->hidden);
+  emit("\"heads\": %d, \"ffn\": %d, \"sequence\": %d, \"dtype\": \"%s\", ", o->heads, o->ffn, o->sequence, o->dtype);
+  emit_text("text", o->text);
+  emit(", \"stages\": [");
+  for (int s = 0; s < o->pp; s++) emit("%s[%d, %d]", s ? ", " : "", o->first_layer[s] + 1, o->first_layer[s + 1]);
+  emit("], \"parameters\": %lld}\n", (long long)count_parameters(o));
+}

@@ -1,0 +1,245 @@
+/* report.c: from the records of a few steps: what each worker's idle share was and what the simulator says it should be, the
+ * grid of one step as text, and its pictures as files.
+ *
+ * Where every worker has its core, idle time is wall-clock time of the pipeline's own report. Where workers share cores,
+ * wall-clock time says little; then the step is replayed from the thread CPU time of each forward and backward, in the
+ * order and with the dependencies it had, as if each worker had a core of its own.
+ * Invariant: predictions use median costs of all steps observed, never the figure that they stand beside. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bindings/cli/demo/demo.h"
+
+enum { MAX_STEPS = 16 };
+
+/* Records are [n_steps][size]. */
+typedef struct observed {
+  const worker *w;
+  const line *l;
+  const record *records;
+  int n_steps;
+} observed;
+
+static const record *record_of(const observed *o, int step, int rank) { return &o->records[step * o->w->size + rank]; }
+
+/* An action's time: on the wall, or of the thread's CPU. */
+static double duration(const observed *o, const record *r, const lam_event *e) {
+  return o->w->crowded ? (double)r->cpu[e->kind == LAM_KIND_B][e->micro] : (double)(e->end - e->start);
+}
+
+static bool is_work(const lam_event *e) { return e->kind == LAM_KIND_F || e->kind == LAM_KIND_B; }
+
+static double median_cost(const observed *o, int rank, int kind) {
+  double *all = malloc(sizeof(double) * (size_t)o->n_steps * MAX_EVENTS), cost;
+  int n = 0;
+  for (int step = 0; all && step < o->n_steps; step++) {
+    const record *r = record_of(o, step, rank);
+    for (uint64_t i = 0; i < r->report.n_events; i++)
+      if (r->events[i].kind == kind) all[n++] = duration(o, r, &r->events[i]);
+  }
+  cost = all ? median(all, n) : 0;
+  free(all);
+  return cost;
+}
+
+/* -- predicted: the schedule with median costs -- */
+
+typedef struct prediction {
+  double step, idle[MAX_WORKERS]; /* ns; share of the step */
+  double forward[MAX_WORKERS], backward[MAX_WORKERS];
+} prediction;
+
+static lam_status simulate_part(const observed *o, int part, prediction *out) {
+  const int tp = o->w->o->tp, pp = o->w->o->pp, m = o->w->o->micro_batches;
+  double forward[MAX_STAGES], backward[MAX_STAGES], nothing[MAX_STAGES] = {0};
+  for (int s = 0; s < pp; s++) {
+    forward[s] = out->forward[s * tp + part] = median_cost(o, s * tp + part, LAM_KIND_F);
+    backward[s] = out->backward[s * tp + part] = median_cost(o, s * tp + part, LAM_KIND_B);
+  }
+  lam_costs costs = LAM_COSTS_INIT;
+  costs.n_stages = (uint32_t)pp;
+  costs.forward = forward;
+  costs.backward_input = backward;
+  costs.backward_weight = nothing;
+  lam_simulated simulated = LAM_SIMULATED_INIT;
+  TRY(lam_schedule_simulate(o->l->schedule, &costs, &simulated));
+  if (simulated.makespan > out->step) out->step = simulated.makespan;
+  for (int s = 0; s < pp; s++) out->idle[s * tp + part] = 1 - m * (forward[s] + backward[s]) / simulated.makespan;
+  return LAM_OK;
+}
+
+/* -- measured: the wall, or the replay of CPU times -- */
+
+typedef struct replay {
+  double done[2][MAX_STAGES][MAX_MICRO]; /* when each action ended; below 0 = not yet */
+  double work[MAX_STAGES], end[MAX_STAGES];
+  uint64_t next[MAX_STAGES];
+} replay;
+
+/* When the action's input is there; below 0 = not yet. */
+static double ready(const replay *r, int pp, int stage, const lam_event *e) {
+  if (e->kind == LAM_KIND_F) return stage == 0 ? 0 : r->done[0][stage - 1][e->micro];
+  return stage == pp - 1 ? r->done[0][stage][e->micro] : r->done[1][stage + 1][e->micro];
+}
+
+/* Runs the stage's list as far as its inputs are there. */
+static bool advance(const observed *o, const record *of, int stage, replay *r) {
+  const uint64_t began = r->next[stage];
+  for (; r->next[stage] < of->report.n_events; r->next[stage]++) {
+    const lam_event *e = &of->events[r->next[stage]];
+    if (!is_work(e)) continue;
+    const double input = ready(r, o->w->o->pp, stage, e), cost = duration(o, of, e);
+    if (input < 0) break;
+    r->end[stage] = (input > r->end[stage] ? input : r->end[stage]) + cost;
+    r->work[stage] += cost;
+    r->done[e->kind == LAM_KIND_B][stage][e->micro] = r->end[stage];
+  }
+  return r->next[stage] > began;
+}
+
+static double replay_part(const observed *o, int step, int part, double *idle) {
+  const int tp = o->w->o->tp, pp = o->w->o->pp;
+  replay *r = calloc(1, sizeof *r);
+  if (!r) return 0;
+  for (int i = 0; i < 2 * MAX_STAGES * MAX_MICRO; i++) (&r->done[0][0][0])[i] = -1;
+  for (bool moved = true; moved;) {
+    moved = false;
+    for (int s = 0; s < pp; s++) moved |= advance(o, record_of(o, step, s * tp + part), s, r);
+  }
+  double end = 0;
+  for (int s = 0; s < pp; s++) end = r->end[s] > end ? r->end[s] : end;
+  for (int s = 0; s < pp; s++) idle[s * tp + part] = end > 0 ? 1 - r->work[s] / end : 0;
+  free(r);
+  return end;
+}
+
+/* Widens [first, last] to this worker's first start and last end; all workers of a machine share one clock. */
+static void work_bounds(const record *r, int64_t *first, int64_t *last) {
+  for (uint64_t i = 0; i < r->report.n_events; i++) {
+    if (!is_work(&r->events[i])) continue;
+    if (r->events[i].start < *first) *first = r->events[i].start;
+    if (r->events[i].end > *last) *last = r->events[i].end;
+  }
+}
+
+/* One step's length, ns, and each worker's idle share of it. */
+static double measure_step(const observed *o, int step, double *idle) {
+  double length = 0;
+  for (int part = 0; o->w->crowded && part < o->w->o->tp; part++) {
+    const double end = replay_part(o, step, part, idle);
+    length = end > length ? end : length;
+  }
+  if (o->w->crowded) return length;
+  int64_t first = INT64_MAX, last = 0;
+  for (int r = 0; r < o->w->size; r++) work_bounds(record_of(o, step, r), &first, &last);
+  length = (double)(last - first);
+  for (int r = 0; r < o->w->size; r++) idle[r] = 1 - (double)record_of(o, step, r)->report.busy / length;
+  return length;
+}
+
+/* -- pictures -- */
+
+static lam_status draw(const lam_event *events, uint64_t n, const char *format, char **out) {
+  uint64_t bytes = 0;
+  TRY(lam_events_draw(events, n, format, NULL, 0, &bytes));
+  *out = malloc(bytes + 1);
+  if (!*out) return fail(LAM_RESOURCE_EXHAUSTED, "no memory for a picture");
+  return lam_events_draw(events, n, format, *out, bytes + 1, &bytes);
+}
+
+static lam_status write_picture(const observed *o, const lam_event *events, uint64_t n, const char *format, const char *ending) {
+  char path[512], *picture = NULL;
+  snprintf(path, sizeof path, "%s/%s.%s", o->w->o->out, o->l->name, ending);
+  lam_status status = draw(events, n, format, &picture);
+  FILE *file = status == LAM_OK ? fopen(path, "w") : NULL;
+  if (status == LAM_OK && (!file || fputs(picture, file) < 0))
+    status = fail(LAM_INVALID_ARGUMENT, "--out: %s: %s", path, strerror(errno));
+  if (file) fclose(file);
+  free(picture);
+  return status;
+}
+
+/* The forwards and backwards of one step of all workers, rows in the world's order. */
+static uint64_t work_of_step(const observed *o, int step, lam_event *out) {
+  uint64_t n = 0;
+  for (int rank = 0; rank < o->w->size; rank++) {
+    const record *r = record_of(o, step, rank);
+    for (uint64_t i = 0; i < r->report.n_events; i++) {
+      if (!is_work(&r->events[i])) continue;
+      out[n] = r->events[i];
+      out[n++].rank = rank;
+    }
+  }
+  return n;
+}
+
+static lam_status tell_pictures(const observed *o, int step) {
+  lam_event *events = malloc(sizeof *events * MAX_EVENTS * (size_t)o->w->size);
+  if (!events) return fail(LAM_RESOURCE_EXHAUSTED, "no memory for a picture");
+  const uint64_t n = work_of_step(o, step, events);
+  char *grid = NULL;
+  lam_status status = draw(events, n, "grid", &grid);
+  if (status == LAM_OK) emit_text("grid", grid);
+  if (status == LAM_OK && o->w->o->out) status = write_picture(o, events, n, "svg", "svg");
+  if (status == LAM_OK && o->w->o->out) status = write_picture(o, events, n, "perfetto", "json");
+  free(grid);
+  free(events);
+  return status;
+}
+
+/* -- the line -- */
+
+static double median_field(const observed *o, int rank, size_t field) {
+  double values[MAX_STEPS];
+  for (int k = 0; k < o->n_steps; k++)
+    values[k] = (double)*(const int64_t *)((const char *)&record_of(o, k, rank)->report + field);
+  return median(values, o->n_steps) * 1e-6;
+}
+
+static void tell_worker(const observed *o, int rank, const prediction *p, double idle) {
+  static const struct {
+    const char *name;
+    size_t at;
+  } fields[] = {{"busy", offsetof(lam_pipeline_report, busy)},       {"cpu", offsetof(lam_pipeline_report, cpu)},
+                {"warm_up", offsetof(lam_pipeline_report, warm_up)}, {"drain", offsetof(lam_pipeline_report, drain)},
+                {"waiting", offsetof(lam_pipeline_report, waiting)}, {"overhead", offsetof(lam_pipeline_report, overhead)}};
+  emit("%s{\"stage\": %d, \"part\": %d, \"idle\": %.5f, \"predicted\": %.5f, \"forward\": %.4f, \"backward\": %.4f",
+       rank ? ", " : "", rank / o->w->o->tp, rank % o->w->o->tp, idle, p->idle[rank], p->forward[rank] * 1e-6,
+       p->backward[rank] * 1e-6);
+  for (int i = 0; i < 6; i++) emit(", \"%s\": %.4f", fields[i].name, median_field(o, rank, fields[i].at));
+  emit("}");
+}
+
+static lam_status tell(const observed *o, const prediction *p, double length, int typical, double idle[][MAX_WORKERS]) {
+  const worker *w = o->w;
+  emit("{\"report\": \"%s\", \"shared_cores\": %s, \"step\": %.4f, \"simulated\": %.4f, \"workers\": [", o->l->name,
+       w->crowded ? "true" : "false", length * 1e-6, p->step * 1e-6);
+  for (int rank = 0; rank < w->size; rank++) {
+    double shares[MAX_STEPS];
+    for (int k = 0; k < o->n_steps; k++) shares[k] = idle[k][rank];
+    tell_worker(o, rank, p, median(shares, o->n_steps));
+  }
+  emit("], ");
+  const lam_status status = tell_pictures(o, typical);
+  emit("}\n");
+  return status;
+}
+
+/* Times in ms; shares of the step. */
+lam_status report(worker *w, const line *l, const record *records, int n_steps) {
+  const observed o = {w, l, records, n_steps < MAX_STEPS ? n_steps : MAX_STEPS};
+  prediction predicted = {0};
+  for (int part = 0; part < w->o->tp; part++) TRY(simulate_part(&o, part, &predicted));
+
+  double lengths[MAX_STEPS], sorted[MAX_STEPS], idle[MAX_STEPS][MAX_WORKERS];
+  for (int k = 0; k < o.n_steps; k++) sorted[k] = lengths[k] = measure_step(&o, k, idle[k]);
+  const double length = median(sorted, o.n_steps);
+  int typical = 0;
+  for (int k = 0; k < o.n_steps; k++) typical = lengths[k] == length ? k : typical;
+
+  if (!w->o->bench) return tell(&o, &predicted, length, typical, idle);
+  emit("observed %.6g ms\nsimulated %.6g ms\n", length * 1e-6, predicted.step * 1e-6);
+  return LAM_OK;
+}

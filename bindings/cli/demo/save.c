@@ -1,0 +1,121 @@
+/* save.c: the whole model as one safetensors file: 8 bytes of length, a JSON header, the tensors one after the other.
+ *
+ * Every worker sends its parts to rank 0 in the order that model_describe gives, so rank 0 knows what comes: it describes the
+ * sender's weights itself, and puts each row where it belongs in the whole.
+ * Invariant: the file is the same for any pp and tp that computed the same bits. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bindings/cli/demo/demo.h"
+#include "bindings/cli/demo/rows.h"
+
+static matrix whole_of(const param *p) { return matrix_at(NULL, p->whole_rows, p->whole_cols, p->w.bits); }
+
+/* -- header -- */
+
+typedef struct header {
+  char *text;
+  size_t bytes, room;
+  uint64_t data; /* bytes of tensors named so far */
+} header;
+
+static void add_text(header *h, const char *text) {
+  const size_t n = strlen(text);
+  if (h->bytes + n < h->room) memcpy(h->text + h->bytes, text, n);
+  h->bytes += n;
+}
+
+static void add_tensor(header *h, const param *p) {
+  char entry[256];
+  const uint64_t end = h->data + matrix_bytes(whole_of(p));
+  snprintf(entry, sizeof entry, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%lld,%lld],\"data_offsets\":[%llu,%llu]}",
+           h->data ? "," : "{", p->name, p->w.bits == 16 ? "BF16" : "F32", (long long)p->whole_rows,
+           (long long)p->whole_cols, (unsigned long long)h->data, (unsigned long long)end);
+  add_text(h, entry);
+  h->data = end;
+}
+
+static lam_status write_header(const options *o, FILE *file) {
+  header h = {.room = 1 << 20};
+  h.text = malloc(h.room);
+  lam_status status = h.text ? LAM_OK : fail(LAM_RESOURCE_EXHAUSTED, "no memory for --save");
+  for (int stage = 0; stage < o->pp && status == LAM_OK; stage++) {
+    model m = {0};
+    status = model_describe(o, stage, 0, &m);
+    for (int i = 0; i < m.n_params && status == LAM_OK; i++) add_tensor(&h, &m.params[i]);
+    model_free(&m);
+  }
+  add_text(&h, "}");
+  while (h.bytes % 8) add_text(&h, " ");
+  const uint64_t length = h.bytes;
+  if (status == LAM_OK && (fwrite(&length, 8, 1, file) != 1 || fwrite(h.text, 1, h.bytes, file) != h.bytes))
+    status = fail(LAM_INVALID_ARGUMENT, "--save: %s", strerror(errno));
+  free(h.text);
+  return status;
+}
+
+/* -- tensors -- */
+
+static void place(const param *p, matrix part, matrix whole) {
+  for (int64_t r = 0; r < part.rows; r++) {
+    char *to = row_at(whole, param_whole_row(p, r));
+    memcpy(to + p->cols.begin * p->w.bits / 8, row_at(part, r), (size_t)(part.cols * part.bits / 8));
+  }
+}
+
+/* Part `part` of tensor i of a stage: from this rank's own memory, or from the worker that has it. */
+static lam_status fetch(worker *w, int stage, int part, int i, matrix whole) {
+  if (stage == w->index && part == w->part) return place(&w->model.params[i], w->model.params[i].w, whole), LAM_OK;
+  model theirs = {0};
+  TRY(model_describe(w->o, stage, part, &theirs));
+  const param *p = &theirs.params[i];
+  matrix buffer = p->w;
+  buffer.data = malloc(matrix_bytes(buffer));
+  lam_status status = buffer.data ? worker_recv(w, stage * w->o->tp + part, buffer)
+                                  : fail(LAM_RESOURCE_EXHAUSTED, "no memory for --save");
+  if (status == LAM_OK) place(p, buffer, whole);
+  free(buffer.data);
+  model_free(&theirs);
+  return status;
+}
+
+static lam_status write_tensor(worker *w, int stage, const param *p, int i, FILE *file) {
+  matrix whole = whole_of(p);
+  whole.data = malloc(matrix_bytes(whole));
+  lam_status status = whole.data ? LAM_OK : fail(LAM_RESOURCE_EXHAUSTED, "no memory for --save");
+  for (int part = 0; status == LAM_OK && part < (p->split ? w->o->tp : 1); part++)
+    status = fetch(w, stage, part, i, whole);
+  if (status == LAM_OK && fwrite(whole.data, 1, matrix_bytes(whole), file) != matrix_bytes(whole))
+    status = fail(LAM_INVALID_ARGUMENT, "--save: %s", strerror(errno));
+  free(whole.data);
+  return status;
+}
+
+static lam_status write_all(worker *w, FILE *file) {
+  lam_status status = write_header(w->o, file);
+  for (int stage = 0; stage < w->o->pp && status == LAM_OK; stage++) {
+    model m = {0};
+    status = model_describe(w->o, stage, 0, &m);
+    for (int i = 0; i < m.n_params && status == LAM_OK; i++) status = write_tensor(w, stage, &m.params[i], i, file);
+    model_free(&m);
+  }
+  return status;
+}
+
+static lam_status send_all(worker *w) {
+  for (int i = 0; i < w->model.n_params; i++)
+    if (w->model.params[i].split || w->part == 0) TRY(worker_send(w, 0, w->model.params[i].w));
+  return LAM_OK;
+}
+
+lam_status save(worker *w, const char *path) {
+  if (w->rank) return send_all(w);
+  FILE *file = fopen(path, "wb");
+  if (!file) return fail(LAM_INVALID_ARGUMENT, "--save %s: %s", path, strerror(errno));
+  lam_status status = write_all(w, file);
+  if (fclose(file) && status == LAM_OK) status = fail(LAM_INVALID_ARGUMENT, "--save %s: %s", path, strerror(errno));
+  if (status == LAM_OK) emit("{"), emit_text("saved", path), emit("}\n");
+  return status;
+}

@@ -1,0 +1,179 @@
+"""What the demo shows: progress, the loss curve, tables. Text only; nothing here measures.
+
+Invariant: every figure comes from the workers' own lines or from plain arithmetic on them.
+"""
+
+import statistics
+import sys
+import time
+
+WIDTH, HEIGHT = 64, 12
+EVERY_S = 5.0  # where lines cannot be overwritten, one comes this often
+
+
+SCHEDULES = {
+    "layerwise": "one micro-batch at a time through all layers: one stage works, the others wait",
+    "gpipe": "all forwards, then all backwards",
+    "1f1b": "one forward, one backward in turn: stages work on different micro-batches at once",
+}
+SHARED_IDLE = """  There are more workers than cores, so the clock on the wall says little. Measured here is the thread CPU time of
+  each forward and backward, set in the order and with the dependencies of the step, as if each worker had a core."""
+
+
+def section(title, about=""):
+    print("\n%s%s" % (title, ": " + about if about else ""), flush=True)
+
+
+def count(workers):
+    return "%d worker%s" % (workers, "" if workers == 1 else "s")
+
+
+def introduce(plan, args, cores):
+    print(
+        "A decoder of %(layers)d layers, hidden size %(hidden)d, %(heads)d heads, %(parameters).1f M weights (%(dtype)s), "
+        "on the bytes of %(text)s." % dict(plan, parameters=plan["parameters"] / 1e6)
+    )
+    stages = ", ".join("%d-%d" % (a, b) if a < b else "%d" % a for a, b in plan["stages"])
+    n = plan["pp"] * plan["tp"]
+    print(
+        "%s: %d pipeline stage%s (layers %s) x %d tensor part%s; schedule %s, %d micro-batches of %d tokens."
+        % (
+            count(n),
+            plan["pp"],
+            "" if plan["pp"] == 1 else "s",
+            stages,
+            plan["tp"],
+            "" if plan["tp"] == 1 else "s",
+            args.schedule,
+            plan["micro_batches"],
+            plan["tokens"] // plan["micro_batches"],
+        )
+    )
+    if n > cores:
+        print("%d workers share %d cores: what follows about wall-clock time is of shared cores." % (n, cores))
+
+
+class Progress:
+    """Step, loss, tokens per second and time left: one line that is written over on a terminal."""
+
+    def __init__(self, what, steps, tokens):
+        self.what, self.steps, self.tokens = what, steps, tokens
+        self.done, self.began, self.last = 0, None, 0.0
+        self.over = sys.stdout.isatty()
+
+    def step(self, message):
+        now = time.monotonic()
+        self.done += 1
+        if self.began is None:  # the first step warms up; it does not count
+            self.began = now
+        if self.over or now - self.last > EVERY_S or self.done in (1, self.steps):
+            self.last = now
+            self.show(message["loss"], message["ms"], now)
+
+    def show(self, loss, ms, now):
+        each = (now - self.began) / (self.done - 1) if self.done > 1 else ms * 1e-3
+        line = "  %s  step %d/%d  loss %.4f  %.0f tokens/s  %.0f s left" % (
+            self.what,
+            self.done,
+            self.steps,
+            loss,
+            self.tokens / each,
+            each * (self.steps - self.done),
+        )
+        end = "" if self.over and self.done < self.steps else "\n"
+        print("\r%-79s" % line if self.over else line, end=end, flush=True)
+
+
+def table(head, rows):
+    """Columns under their heads, the first to the left, the others to the right."""
+    cells = [head, *rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    for row in cells:
+        first = row[0].ljust(widths[0])
+        rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
+        print("  " + "   ".join([first, *rest]).rstrip())
+
+
+def curve(split, whole):
+    """Both loss curves in one picture: o split, + one worker, * both in one place."""
+    top, low = max(split + whole), min(split + whole)
+    columns = min(WIDTH, len(split))
+    grid = [[" "] * columns for _ in range(HEIGHT)]
+
+    def put(losses, mark):
+        for x in range(columns):
+            loss = losses[x * (len(losses) - 1) // max(1, columns - 1)]
+            y = round((top - loss) / (top - low or 1) * (HEIGHT - 1))
+            grid[y][x] = "*" if grid[y][x] not in (" ", mark) else mark
+
+    put(split, "o")
+    put(whole, "+")
+    for y, row in enumerate(grid):
+        height = top - (top - low) * y / (HEIGHT - 1)
+        print("  %6.2f |%s" % (height, "".join(row).rstrip()))
+    print("         +" + "-" * columns)
+    print("  %7s 1%s%d   (o split, + one worker, * both)" % ("step", " " * max(1, columns - 4), len(split)))
+
+
+def difference(split, whole):
+    """The largest difference of two loss curves and the step, counted from 1, where it is."""
+    return max((abs(a - b), i + 1) for i, (a, b) in enumerate(zip(split, whole)))
+
+
+def percent(share):
+    return "%.1f %%" % (100 * share)
+
+
+def idle(reports):
+    """Each worker's idle share in each report, measured and predicted."""
+    head = ["worker", "stage", "part"]
+    for report in reports:
+        head += [report["report"] + " measured", "predicted"]
+    rows = []
+    for rank, worker in enumerate(reports[0]["workers"]):
+        row = [str(rank), str(worker["stage"] + 1), str(worker["part"] + 1)]
+        for report in reports:
+            here = report["workers"][rank]
+            row += [percent(here["idle"]), percent(here["predicted"])]
+        rows.append(row)
+    table(head, rows)
+
+
+def memory(workers, tp):
+    rows = []
+    for rank, worker in enumerate(workers):
+        off = worker["peak"] / worker["predicted"] - 1
+        place = [str(rank), str(rank // tp + 1), str(rank % tp + 1)]
+        sizes = ["%.1f MB" % (worker[key] / 1e6) for key in ("peak", "predicted")]
+        rows.append([*place, *sizes, "%+.1f %%" % (100 * off)])
+    table(["worker", "stage", "part", "peak", "predicted", "off by"], rows)
+
+
+def scaling(runs, schedule):
+    """Speed-up of two workers over one, and what the rest of two cores' time went to."""
+    alone = typical(runs[1, 1].times)
+    rows = [["1", "%.0f ms" % alone, "1.00", "", "", ""]]
+    for (pp, tp), told in runs.items():
+        if pp * tp == 1:
+            continue
+        step = typical(told.times)
+        idle_share, transfer = losses_of(told, schedule, step) if pp > 1 else (0, told.sums / step)
+        rest = 1 - alone / step / 2 - idle_share - transfer
+        name = "2 by %s" % ("pp" if pp > 1 else "tp")
+        shares = [percent(share) for share in (idle_share, transfer, rest)]
+        rows.append([name, "%.0f ms" % step, "%.2f" % (alone / step), *shares])
+    table(["workers", "step", "speed-up", "idle", "transfer", "smaller gemms, other"], rows)
+
+
+def typical(times):
+    """The median step, without the first two, which warm up."""
+    return statistics.median(times[2:] or times)
+
+
+def losses_of(told, schedule, step):
+    """Shares of a pipeline's step that went to idling and to the library's own work with transfers."""
+    report = told.reports[schedule]
+    workers = report["workers"]
+    idle_share = sum(worker["idle"] for worker in workers) / len(workers)
+    overhead = sum(worker["overhead"] for worker in workers) / len(workers)
+    return idle_share * report["step"] / step, overhead / step

@@ -1,0 +1,103 @@
+/* train.c: the training steps, and the lines of JSON in which rank 0 tells what happens.
+ *
+ * A step is: the pipeline's forwards and backwards, AdamW on this worker's weights, one sum that brings the loss to all.
+ * Invariant: every rank makes the same calls in the same order. Leaves what is drawn of it to the launcher, demo.py. */
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "bindings/cli/demo/demo.h"
+
+void emit(const char *format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  vprintf(format, arguments);
+  va_end(arguments);
+  if (format[strlen(format) - 1] == '\n') fflush(stdout);
+}
+
+void emit_text(const char *key, const char *text) {
+  printf("\"%s\": \"", key);
+  for (; *text; text++) {
+    if (*text == '"' || *text == '\\') printf("\\%c", *text);
+    else if ((unsigned char)*text < 32) printf("\\u%04x", *text);
+    else putchar(*text);
+  }
+  putchar('"');
+}
+
+static lam_status share_loss(worker *w, double mine, float *loss) {
+  *loss = w->index == w->o->pp - 1 && w->part == 0 ? (float)mine : 0;
+  const matrix one = matrix_at(loss, 1, 1, 32);
+  return call_op(w->ctx, LAM_OP_all_reduce, IN(one), OUT(one), ATTRS(lam_attr_i(lam_group_handle(w->world))));
+}
+
+static lam_status train_step(worker *w, line *l, int64_t step) {
+  const int64_t began = now_ns();
+  double mine = 0;
+  float loss;
+  TRY(lam_pipeline_run(l->pipeline, step, &mine));
+  for (int i = 0; i < w->model.n_params; i++)
+    adamw_step(&w->model.params[i], adamw_at(step, w->o->steps), step);
+  TRY(share_loss(w, mine, &loss));
+  if (w->rank == 0) emit("{\"step\": %lld, \"loss\": %.9g, \"ms\": %.3f}\n", (long long)step, loss, (double)(now_ns() - began) * 1e-6);
+  return LAM_OK;
+}
+
+static lam_status train_line(worker *w, line *l) {
+  TRY(line_open(w, w->o->schedule, l));
+  for (int64_t step = 0; step < w->o->steps; step++) TRY(train_step(w, l, step));
+  return LAM_OK;
+}
+
+typedef struct taken {
+  uint64_t peak, predicted, slots;
+} taken;
+
+static lam_status tell_memory(worker *w, line *l) {
+  lam_pipeline_report r = LAM_PIPELINE_REPORT_INIT;
+  TRY(lam_pipeline_get_report(l->pipeline, &r));
+  const taken mine = {memory_peak(), memory_predict(w->o, w->index, w->part), r.slot_bytes};
+  taken all[MAX_WORKERS];
+  TRY(gather(w, &mine, sizeof mine, all));
+  if (w->rank) return LAM_OK;
+  emit("{\"memory\": [");
+  for (int i = 0; i < w->size; i++)
+    emit("%s{\"peak\": %llu, \"predicted\": %llu, \"slots\": %llu}", i ? ", " : "", (unsigned long long)all[i].peak,
+         (unsigned long long)all[i].predicted, (unsigned long long)all[i].slots);
+  emit("]}\n");
+  return LAM_OK;
+}
+
+/* What the sums over the tensor-parallel group take of a step, ms: one like them, alone, times how many there are. */
+static lam_status tell_sums(worker *w) {
+  const options *o = w->o;
+  const matrix part = w->stage.room.d_h;
+  double times[9];
+  for (int i = 0; i < 9; i++) {
+    const int64_t began = now_ns();
+    TRY(call_op(w->ctx, LAM_OP_all_reduce, IN(part), OUT(part), ATTRS(lam_attr_i(lam_group_handle(w->tp)))));
+    times[i] = (double)(now_ns() - began) * 1e-6;
+  }
+  const int sums = 4 * w->model.n_layers * o->micro_batches; /* two forward, two backward */
+  if (w->rank == 0) emit("{\"sums\": %.4f}\n", o->tp > 1 ? median(times, 9) * sums : 0);
+  return LAM_OK;
+}
+
+lam_status train(worker *w) {
+  line l = {0};
+  lam_status status = train_line(w, &l);
+  if (status == LAM_OK && w->o->steps) status = tell_memory(w, &l);
+  if (status == LAM_OK && w->o->steps) status = tell_sums(w);
+  line_close(&l);
+  if (status == LAM_OK && w->o->save) status = save(w, w->o->save);
+  const char *at = w->o->draw;
+  while (status == LAM_OK && *at) {
+    char name[32];
+    const size_t n = strcspn(at, ",");
+    snprintf(name, sizeof name, "%.*s", (int)n, at);
+    status = observe(w, name);
+    at += n + (at[n] == ',');
+  }
+  return status;
+}

@@ -1,0 +1,157 @@
+/* worker.c: one process of the demo: its place in the groups, its part of the model, its pipelines.
+ *
+ * The world's ranks are numbered stage by stage: rank = stage * tp + part. The parts of one stage form a tensor-parallel
+ * group, the stages of one part a pipeline's group.
+ * Invariant: worker_open is the same sequence of collective calls on every rank; worker_close takes what is there. */
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "bindings/cli/demo/demo.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+static void set_threads(int n) { omp_set_num_threads(n); }
+#else
+static void set_threads(int n) { (void)n; }
+#endif
+
+static int64_t clock_ns(clockid_t clock) {
+  struct timespec t;
+  clock_gettime(clock, &t);
+  return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+int64_t now_ns(void) { return clock_ns(CLOCK_MONOTONIC); }
+int64_t cpu_ns(void) { return clock_ns(CLOCK_THREAD_CPUTIME_ID); }
+
+static int by_size(const void *a, const void *b) {
+  const double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+double median(double *values, int n) {
+  qsort(values, (size_t)n, sizeof *values, by_size);
+  return n == 0 ? 0 : n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+}
+
+static int cores(void) {
+  cpu_set_t set;
+  return sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
+}
+
+static lam_status open_context(worker *w) {
+  lam_context_desc desc = LAM_CONTEXT_DESC_INIT;
+  desc.threads = w->o->threads;
+  desc.alloc = memory_hook_take;
+  desc.free = memory_hook_give;
+  set_threads(w->o->threads);
+  return lam_context_create(&desc, &w->ctx);
+}
+
+/* From the launcher's environment; without a launcher this is the only worker. */
+static lam_status open_world(worker *w) {
+  if (getenv("LAMELLA_RANK") || getenv("RANK")) return lam_group_create_from_env(w->ctx, NULL, &w->world);
+  lam_group_desc alone = LAM_GROUP_DESC_INIT;
+  alone.size = 1;
+  TRY(lam_group_id_create(&alone.id));
+  return lam_group_create(w->ctx, &alone, &w->world);
+}
+
+static lam_status open_groups(worker *w) {
+  TRY(open_world(w));
+  lam_group_info info = LAM_GROUP_INFO_INIT;
+  TRY(lam_group_get_info(w->world, &info));
+  w->rank = info.rank;
+  w->size = info.size;
+  w->index = w->rank / w->o->tp;
+  w->part = w->rank % w->o->tp;
+  w->crowded = w->size * w->o->threads > cores();
+  if (w->size != w->o->pp * w->o->tp)
+    return fail(LAM_INVALID_ARGUMENT, "--pp %d --tp %d needs %d workers, %d came", w->o->pp, w->o->tp,
+                w->o->pp * w->o->tp, w->size);
+  TRY(lam_group_split(w->world, w->index, w->part, &w->tp));
+  return lam_group_split(w->world, w->part, w->index, &w->pp);
+}
+
+lam_status worker_open(const options *o, worker *out) {
+  *out = (worker){.o = o};
+  TRY(open_context(out));
+  TRY(open_groups(out));
+  TRY(text_read(o, &out->text));
+  TRY(model_describe(o, out->index, out->part, &out->model));
+  TRY(model_fill(&out->model));
+  return stage_create(&out->model, &out->text, out->ctx, lam_group_handle(out->tp), &out->stage);
+}
+
+void worker_close(worker *w) {
+  stage_destroy(&w->stage);
+  model_free(&w->model);
+  text_free(&w->text);
+  lam_group_destroy(w->pp);
+  lam_group_destroy(w->tp);
+  lam_group_destroy(w->world);
+  lam_context_destroy(w->ctx);
+  *w = (worker){0};
+}
+
+/* -- pipelines -- */
+
+lam_status line_open(worker *w, const char *schedule, line *out) {
+  *out = (line){.name = schedule};
+  TRY(lam_schedule_build(schedule, w->o->pp, 1, w->o->micro_batches, &out->schedule));
+
+  const matrix crossing = matrix_at(NULL, w->o->tokens, w->o->hidden, w->o->bits);
+  lam_shape shape = {.ndim = 2, .dtype = matrix_dtype(crossing), .dims = {crossing.rows, crossing.cols}};
+  lam_edge edges[MAX_STAGES];
+  for (int e = 0; e + 1 < w->o->pp; e++) {
+    lam_edge edge = LAM_EDGE_INIT;
+    edge.n_tensors = 1;
+    edge.tensors = &shape;
+    edges[e] = edge;
+  }
+  const lam_stage functions = stage_functions(&w->stage);
+  lam_pipeline_desc desc = LAM_PIPELINE_DESC_INIT;
+  desc.group = w->pp;
+  desc.schedule = out->schedule;
+  desc.stages = &functions;
+  desc.n_stages = 1;
+  desc.edges = edges;
+  desc.n_edges = (uint32_t)w->o->pp - 1;
+  return lam_pipeline_create(w->ctx, &desc, &out->pipeline);
+}
+
+void line_close(line *l) {
+  lam_pipeline_destroy(l->pipeline);
+  lam_schedule_destroy(l->schedule);
+  *l = (line){0};
+}
+
+/* -- one worker to another, over the world -- */
+
+lam_status worker_send(worker *w, int to, matrix data) {
+  float none = 0;
+  const matrix token = matrix_at(&none, VECTOR, 1, 32);
+  return call_op(w->ctx, LAM_OP_send_activation, IN(data, token), OUT(token),
+                 ATTRS(lam_attr_i(lam_group_handle(w->world)), lam_attr_i(to), lam_attr_i(0), lam_attr_i(-1)));
+}
+
+lam_status worker_recv(worker *w, int from, matrix data) {
+  float none = 0;
+  const matrix token = matrix_at(&none, VECTOR, 1, 32);
+  const int64_t shape[] = {data.rows, data.cols};
+  const DLDataType type = matrix_dtype(data);
+  return call_op(w->ctx, LAM_OP_recv_activation, IN(token), OUT(data, token),
+                 ATTRS(lam_attr_i(lam_group_handle(w->world)), lam_attr_i(from), lam_attr_i(0), lam_attr_i(-1),
+                       lam_attr_ints(shape, 2), lam_attr_i(type.code | type.bits << 8)));
+}
+
+lam_status gather(worker *w, const void *mine, uint64_t bytes, void *all) {
+  const matrix here = matrix_at((void *)(uintptr_t)mine, 1, (int64_t)bytes / 4, 32);
+  if (w->rank) return worker_send(w, 0, here);
+  memcpy(all, mine, bytes);
+  for (int r = 1; r < w->size; r++)
+    TRY(worker_recv(w, r, matrix_at((char *)all + (uint64_t)r * bytes, 1, (int64_t)bytes / 4, 32)));
+  return LAM_OK;
+}

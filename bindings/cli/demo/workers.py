@@ -1,0 +1,110 @@
+"""One run of the demo's program: N workers as the ranks of one group, and what rank 0 tells of it.
+
+The workers print lines of JSON (see train.c, report.c); the last of their other words is kept for the
+case that they fail.
+Invariant: `run` gives back what was told, or raises a Problem of one line: which worker ended, and how.
+"""
+
+import json
+import os
+import signal
+import time
+from collections import namedtuple
+
+from bindings.cli import run as launcher
+from bindings.cli.common import Problem
+
+Arguments = namedtuple("Arguments", "ranks no_prefix program arguments")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Told:
+    """What one run told: per step its loss and milliseconds; reports by schedule."""
+
+    def __init__(self):
+        self.losses, self.times, self.reports = [], [], {}
+        self.memory, self.sums, self.saved = [], 0.0, None
+
+
+class Ear:
+    """Cuts what one worker prints into lines."""
+
+    def __init__(self, hear):
+        self.hear, self.rest = hear, b""
+
+    def add(self, data):
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        for line in lines:
+            self.hear(line.decode(errors="replace"))
+
+    def finish(self):
+        if self.rest:
+            self.add(b"\n")
+
+
+class Workers(launcher.World):
+    """A World whose ranks talk to this program instead of to the terminal."""
+
+    def __init__(self, tp, on_step):
+        super().__init__()
+        self.tp, self.on_step, self.told = tp, on_step, Told()
+        self.failures, self.words = {}, {}
+        self.bad = None  # the rank whose end ended the run
+
+    def follow(self, pipe, to, rank):
+        told = pipe is self.processes[rank].stdout
+        ear = Ear(lambda line: self.hear(rank, line, told))
+        os.set_blocking(pipe.fileno(), False)
+        self.pipes.register(pipe, launcher.selectors.EVENT_READ, ear)
+
+    def hear(self, rank, line, told):
+        if not told or not line.startswith("{"):
+            self.words[rank] = line
+            return
+        message = json.loads(line)
+        if "failed" in message:
+            self.failures[rank] = message
+        elif "loss" in message:
+            self.told.losses.append(message["loss"])
+            self.told.times.append(message["ms"])
+            self.on_step(message)
+        elif "report" in message:
+            self.told.reports[message["report"]] = message
+        else:
+            vars(self.told).update(message)
+
+    def note_bad_end(self, rank):
+        self.bad, self.status = rank, 1
+        self.kill_at = time.monotonic() + launcher.GRACE_S
+
+    def name(self, rank):
+        place = (rank, rank // self.tp + 1, rank % self.tp + 1)
+        return "worker %d (stage %d, part %d)" % place
+
+    def explain(self):
+        if self.bad is None:
+            return "interrupted"
+        code, name = self.processes[self.bad].returncode, self.name(self.bad)
+        when = " after step %d" % len(self.told.losses) if self.told.losses else ""
+        if code < 0:
+            seen = sorted({failure["status"] for failure in self.failures.values()})
+            others = "; the others saw %s and stopped" % ", ".join(seen) if seen else ""
+            return "%s was killed by %s%s%s" % (name, launcher.signal_name(-code), when, others)
+        words = self.words.get(self.bad) or "exit status %d" % code
+        return "%s failed%s: %s" % (name, when, self.failures.get(self.bad, {}).get("why", words))
+
+
+def run(program, options, pp, tp, on_step=lambda message: None):
+    """Trains with these options on pp x tp workers."""
+    workers = Workers(tp, on_step)
+    before = {number: signal.signal(number, workers.on_signal) for number in SIGNALS}
+    try:
+        placed = [*options, "--pp", str(pp), "--tp", str(tp)]
+        workers.start(Arguments(pp * tp, False, program, placed))
+        if workers.watch() != 0:
+            raise Problem(workers.explain(), workers.status)
+        return workers.told
+    finally:
+        workers.send(signal.SIGKILL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
