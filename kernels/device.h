@@ -94,6 +94,10 @@ typedef struct lam_device {
 extern const lam_device lam_device_cpu;
 const lam_device *lam_device_find(int32_t device_type); /* NULL: no such backend; the only place with #ifdefs (backends.c) */
 
+/* Called before every slot, where set: to trace calls, or to return a failure in the slot's place. Set it while nothing runs. */
+typedef lam_status (*lam_device_hook)(const lam_device *d, const char *slot);
+extern lam_device_hook lam_device_on_call;
+
 lam_status lam_device_gemm(const lam_device *d, const lam_workers *w, const lam_gemm *g, void *stream);
 lam_status lam_device_copy(const lam_device *d, const lam_workers *w, lam_matrix from, lam_matrix to, void *stream);
 lam_status lam_device_pack(const lam_device *d, const lam_workers *w, lam_matrix weight, int side, void *packed, int64_t cols,

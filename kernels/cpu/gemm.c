@@ -1,0 +1,99 @@
+/* gemm.c: which path a product takes.
+ *
+ *   packed b                          the library, in the layout that the weight was packed in
+ *   at most 8 rows of a               gemv.c: bound by memory, each weight read once
+ *   what the library takes            the library; with aux, the activation follows in a second pass over rows in cache
+ *   the rest                          gemm_plain.c: odd strides, K = 0, no library
+ *
+ * Invariant: every shape and stride that device.h allows has a path. Leaves products themselves to those files. */
+#include "kernels/cpu/cpu.h"
+
+/* Strides of a dimension of at most one element mean nothing; give them values that say "by rows" or "by columns". */
+static lam_matrix with_plain_strides(lam_matrix m) {
+  if (m.packed || !lam_matrix_here(m)) return m;
+  if (m.cols <= 1) m.col_stride = 1;
+  if (m.rows <= 1 && m.col_stride == 1) m.row_stride = m.cols > 0 ? m.cols : 1;
+  if (m.rows <= 1 && m.col_stride != 1) m.row_stride = 1;
+  return m;
+}
+
+static bool is_by_cols(lam_matrix m) { return m.col_stride != 1 && m.row_stride == 1; }
+
+/* d^T = b a^T: a weight gradient whose weight is stored [K, N]. */
+static lam_gemm transposed(const lam_gemm *g) {
+  return (lam_gemm){.a = g->b, .b = g->a, .d = lam_matrix_transposed(g->d), .act = g->act, .accumulate = g->accumulate};
+}
+
+static bool has(lam_matrix m) { return lam_matrix_here(m); }
+
+static lam_status run_without_aux(const lam_workers *w, const lam_gemm *g, lam_layout layout) {
+  const lam_library *library = lam_gemm_library_here();
+  if (library && library->takes(g)) return library->run(w, g, layout);
+  if (layout == LAM_LAYOUT_ROWS) return lam_gemm_plain_run(w, g);
+  return lam_fail(LAM_UNIMPLEMENTED, "cpu gemm: packed weights need rows of d, and a bias, that are contiguous");
+}
+
+/* The pre-activation is written, then activated while it is in the cache: 128 rows and more cost the product under 3 %. */
+static lam_status run_with_aux(const lam_workers *w, const lam_gemm *g, lam_layout layout) {
+  enum { LEAST_ROWS = 128, CACHE_BYTES = 4 << 20 };
+  const int64_t fitting = CACHE_BYTES / (g->d.cols * lam_dtype_bytes(g->aux.dtype));
+  const int64_t step = lam_round_up(fitting > 0 ? fitting : 1, LEAST_ROWS);
+  for (int64_t row = 0; row < g->d.rows; row += step) {
+    const int64_t n = lam_least(step, g->d.rows - row);
+    const lam_matrix aux = lam_matrix_rows(g->aux, row, n);
+    const lam_gemm part = {.a = lam_matrix_rows(g->a, row, n), .b = g->b, .bias = g->bias, .d = aux};
+    LAM_TRY(run_without_aux(w, &part, layout));
+    LAM_TRY(lam_act_run(w, g->act, false, aux, lam_matrix_rows(g->d, row, n), NULL));
+  }
+  return LAM_OK;
+}
+
+static bool library_takes_aux(const lam_gemm *g) {
+  lam_gemm part = *g;
+  part.d = g->aux;
+  part.aux = (lam_matrix){0};
+  return lam_gemm_library_here() && lam_gemm_library()->takes(&part);
+}
+
+static lam_status run_plain_b(const lam_workers *w, const lam_gemm *g) {
+  if (lam_gemv_takes(g)) return lam_gemv_run(w, g);
+  if (!has(g->aux)) return run_without_aux(w, g, LAM_LAYOUT_ROWS);
+  return library_takes_aux(g) ? run_with_aux(w, g, LAM_LAYOUT_ROWS) : lam_gemm_plain_run(w, g);
+}
+
+/* The library writes rows; a d of columns gets them from scratch memory. */
+static lam_status run_by_rows(const lam_workers *w, const lam_gemm *g, lam_layout layout) {
+  lam_gemm part = *g;
+  part.d = (lam_matrix){NULL, g->d.rows, g->d.cols, g->d.cols, 1, g->d.dtype, false};
+  part.d.data = lam_cpu_scratch(LAM_SCRATCH_RESULT, (uint64_t)(g->d.rows * g->d.cols * lam_dtype_bytes(g->d.dtype)));
+  part.accumulate = false;
+  if (!part.d.data) return LAM_RESOURCE_EXHAUSTED;
+  LAM_TRY(run_without_aux(w, &part, layout));
+  if (!g->accumulate) return lam_copy_run(w, part.d, g->d, NULL);
+  return lam_sum_run(w, (lam_matrix[]){g->d, part.d}, 2, (lam_matrix){0}, (lam_matrix){0}, g->d, NULL);
+}
+
+static lam_status run_packed_b(const lam_workers *w, lam_gemm *g) {
+  const lam_layout layout = lam_pack_layout(g->b.data, &g->b.data);
+  if (layout == LAM_LAYOUT_ROWS) {
+    g->b.packed = false;
+    g->b.row_stride = g->b.cols;
+    g->b.col_stride = 1;
+    return run_plain_b(w, g);
+  }
+  if (has(g->aux)) return run_with_aux(w, g, layout);
+  return is_by_cols(g->d) ? run_by_rows(w, g, layout) : run_without_aux(w, g, layout);
+}
+
+lam_status lam_gemm_run(const lam_workers *w, const lam_gemm *call, void *stream) {
+  (void)stream;
+  lam_gemm g = *call;
+  if (g.d.rows <= 0 || g.d.cols <= 0) return LAM_OK;
+  g.a = with_plain_strides(g.a);
+  g.b = with_plain_strides(g.b);
+  g.d = with_plain_strides(g.d);
+  g.aux = with_plain_strides(g.aux);
+  if (is_by_cols(g.d) && !g.b.packed && !has(g.bias) && !has(g.aux)) g = transposed(&g);
+  if (g.a.cols == 0) return lam_gemm_plain_run(w, &g);
+  return g.b.packed ? run_packed_b(w, &g) : run_plain_b(w, &g);
+}

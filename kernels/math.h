@@ -1,0 +1,141 @@
+/* math.h: the scalar arithmetic of all devices: bf16, exp, the normal distribution, activations and their derivatives.
+ *
+ * Invariant: no branch on data, no call into libm, no table: a loop over any of these functions becomes vector code, and
+ * every element gets the same bits whichever lane it falls in. NaN in gives NaN out.
+ * An includer may set LAM_INLINE (how to inline: say, __device__) and LAM_FMA (where the machine has it) first.
+ * Leaves loops, types in memory and rounding of results to each device. */
+#ifndef LAMELLA_KERNELS_MATH_H
+#define LAMELLA_KERNELS_MATH_H
+
+#include <stdint.h>
+#include <string.h>
+
+#ifndef LAM_INLINE
+#define LAM_INLINE static inline __attribute__((always_inline, unused))
+#endif
+#ifndef LAM_FMA
+#define LAM_FMA(a, b, c) ((a) * (b) + (c))
+#endif
+
+LAM_INLINE uint32_t lam_bits_of_f32(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+LAM_INLINE float lam_f32_of_bits(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+LAM_INLINE float lam_f32_of_bf16(uint16_t h) { return lam_f32_of_bits((uint32_t)h << 16); }
+
+/* Round to nearest, ties to even. A NaN keeps its sign and becomes quiet, since its low bits alone may carry it. */
+LAM_INLINE uint16_t lam_bf16_of_f32(float x) {
+  const uint32_t bits = lam_bits_of_f32(x);
+  const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  const uint32_t quiet = bits >> 16 | 0x40u;
+  return (uint16_t)(x != x ? quiet : rounded);
+}
+
+/* 2^k for k in [-126, 127]. */
+LAM_INLINE float lam_exp2_of_int(int32_t k) { return lam_f32_of_bits((uint32_t)(k + 127) << 23); }
+
+/* e^x within 1.1 ulp. x = k ln 2 + r, |r| <= ln 2 / 2, ln 2 in two parts (Cody, Waite). e^r = 1 + r + r^2 q(r), where q is
+ * our own minimax fit (Remez; relative error 3.1e-9). Adding 1.5 * 2^23 leaves k in the low bits of the sum. */
+LAM_INLINE float lam_exp(float x) {
+  x = x < -104.0f ? -104.0f : x; /* e^-104 rounds to 0 */
+  x = x > 89.0f ? 89.0f : x;     /* e^89 is infinite */
+  const float shifted = LAM_FMA(x, 0x1.715476p+0f, 0x1.8p+23f);
+  const float n = shifted - 0x1.8p+23f;
+  const int32_t k = (int32_t)(lam_bits_of_f32(shifted) - 0x4b400000u);
+  const float r = LAM_FMA(n, -0x1.0bfbe8p-15f, LAM_FMA(n, -0x1.62ep-1f, x));
+  float q = 0.00138145988918f;
+  q = LAM_FMA(q, r, 0.00836871680656f);
+  q = LAM_FMA(q, r, 0.0416683880325f);
+  q = LAM_FMA(q, r, 0.166665206325f);
+  q = LAM_FMA(q, r, 0.499999934479f);
+  const float e = LAM_FMA(q * r, r, r) + 1.0f;
+  const int32_t half = k >> 1; /* in two steps, so that results below 2^-126 and above 2^127 come out right */
+  return e * lam_exp2_of_int(half) * lam_exp2_of_int(k - half);
+}
+
+LAM_INLINE float lam_sigmoid(float x) { return 1.0f / (1.0f + lam_exp(-x)); }
+
+/* The standard normal distribution: its cumulative probability and, times sqrt(2 pi), its density e^(-x^2/2).
+ * Below zero, P(x) = e^(-x^2/2) g(-x) with g(u) = erfcx(u / sqrt 2) / 2, fitted (Remez, relative error 3.2e-8) by a polynomial
+ * in t = 1 / (1 + 0.35 u): erfc's classic form (Hastings 1955), so that small probabilities keep their digits. */
+LAM_INLINE float lam_normal(float x, float *density) {
+  const float u = x < 0.0f ? -x : x;
+  const float t = 1.0f / LAM_FMA(0.35f, u, 1.0f);
+  float g = -0.0291459155263f;
+  g = LAM_FMA(g, t, 0.143971628273f);
+  g = LAM_FMA(g, t, -0.255714115879f);
+  g = LAM_FMA(g, t, 0.159174008662f);
+  g = LAM_FMA(g, t, -0.0231097355142f);
+  g = LAM_FMA(g, t, 0.105507964031f);
+  g = LAM_FMA(g, t, 0.119832877212f);
+  g = LAM_FMA(g, t, 0.13986186843f);
+  g = LAM_FMA(g, t, 0.139621404365f);
+  const float e = lam_exp(-0.5f * u * u);
+  const float tail = e * (g * t);
+  *density = e;
+  return x < 0.0f ? tail : 1.0f - tail;
+}
+
+/* -- activations and their derivatives -- */
+
+/* Far out every derivative is 0 or 1 in f32; a bounded argument keeps infinity times 0 out of it. NaN passes. */
+LAM_INLINE float lam_bounded(float x, float bound) {
+  x = x > bound ? bound : x;
+  return x < -bound ? -bound : x;
+}
+
+LAM_INLINE float lam_identity(float x) { return x; }
+LAM_INLINE float lam_identity_grad(float x) { return x != x ? x : 1.0f; }
+
+LAM_INLINE float lam_gelu(float x) {
+  float density;
+  return x * lam_normal(x, &density);
+}
+
+LAM_INLINE float lam_gelu_grad(float x) {
+  float density;
+  x = lam_bounded(x, 32.0f);
+  const float p = lam_normal(x, &density);
+  return LAM_FMA(x * 0.398942280401f, density, p);
+}
+
+/* x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) = x sigmoid(a x + b x^3) */
+#define LAM_GELU_TANH_A 1.595769121606f
+#define LAM_GELU_TANH_B 0.0713548162726f
+
+LAM_INLINE float lam_gelu_tanh_sigmoid(float x) {
+  return lam_sigmoid(x * LAM_FMA(LAM_GELU_TANH_B, x * x, LAM_GELU_TANH_A));
+}
+
+LAM_INLINE float lam_gelu_tanh(float x) { return x * lam_gelu_tanh_sigmoid(x); }
+
+LAM_INLINE float lam_gelu_tanh_grad(float x) {
+  x = lam_bounded(x, 32.0f);
+  const float s = lam_gelu_tanh_sigmoid(x);
+  const float slope = LAM_FMA(3.0f * LAM_GELU_TANH_B, x * x, LAM_GELU_TANH_A);
+  return LAM_FMA(x * slope, s * (1.0f - s), s);
+}
+
+LAM_INLINE float lam_silu(float x) { return x * lam_sigmoid(x); }
+
+LAM_INLINE float lam_silu_grad(float x) {
+  x = lam_bounded(x, 128.0f);
+  const float s = lam_sigmoid(x);
+  return LAM_FMA(x, s * (1.0f - s), s);
+}
+
+LAM_INLINE float lam_relu(float x) { return x < 0.0f ? 0.0f : x; }
+LAM_INLINE float lam_relu_grad(float x) { return x <= 0.0f ? 0.0f : x != x ? x : 1.0f; }
+
+LAM_INLINE float lam_relu2(float x) { return lam_relu(x) * lam_relu(x); }
+LAM_INLINE float lam_relu2_grad(float x) { return 2.0f * lam_relu(x); }
+
+#endif
