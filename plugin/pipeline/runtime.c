@@ -256,23 +256,33 @@ static void end_step(lam_pipeline *p) {
   lam_meter_end(&p->meter);
 }
 
-/* Without peers a failed step is over and done with: every slot is free again at the next one's start. */
-static lam_status end_world(lam_pipeline *p, lam_status status) {
+/* Without peers a failed step is over and done with: every slot is free again when the next one
+ * starts. */
+lam_status lam_pipeline_end_world(lam_pipeline *p, lam_status status) {
   if (!p->group) return status;
   p->broken = status;
   snprintf(p->error, sizeof p->error, "%s", lam_last_error());
   lam_group_poison(p->group, status, p->error);
-  return status;
+  return lam_fail(status, "%s", p->error);
+}
+
+/* What another rank said since the last step is this one's error too, even if its list needs nobody. */
+static lam_status check_world(const lam_pipeline *p) {
+  lam_group_info info = LAM_GROUP_INFO_INIT;
+  if (p->broken) return lam_fail(p->broken, "%s", p->error);
+  if (!p->group) return LAM_OK;
+  LAM_TRY(lam_group_get_info(p->group, &info));
+  return info.poison ? lam_fail(info.poison, "%s", info.error) : LAM_OK;
 }
 
 lam_status lam_pipeline_run(lam_pipeline *p, int64_t step, double *out_loss) {
   if (out_loss) *out_loss = 0;
   if (!p) return lam_fail(LAM_INVALID_ARGUMENT, "lam_pipeline_run: pipeline is NULL");
-  if (p->broken) return lam_fail(p->broken, "%s", p->error);
+  LAM_TRY(check_world(p));
   begin_step(p, step);
   const lam_status status = run_list(p);
   end_step(p);
-  if (status) return end_world(p, status);
+  if (status) return lam_pipeline_end_world(p, status);
   if (out_loss) *out_loss = p->loss;
   return LAM_OK;
 }

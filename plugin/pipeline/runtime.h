@@ -132,6 +132,8 @@ static inline bool lam_makes_gradient(const lam_action *a) {
   return a->kind == LAM_KIND_B || a->kind == LAM_KIND_I;
 }
 
+/* Ends the group's world with this thread's message, which it keeps for every later step. Returns status. */
+lam_status lam_pipeline_end_world(lam_pipeline *p, lam_status status);
 /* runtime_agree.c: copy and check what the host gave; then all ranks compare. keeps: [n_stages] of the whole pipeline. */
 lam_status lam_pipeline_read(lam_pipeline *p, const lam_pipeline_desc *desc);
 lam_status lam_pipeline_agree(lam_pipeline *p, uint8_t *keeps);

@@ -251,6 +251,5 @@ lam_status lam_pipeline_agree(lam_pipeline *p, uint8_t *keeps) {
   LAM_TRY(lam_pipeline_alloc(p, n_ranks + 1, sizeof *first, &first));
   LAM_TRY(gather_rows(p, own, rows, first));
   const lam_status status = judge_rows(p, rows, keeps);
-  if (status) lam_group_poison(p->group, status, lam_last_error());
-  return status;
+  return status ? lam_pipeline_end_world(p, status) : LAM_OK;
 }

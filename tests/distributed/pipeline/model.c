@@ -2,9 +2,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#include "tests/check.h"
 #include "tests/distributed/pipeline/model.h"
 
 int model_rows(const model *m, int micro) {
@@ -69,7 +67,6 @@ model_stage *model_stage_create(const model *m, int number, model_stage **all) {
   model_stage *s = all[number] = calloc(1, sizeof *s);
   const size_t n = (size_t)m->width * (size_t)m->width, rows = (size_t)m->rows * (size_t)m->width;
   *s = (model_stage){.m = m, .all = all, .number = number, .w = doubles(n), .dw = doubles(n)};
-  s->pauses.state = m->seed ^ (uint64_t)number << 40;
   fill_weights(m, number, s->w);
   for (int i = 0; i < m->n_micro; i++) {
     s->x[i] = doubles(rows);
@@ -86,14 +83,12 @@ void model_stage_destroy(model_stage *s) {
   free(s);
 }
 
-static void pause_a_little(model_stage *s) {
-  if (s->m->pause_us) usleep((useconds_t)rng_int(&s->pauses, 0, s->m->pause_us));
-}
-
 static int n_tensors(const model *m) { return m->three_tensors ? 3 : 1; }
 
 /* What the tally of a message says: who made it, for which micro-batch. */
-static float mark(int stage, int kind, int micro) { return (float)(100 * stage + 10 * kind + 1000 * micro); }
+static float mark(int stage, int kind, int micro) {
+  return (float)(100 * stage + 10 * kind + 1000 * micro);
+}
 
 static void check_view(const DLTensor *t, int rows, int dtype_bits) {
   CHECK_EQ(t->shape[0], rows);
@@ -108,8 +103,10 @@ static void check_inputs(const model_stage *s, const lam_stage_io *io, int from,
   if (io->n_in < 3) return;
   check_view(&io->in[1], rows, 64);
   check_view(&io->in[2], 3, 32);
-  for (int r = 0; r < rows; r++) CHECK_EQ(((const int64_t *)io->in[1].data)[r], 1000 * io->micro + r);
-  for (int i = 0; i < 3; i++) CHECK(((const float *)io->in[2].data)[i] == mark(from, kind, io->micro));
+  for (int r = 0; r < rows; r++)
+    CHECK_EQ(((const int64_t *)io->in[1].data)[r], 1000 * io->micro + r);
+  for (int i = 0; i < 3; i++)
+    CHECK(((const float *)io->in[2].data)[i] == mark(from, kind, io->micro));
 }
 
 /* Writes everything but out[0]'s data. */
@@ -125,7 +122,8 @@ static void fill_outputs(const model_stage *s, const lam_stage_io *io, int kind)
 }
 
 static lam_status enter(model_stage *s, const lam_stage_io *io, int kind) {
-  const bool first = s->number == 0, last = s->number == s->m->n_stages - 1, forward = kind == LAM_KIND_F;
+  const bool first = s->number == 0, last = s->number == s->m->n_stages - 1,
+             forward = kind == LAM_KIND_F;
   const int n = n_tensors(s->m);
   CHECK_EQ(io->struct_size, sizeof *io);
   CHECK_EQ(io->stage, s->number);
@@ -136,8 +134,9 @@ static lam_status enter(model_stage *s, const lam_stage_io *io, int kind) {
   }
   CHECK_EQ(io->loss != NULL, last);
   s->calls[kind]++;
-  pause_a_little(s);
-  const bool fails = s->m->fail_stage == s->number && s->m->fail_micro == io->micro && s->m->fail_kind == kind;
+  if (s->m->on_call) s->m->on_call(io, kind);
+  const bool fails =
+      s->m->fail_stage == s->number && s->m->fail_micro == io->micro && s->m->fail_kind == kind;
   return fails ? LAM_FAILED_PRECONDITION : LAM_OK;
 }
 
@@ -149,8 +148,10 @@ static lam_status forward(void *user, const lam_stage_io *io) {
   s->kept[micro] = s->x[micro];
   if (io->n_in) {
     check_inputs(s, io, s->number - 1, LAM_KIND_F);
-    if (s->m->keeps) s->kept[micro] = io->in[0].data;
-    else memcpy(s->x[micro], io->in[0].data, bytes);
+    if (s->m->keeps)
+      s->kept[micro] = io->in[0].data;
+    else
+      memcpy(s->x[micro], io->in[0].data, bytes);
   } else {
     fill_input(s->m, io->step, micro, s->x[micro]);
   }
@@ -261,7 +262,8 @@ static void reference_micro(const model *m, model_stage *const *all, int64_t ste
   free(dx);
 }
 
-void model_reference(const model *m, const lam_schedule *s, int64_t step, double **dw, double *loss) {
+void model_reference(const model *m, const lam_schedule *s, int64_t step, double **dw,
+                     double *loss) {
   model_stage *all[MODEL_STAGES_MAX] = {0};
   const int weight_kind = m->functions & MODEL_SPLIT ? LAM_KIND_W : LAM_KIND_I;
   for (int i = 0; i < m->n_stages; i++) model_stage_create(m, i, all);
@@ -269,7 +271,8 @@ void model_reference(const model *m, const lam_schedule *s, int64_t step, double
   *loss = 0;
   for (int64_t i = 0; i < s->first[s->n_ranks]; i++) {
     const lam_action *a = &s->actions[i];
-    if (a->kind == LAM_KIND_F && a->stage == m->n_stages - 1) *loss += loss_math(m, a->micro, all[a->stage]->y[a->micro]);
+    if (a->kind == LAM_KIND_F && a->stage == m->n_stages - 1)
+      *loss += loss_math(m, a->micro, all[a->stage]->y[a->micro]);
     if (a->kind != LAM_KIND_B && a->kind != weight_kind) continue;
     weight_math(m, a->micro, all[a->stage]->dz[a->micro], all[a->stage]->x[a->micro], dw[a->stage]);
   }

@@ -10,6 +10,7 @@
 #include <stdbool.h>
 
 #include "plugin/pipeline/schedule.h"
+#include "tests/check.h"
 
 enum { MODEL_STAGES_MAX = 16, MODEL_MICRO_MAX = 24 };
 
@@ -24,7 +25,7 @@ typedef struct model {
   unsigned functions;
   uint64_t seed;
   int fail_stage, fail_micro, fail_kind; /* the function that says no; fail_stage -1: none */
-  int pause_us;                        /* longest random sleep in a stage function */
+  void (*on_call)(const lam_stage_io *io, int kind); /* may be NULL; before a stage function works */
 } model;
 
 /* One stage's weights and what it saves; `m` is borrowed. */
@@ -36,7 +37,6 @@ typedef struct model_stage {
   double *x[MODEL_MICRO_MAX], *y[MODEL_MICRO_MAX], *dz[MODEL_MICRO_MAX];
   const double *kept[MODEL_MICRO_MAX]; /* with keeps: the input in its slot */
   int calls[4], pairs, reduced;        /* by kind */
-  rng pauses;
 } model_stage;
 
 int model_rows(const model *m, int micro);

@@ -3,110 +3,53 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "tests/check.h"
-#include "tests/distributed/pipeline/model.h"
+#include "tests/distributed/pipeline/worker.h"
 
 enum { STEPS = 3 };
 
 typedef struct run {
-  model m;
-  const lam_schedule *s;
-  lam_group_id id;
-  uint32_t flags;
+  setup at;
   double *dw[MODEL_STAGES_MAX]; /* the reference's, of all steps */
   double loss[STEPS];
 } run;
 
-typedef struct rank_state {
-  model_stage *all[MODEL_STAGES_MAX];
-  lam_stage stages[MODEL_STAGES_MAX];
-  lam_edge edges[MODEL_STAGES_MAX];
-  lam_shape shapes[3 * MODEL_STAGES_MAX];
-  int n_stages;
-  lam_context *ctx;
-  lam_group *group;
-  lam_pipeline *pipeline;
-} rank_state;
-
-static void open_rank(rank_state *k, const run *r, int rank, int size) {
-  *k = (rank_state){.n_stages = 0};
-  for (int i = 0; i < r->m.n_stages; i++)
-    if (r->s->rank_of_stage[i] == rank)
-      k->stages[k->n_stages++] = model_stage_functions(model_stage_create(&r->m, i, k->all));
-  model_edges(&r->m, k->edges, k->shapes);
-  CHECK_OK(lam_context_create(NULL, &k->ctx));
-  if (size > 1) {
-    lam_group_desc d = LAM_GROUP_DESC_INIT;
-    d.rank = rank, d.size = size, d.id = r->id;
-    CHECK_OK(lam_group_create(k->ctx, &d, &k->group));
-  }
-  lam_pipeline_desc d = LAM_PIPELINE_DESC_INIT;
-  d.flags = r->flags;
-  d.group = k->group, d.schedule = r->s;
-  d.stages = k->stages, d.n_stages = (uint32_t)k->n_stages;
-  d.edges = k->edges, d.n_edges = (uint32_t)(r->m.n_stages - 1);
-  CHECK_OK(lam_pipeline_create(k->ctx, &d, &k->pipeline));
+static int has_last(const run *r, int rank) {
+  return r->at.s->rank_of_stage[r->at.m.n_stages - 1] == rank;
 }
-
-static void close_rank(rank_state *k) {
-  lam_context_stats stats = LAM_CONTEXT_STATS_INIT;
-  lam_pipeline_destroy(k->pipeline);
-  lam_group_destroy(k->group);
-  CHECK_OK(lam_context_get_stats(k->ctx, &stats));
-  CHECK_EQ(stats.bytes, 0); /* a pipeline gives back all it took */
-  lam_context_destroy(k->ctx);
-  for (int i = 0; i < MODEL_STAGES_MAX; i++)
-    if (k->all[i]) model_stage_destroy(k->all[i]);
-}
-
-static int has_last(const run *r, int rank) { return r->s->rank_of_stage[r->m.n_stages - 1] == rank; }
 
 static void train_rank(int rank, int size, void *arg) {
   const run *r = arg;
-  rank_state k;
-  open_rank(&k, r, rank, size);
-  for (int step = 0; step < STEPS && k.pipeline; step++) {
+  worker k;
+  REQUIRE_OK(worker_open(&k, &r->at, rank, size));
+  for (int step = 0; step < STEPS; step++) {
     double loss = -1;
     if (!CHECK_OK(lam_pipeline_run(k.pipeline, step, &loss))) break;
     CHECK(loss == (has_last(r, rank) ? r->loss[step] : 0));
   }
-  for (int i = 0; i < r->m.n_stages; i++) {
+  for (int i = 0; i < r->at.m.n_stages; i++) {
     if (!k.all[i]) continue;
-    CHECK_SAME_BITS(k.all[i]->dw, r->dw[i], sizeof(double) * (size_t)(r->m.width * r->m.width));
-    CHECK_EQ(k.all[i]->calls[LAM_KIND_F], STEPS * r->m.n_micro);
+    CHECK_SAME_BITS(k.all[i]->dw, r->dw[i],
+                    sizeof(double) * (size_t)(r->at.m.width * r->at.m.width));
+    CHECK_EQ(k.all[i]->calls[LAM_KIND_F], STEPS * r->at.m.n_micro);
     CHECK_EQ(k.all[i]->reduced, STEPS);
   }
-  close_rank(&k);
-}
-
-static model small_model(int n_stages, int n_micro) {
-  return (model){.n_stages = n_stages, .n_micro = n_micro, .rows = 3, .width = 5, .functions = MODEL_WHOLE, .seed = seed(),
-                 .fail_stage = -1};
+  worker_close(&k);
 }
 
 /* Runs a schedule with ranks as threads; every rank compares its own stages with the reference. */
 static void train(const model *m, const lam_schedule *s) {
-  run r = {.m = *m, .s = s};
+  run r = {.at = {.m = *m, .s = s}};
   REQUIRE(s != NULL);
-  r.m.n_stages = s->n_stages, r.m.n_micro = s->n_micro;
-  for (int i = 0; i < s->n_stages; i++) r.dw[i] = calloc((size_t)(m->width * m->width), sizeof(double));
-  for (int step = 0; step < STEPS; step++) model_reference(&r.m, s, step, r.dw, &r.loss[step]);
-  CHECK_OK(lam_group_id_create(&r.id));
+  r.at.m.n_stages = s->n_stages, r.at.m.n_micro = s->n_micro;
+  for (int i = 0; i < s->n_stages; i++)
+    r.dw[i] = calloc((size_t)(m->width * m->width), sizeof(double));
+  for (int step = 0; step < STEPS; step++) model_reference(&r.at.m, s, step, r.dw, &r.loss[step]);
+  CHECK_OK(lam_group_id_create(&r.at.id));
   run_threads(s->n_ranks, train_rank, &r);
   for (int i = 0; i < s->n_stages; i++) free(r.dw[i]);
-}
-
-static lam_schedule *build(const char *name, int p, int m) {
-  lam_schedule *s = NULL;
-  CHECK_OK(lam_schedule_build(name, p, 1, m, &s));
-  return s;
-}
-
-static lam_schedule *parse(const char *text) {
-  lam_schedule *s = NULL;
-  CHECK_OK(lam_schedule_parse(text, strlen(text), &s));
-  return s;
 }
 
 static void train_text(const char *text, model m) {
@@ -120,8 +63,7 @@ static const char *const names[] = {"layerwise", "gpipe", "1f1b"};
 
 TEST(pipeline, gradients_are_those_of_one_process) {
   rng r = {seed()};
-  for (int name = 0; name < 3; name++)
-    FOR_EACH(p, 1, 2, 3, 4) {
+  for (int name = 0; name < 3; name++) FOR_EACH(p, 1, 2, 3, 4) {
       for (int round = 0; round < 3; round++) {
         const int m = (int)rng_int(&r, 1, 7);
         NOTE("%s p=%d m=%d", names[name], p, m);
@@ -156,8 +98,7 @@ TEST(pipeline, shapes_vary_per_micro_batch) {
 }
 
 TEST(pipeline, inputs_stay_where_a_stage_keeps_them) {
-  for (int name = 0; name < 3; name++)
-    FOR_EACH(p, 1, 2, 4) {
+  for (int name = 0; name < 3; name++) FOR_EACH(p, 1, 2, 4) {
       lam_schedule *s = build(names[name], p, 6);
       model m = small_model(p, 6);
       m.keeps = true;
@@ -176,9 +117,13 @@ TEST(pipeline, messages_larger_than_a_megabyte) {
   lam_schedule_destroy(s);
 }
 
+static void sleep_a_little(const lam_stage_io *io, int kind) {
+  usleep((useconds_t)((io->stage * 7 + io->micro * 5 + kind * 3) % 11 * 50));
+}
+
 TEST(pipeline, late_stages_only_take_time) {
   model m = small_model(4, 6);
-  m.pause_us = 500;
+  m.on_call = sleep_a_little;
   lam_schedule *s = build("1f1b", 4, 6);
   train(&m, s);
   lam_schedule_destroy(s);
@@ -219,7 +164,8 @@ TEST(pipeline, v_placement_mixes_activations_and_gradients) {
     m.keeps = keeps;
     m.three_tensors = m.varies = true;
     train_text(v_placement, m);
-    m.rows = 20000, m.width = 8, m.three_tensors = m.varies = false; /* nothing relies on messages being small */
+    m.rows = 20000, m.width = 8,
+    m.three_tensors = m.varies = false; /* nothing relies on messages being small */
     train_text(v_placement, m);
     m = small_model(4, 3);
   }
@@ -231,7 +177,8 @@ static const char fused[] =
 
 TEST(pipeline, fused_pairs_run_together_or_one_after_the_other) {
   model m = small_model(4, 3);
-  FOR_EACH(functions, MODEL_WHOLE, MODEL_WHOLE | MODEL_FUSED, MODEL_SPLIT | MODEL_FUSED, MODEL_SPLIT) {
+  FOR_EACH(functions, MODEL_WHOLE, MODEL_WHOLE | MODEL_FUSED, MODEL_SPLIT | MODEL_FUSED,
+           MODEL_SPLIT) {
     FOR_EACH(keeps, 0, 1) {
       m.functions = (unsigned)functions;
       m.keeps = keeps;
@@ -263,7 +210,8 @@ TEST(pipeline, a_lowered_schedule_runs_as_the_one_it_came_from) {
 typedef struct draw {
   int p, stages, micro;
   int rank_of[MODEL_STAGES_MAX];
-  uint8_t f[MODEL_STAGES_MAX][MODEL_MICRO_MAX], i[MODEL_STAGES_MAX][MODEL_MICRO_MAX], w[MODEL_STAGES_MAX][MODEL_MICRO_MAX];
+  uint8_t f[MODEL_STAGES_MAX][MODEL_MICRO_MAX], i[MODEL_STAGES_MAX][MODEL_MICRO_MAX],
+      w[MODEL_STAGES_MAX][MODEL_MICRO_MAX];
   char lists[4][4096];
 } draw;
 
@@ -284,7 +232,10 @@ static int draw_action(draw *d, rng *r) {
   if (!kind) return 0;
   char *list = d->lists[d->rank_of[s]];
   sprintf(list + strlen(list), " %d%s%d", s, kind, m);
-  return *kind == 'B' ? 3 : 1 + (*kind != 'F'); /* F 1, I and W 2 halves of 4... counted by the caller as work left */
+  return *kind == 'B'
+             ? 3
+             : 1 + (*kind !=
+                    'F'); /* F 1, I and W 2 halves of 4... counted by the caller as work left */
 }
 
 static void draw_schedule(rng *r, char *text) {
@@ -320,28 +271,31 @@ TEST(pipeline, any_order_that_can_run_gives_the_same_gradients) {
 
 static void infer_rank(int rank, int size, void *arg) {
   const run *r = arg;
-  rank_state k;
-  open_rank(&k, r, rank, size);
-  for (int step = 0; step < STEPS && k.pipeline; step++) {
+  worker k;
+  REQUIRE_OK(worker_open(&k, &r->at, rank, size));
+  for (int step = 0; step < STEPS; step++) {
     double loss = -1;
     if (!CHECK_OK(lam_pipeline_run(k.pipeline, step, &loss))) break;
     CHECK(loss == (has_last(r, rank) ? r->loss[step] : 0));
   }
-  for (int i = 0; i < r->m.n_stages; i++)
-    if (k.all[i]) CHECK(k.all[i]->calls[LAM_KIND_F] == STEPS * r->m.n_micro && k.all[i]->calls[LAM_KIND_B] == 0);
-  close_rank(&k);
+  for (int i = 0; i < r->at.m.n_stages; i++)
+    if (k.all[i])
+      CHECK(k.all[i]->calls[LAM_KIND_F] == STEPS * r->at.m.n_micro &&
+            k.all[i]->calls[LAM_KIND_B] == 0);
+  worker_close(&k);
 }
 
 TEST(pipeline, forward_only_runs_the_forwards) {
   FOR_EACH(p, 1, 2, 4) {
     lam_schedule *s = build("1f1b", p, 5);
-    run r = {.m = small_model(p, 5), .s = s, .flags = LAM_PIPELINE_FORWARD_ONLY};
-    r.m.functions = 0; /* no backward functions at all */
-    r.m.keeps = true;
+    run r = {.at = {.m = small_model(p, 5), .s = s, .flags = LAM_PIPELINE_FORWARD_ONLY}};
+    r.at.m.functions = 0; /* no backward functions at all */
+    r.at.m.keeps = true;
     double *dw[MODEL_STAGES_MAX];
-    for (int i = 0; i < p; i++) dw[i] = calloc((size_t)(r.m.width * r.m.width), sizeof(double));
-    for (int step = 0; step < STEPS; step++) model_reference(&r.m, s, step, dw, &r.loss[step]);
-    CHECK_OK(lam_group_id_create(&r.id));
+    for (int i = 0; i < p; i++)
+      dw[i] = calloc((size_t)(r.at.m.width * r.at.m.width), sizeof(double));
+    for (int step = 0; step < STEPS; step++) model_reference(&r.at.m, s, step, dw, &r.loss[step]);
+    CHECK_OK(lam_group_id_create(&r.at.id));
     run_threads(p, infer_rank, &r);
     for (int i = 0; i < p; i++) free(dw[i]);
     lam_schedule_destroy(s);
@@ -350,10 +304,11 @@ TEST(pipeline, forward_only_runs_the_forwards) {
 
 TEST(pipeline, ranks_may_be_processes) {
   lam_schedule *s = build("1f1b", 3, 5);
-  run r = {.m = small_model(3, 5), .s = s};
-  for (int i = 0; i < 3; i++) r.dw[i] = calloc((size_t)(r.m.width * r.m.width), sizeof(double));
-  for (int step = 0; step < STEPS; step++) model_reference(&r.m, s, step, r.dw, &r.loss[step]);
-  CHECK_OK(lam_group_id_create(&r.id));
+  run r = {.at = {.m = small_model(3, 5), .s = s}};
+  for (int i = 0; i < 3; i++)
+    r.dw[i] = calloc((size_t)(r.at.m.width * r.at.m.width), sizeof(double));
+  for (int step = 0; step < STEPS; step++) model_reference(&r.at.m, s, step, r.dw, &r.loss[step]);
+  CHECK_OK(lam_group_id_create(&r.at.id));
   run_processes(3, train_rank, &r);
   for (int i = 0; i < 3; i++) free(r.dw[i]);
   lam_schedule_destroy(s);

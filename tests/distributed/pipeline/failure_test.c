@@ -1,0 +1,472 @@
+/* failure_test.c: pipelines that cannot go on: every rank ends with an error that says where, soon, and can be closed.
+ * Leaves how an engine finds out about its peers to the tests of comm/. */
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tests/distributed/pipeline/worker.h"
+
+/* -- a stage says no -- */
+
+typedef struct failing {
+  setup at;
+  int culprit;       /* rank */
+  const char *where; /* what every rank's message must say */
+} failing;
+
+static void run_into_failure(int rank, int size, void *arg) {
+  const failing *f = arg;
+  worker k;
+  REQUIRE_OK(worker_open(&k, &f->at, rank, size));
+  lam_status status = LAM_OK;
+  const double start = seconds_now();
+  for (int step = 0; step < 4 && !status; step++) status = lam_pipeline_run(k.pipeline, step, NULL);
+  CHECK(seconds_now() - start < 10);
+  CHECK_STATUS(status, LAM_FAILED_PRECONDITION);
+  CHECK_CONTAINS(lam_last_error(), f->where);
+  CHECK_CONTAINS(lam_last_error(), "its function returned 9 (FAILED_PRECONDITION)");
+
+  char first[LAM_MESSAGE_BYTES];
+  snprintf(first, sizeof first, "%s", lam_last_error());
+  CHECK_STATUS(lam_pipeline_run(k.pipeline, 5, NULL), LAM_FAILED_PRECONDITION);
+  CHECK_STR(lam_last_error(), first);
+  worker_close(&k);
+}
+
+static void fail_everywhere(const lam_schedule *s, int stage, int kind, int micro) {
+  static const char names[] = "FIWB";
+  char where[100];
+  failing f = {.at = {.m = small_model(s->n_stages, s->n_micro), .s = s},
+               .culprit = s->rank_of_stage[stage],
+               .where = where};
+  f.at.m.functions = kind == LAM_KIND_B ? MODEL_WHOLE : MODEL_SPLIT;
+  f.at.m.fail_stage = stage, f.at.m.fail_kind = kind, f.at.m.fail_micro = micro;
+  snprintf(where, sizeof where, "rank %d, step 0, stage %d, micro-batch %d, %d%c%d", f.culprit,
+           stage, micro, stage, kind == LAM_KIND_W || kind == LAM_KIND_I ? 'B' : names[kind],
+           micro);
+  NOTE("%s", where);
+  CHECK_OK(lam_group_id_create(&f.at.id));
+  run_threads(s->n_ranks, run_into_failure, &f);
+}
+
+TEST(pipeline_failure, a_stage_that_fails_ends_the_step_on_all_ranks) {
+  lam_schedule *s = build("1f1b", 3, 5);
+  for (int stage = 0; stage < 3; stage++)
+    FOR_EACH(kind, LAM_KIND_F, LAM_KIND_B, LAM_KIND_I, LAM_KIND_W) {
+      fail_everywhere(s, stage, kind, 0);
+      fail_everywhere(s, stage, kind, 3);
+    }
+  lam_schedule_destroy(s);
+}
+
+static lam_status fail_with_own_words(void *user, const lam_stage_io *io) {
+  (void)user, (void)io;
+  lam_call call = LAM_CALL_INIT; /* a stage's own message is that of the call that failed in it */
+  call.op = 9999;
+  return lam_fail(LAM_NOT_FOUND, "no operator %u", call.op);
+}
+
+TEST(pipeline_failure, the_stages_own_message_is_kept) {
+  lam_schedule *s = build("gpipe", 1, 2);
+  setup at = {.m = small_model(1, 2), .s = s};
+  worker k;
+  lam_fail(LAM_INTERNAL, "something older");
+  worker_prepare(&k, &at, 0, 1);
+  k.stages[0].forward = fail_with_own_words;
+  REQUIRE_OK(worker_start(&k));
+  CHECK_STATUS(lam_pipeline_run(k.pipeline, 7, NULL), LAM_NOT_FOUND);
+  CHECK_STR(lam_last_error(), "rank 0, step 7, stage 0, micro-batch 0, 0F0: no operator 9999");
+  worker_close(&k);
+  lam_schedule_destroy(s);
+}
+
+TEST(pipeline_failure, one_rank_alone_can_go_on_after_a_failed_step) {
+  lam_schedule *s = parse("0F0 1F0 0F1 1F1 1B0 0B0 1B1 0B1");
+  setup at = {.m = small_model(2, 2), .s = s};
+  worker k;
+  at.m.fail_stage = 1, at.m.fail_micro = 1, at.m.fail_kind = LAM_KIND_F;
+  REQUIRE_OK(worker_open(&k, &at, 0, 1));
+  CHECK_STATUS(lam_pipeline_run(k.pipeline, 0, NULL), LAM_FAILED_PRECONDITION);
+  at.m.fail_stage = -1;
+  CHECK_OK(lam_pipeline_run(k.pipeline, 1, NULL));
+  worker_close(&k);
+  lam_schedule_destroy(s);
+}
+
+/* -- a stage breaks the rules of its io -- */
+
+static lam_status raise_shape(void *user, const lam_stage_io *io) {
+  (void)user;
+  if (io->n_out) io->out[0].shape[1] = 6;
+  return LAM_OK;
+}
+static lam_status replace_data(void *user, const lam_stage_io *io) {
+  static double other[64];
+  (void)user;
+  if (io->n_out) io->out[0].data = other;
+  return LAM_OK;
+}
+static lam_status replace_dtype(void *user, const lam_stage_io *io) {
+  (void)user;
+  if (io->n_out) io->out[0].dtype.bits = 32;
+  return LAM_OK;
+}
+static lam_status own_shape(void *user, const lam_stage_io *io) {
+  static int64_t shape[2] = {-1, 5};
+  (void)user;
+  if (io->n_out) io->out[0].shape = shape;
+  return LAM_OK;
+}
+
+typedef struct rule_breaker {
+  setup at;
+  lam_stage_fn forward;
+  const char *message;
+} rule_breaker;
+
+static void break_rules(int rank, int size, void *arg) {
+  const rule_breaker *b = arg;
+  worker k;
+  worker_prepare(&k, &b->at, rank, size);
+  if (rank == 0) k.stages[0].forward = b->forward;
+  REQUIRE_OK(worker_start(&k));
+  CHECK_STATUS(lam_pipeline_run(k.pipeline, 0, NULL), LAM_INVALID_ARGUMENT);
+  CHECK_CONTAINS(lam_last_error(), b->message);
+  CHECK_CONTAINS(lam_last_error(),
+                 "rank 0, step 0, 0F0: sending the activation of micro-batch 0 over edge 0");
+  worker_close(&k);
+}
+
+TEST(pipeline_failure, outputs_stay_within_their_slot) {
+  const rule_breaker all[] = {
+      {.forward = raise_shape, .message = "out[0].shape[1] is 6, expected at most 5"},
+      {.forward = own_shape, .message = "out[0].shape[0] is -1"},
+      {.forward = replace_data, .message = "out[0] was replaced"},
+      {.forward = replace_dtype, .message = "out[0] has another dtype"},
+  };
+  for (size_t i = 0; i < sizeof all / sizeof *all; i++) FOR_EACH(ranks, 1, 2) {
+      rule_breaker b = all[i];
+      lam_schedule *s = ranks == 1 ? parse("0F0 1F0 1B0 0B0") : build("1f1b", 2, 1);
+      b.at = (setup){.m = small_model(2, 1), .s = s};
+      CHECK_OK(lam_group_id_create(&b.at.id));
+      run_threads(ranks, break_rules, &b);
+      lam_schedule_destroy(s);
+    }
+}
+
+/* -- a rank dies or stops -- */
+
+typedef struct doomed {
+  setup at;
+  int victim, signal;
+} doomed;
+
+static int my_rank, my_end, my_signal; /* ranks are processes here */
+
+static void end_here(const lam_stage_io *io, int kind) {
+  if (my_rank == my_end && kind == LAM_KIND_F && io->step == 1 && io->micro == 2) raise(my_signal);
+}
+
+static void lose_a_rank(int rank, int size, void *arg) {
+  const doomed *d = arg;
+  worker k;
+  my_rank = rank, my_end = d->victim, my_signal = d->signal;
+  REQUIRE_OK(worker_open(&k, &d->at, rank, size));
+  lam_status status = LAM_OK;
+  const double start = seconds_now();
+  for (int step = 0; step < 3 && !status; step++) status = lam_pipeline_run(k.pipeline, step, NULL);
+  CHECK(seconds_now() - start < 8);
+  CHECK_STATUS(status, d->signal == SIGKILL ? LAM_PEER_DEAD : LAM_PEER_STALLED);
+  CHECK_STATUS(lam_pipeline_run(k.pipeline, 3, NULL), status);
+  worker_close(&k);
+}
+
+static void lose(int victim, int signal) {
+  lam_schedule *s = build("1f1b", 3, 6);
+  doomed d = {.at = {.m = small_model(3, 6), .s = s, .deadline_ms = 1000},
+              .victim = victim,
+              .signal = signal};
+  d.at.m.on_call = end_here;
+  NOTE("victim %d, signal %d", victim, signal);
+  CHECK_OK(lam_group_id_create(&d.at.id));
+  run_processes_doomed(3, 1u << victim, lose_a_rank, &d);
+  lam_schedule_destroy(s);
+}
+
+TEST(pipeline_failure, a_killed_rank_ends_the_others) {
+  FOR_EACH(victim, 0, 1, 2) lose(victim, SIGKILL);
+}
+
+TEST(pipeline_failure, a_stopped_rank_ends_the_others_at_the_deadline) {
+  FOR_EACH(victim, 0, 1, 2) lose(victim, SIGSTOP);
+}
+
+static void sleep_long(const lam_stage_io *io, int kind) {
+  if (io->stage == 0 && kind == LAM_KIND_F && io->step == 1 && io->micro == 1) usleep(2500000);
+}
+
+static void wait_for_sleeper(int rank, int size, void *arg) {
+  const setup *at = arg;
+  worker k;
+  REQUIRE_OK(worker_open(&k, at, rank, size));
+  CHECK_OK(lam_pipeline_run(k.pipeline, 0, NULL));
+  const double start = seconds_now();
+  CHECK_STATUS(lam_pipeline_run(k.pipeline, 1, NULL),
+               LAM_PEER_STALLED); /* the sleeper is told when it wakes up */
+  const double took = seconds_now() - start;
+  if (rank == 1) {
+    CHECK(took > 0.9 && took < 2.4);
+    CHECK_CONTAINS(
+        lam_last_error(),
+        "rank 1, step 1, 1F1: receiving the activation of micro-batch 1 over edge 0, peer rank 0");
+    CHECK_CONTAINS(lam_last_error(), "last completed: 1B0");
+  }
+  worker_close(&k);
+}
+
+TEST(pipeline_failure, a_late_rank_is_named_with_what_was_waited_for) {
+  lam_schedule *s = build("1f1b", 2, 4);
+  setup at = {.m = small_model(2, 4), .s = s, .deadline_ms = 1000};
+  at.m.on_call = sleep_long;
+  CHECK_OK(lam_group_id_create(&at.id));
+  run_threads(2, wait_for_sleeper, &at);
+  lam_schedule_destroy(s);
+}
+
+static int32_t stop_now(void *user) { return *(int *)user; }
+
+static void interrupt(int rank, int size, void *arg) {
+  setup at = *(const setup *)arg;
+  int stop = rank == 1;
+  worker k;
+  at.hooks = (lam_context_desc)LAM_CONTEXT_DESC_INIT;
+  int off = 0, *flag = &off; /* the group's own meeting goes undisturbed */
+  at.hooks.user = flag, at.hooks.should_stop = stop_now;
+  REQUIRE_OK(worker_open(&k, &at, rank, size));
+  CHECK_OK(lam_pipeline_run(k.pipeline, 0, NULL));
+  *flag = stop;
+  CHECK_STATUS(lam_pipeline_run(k.pipeline, 1, NULL), LAM_INTERRUPTED);
+  worker_close(&k);
+}
+
+TEST(pipeline_failure, a_host_that_asks_to_stop_is_heard_in_a_wait) {
+  lam_schedule *s = build("1f1b", 2, 4);
+  setup at = {.m = small_model(2, 4), .s = s};
+  at.m.on_call = sleep_long;
+  CHECK_OK(lam_group_id_create(&at.id));
+  run_threads(2, interrupt, &at);
+  lam_schedule_destroy(s);
+}
+
+/* -- ranks that disagree -- */
+
+typedef struct disagreement {
+  setup at;
+  const lam_schedule *other; /* rank 1's */
+  void (*change)(worker *w); /* rank 1's desc */
+  const char *message, *also;
+} disagreement;
+
+static void disagree(int rank, int size, void *arg) {
+  disagreement *d = arg;
+  setup at = d->at;
+  worker k;
+  if (rank == 1 && d->other) at.s = d->other, at.m.n_micro = d->other->n_micro;
+  worker_prepare(&k, &at, rank, size);
+  if (rank == 1 && d->change) d->change(&k);
+  CHECK_STATUS(worker_start(&k), LAM_MISMATCH);
+  CHECK_CONTAINS(lam_last_error(), d->message);
+  CHECK_CONTAINS(lam_last_error(), d->also);
+  CHECK(k.pipeline == NULL);
+  worker_close(&k);
+}
+
+static void other_dims(worker *w) { w->shapes[3].dims[1] = 6; }
+static void other_dtype(worker *w) { w->shapes[0].dtype.bits = 32; }
+static void other_count(worker *w) { w->edges[1].n_tensors = 3; }
+static void other_flags(worker *w) { w->desc.flags ^= LAM_PIPELINE_FORWARD_ONLY; }
+
+TEST(pipeline_failure, ranks_that_disagree_are_told_so_at_create) {
+  lam_schedule *s = build("1f1b", 3, 4), *order = build("gpipe", 3, 4),
+               *micro = build("1f1b", 3, 5);
+  const disagreement all[] = {
+      {.other = order,
+       .message = "rank 1's schedule has other actions than rank 0's",
+       .also = "schedule"},
+      {.other = micro, .message = "3 ranks, 3 stages,", .also = "micro-batches"},
+      {.change = other_dims,
+       .message = "edge 1 is f64[3,5] on rank 0 and f64[3,6] on rank 1",
+       .also = "edge 1"},
+      {.change = other_dtype,
+       .message = "edge 0 is f64[3,5] on rank 0 and f32[3,5] on rank 1",
+       .also = "edge 0"},
+      {.change = other_count,
+       .message = "edge 1 is f64[3,5] on rank 0",
+       .also = "f64[3,5] i64[3] f32[3] on rank 1"},
+      {.change = other_flags,
+       .message = "FORWARD_ONLY is clear on rank 0",
+       .also = "set on rank 1"},
+  };
+  for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+    disagreement d = all[i];
+    d.at = (setup){.m = small_model(3, 4), .s = s};
+    NOTE("%s", d.message);
+    CHECK_OK(lam_group_id_create(&d.at.id));
+    run_threads(3, disagree, &d);
+  }
+  lam_schedule_destroy(s), lam_schedule_destroy(order), lam_schedule_destroy(micro);
+}
+
+static void run_other_step(int rank, int size, void *arg) {
+  worker k;
+  REQUIRE_OK(worker_open(&k, arg, rank, size));
+  CHECK_OK(lam_pipeline_run(k.pipeline, 0, NULL));
+  CHECK_STATUS(lam_pipeline_run(k.pipeline, 1 + rank, NULL), LAM_MISMATCH);
+  CHECK_CONTAINS(lam_last_error(),
+                 "rank 0 sent {step 1, edge 0, activation, micro-batch 0, dtype 0x14002, 2 dims}");
+  CHECK_CONTAINS(lam_last_error(), "rank 1 expects {step 2, edge 0, activation, micro-batch 0,");
+  worker_close(&k);
+}
+
+TEST(pipeline_failure, ranks_in_other_steps_are_told_so) {
+  lam_schedule *s = build("1f1b", 2, 4);
+  setup at = {.m = small_model(2, 4), .s = s};
+  CHECK_OK(lam_group_id_create(&at.id));
+  run_threads(2, run_other_step, &at);
+  lam_schedule_destroy(s);
+}
+
+/* -- what create refuses on its own -- */
+
+static void no_schedule(worker *w) { w->desc.schedule = NULL; }
+static void no_stages(worker *w) { w->desc.stages = NULL; }
+static void no_edges(worker *w) { w->desc.edges = NULL; }
+static void few_stages(worker *w) { w->desc.n_stages = 1; }
+static void many_edges(worker *w) { w->desc.n_edges = 2; }
+static void no_forward(worker *w) { w->stages[1].forward = NULL; }
+static void no_backward(worker *w) { w->stages[1].backward = NULL; }
+static void half_backward(worker *w) {
+  w->stages[1].backward_input = w->stages[1].backward, w->stages[1].backward = NULL;
+}
+static void unknown_stage_flag(worker *w) { w->stages[0].flags = 2; }
+static void unknown_flag(worker *w) { w->desc.flags = 2; }
+static void wrong_size(worker *w) { w->desc.struct_size = 8; }
+static void wrong_stage_size(worker *w) { w->stages[0].struct_size = 0; }
+static void wrong_edge_size(worker *w) { w->edges[0].struct_size = 0; }
+static void no_tensors(worker *w) { w->edges[0].n_tensors = 0; }
+static void null_tensors(worker *w) { w->edges[0].tensors = NULL; }
+static void negative_dim(worker *w) { w->shapes[0].dims[1] = -1; }
+static void huge_dims(worker *w) { w->shapes[0].dims[0] = w->shapes[0].dims[1] = INT64_C(1) << 40; }
+static void large_dims(worker *w) { w->shapes[0].dims[0] = INT64_C(1) << 45; }
+static void many_dims(worker *w) { w->shapes[0].ndim = 9; }
+static void lanes(worker *w) { w->shapes[0].dtype.lanes = 2; }
+static void no_bits(worker *w) { w->shapes[0].dtype.bits = 0; }
+static void sub_byte(worker *w) { w->shapes[0].dtype.bits = 4; }
+
+TEST(pipeline_failure, malformed_descriptions_are_refused_with_the_reason) {
+  static const struct {
+    void (*change)(worker *w);
+    lam_status status;
+    const char *message;
+  } cases[] = {
+      {no_schedule, LAM_INVALID_ARGUMENT, "schedule is NULL"},
+      {no_stages, LAM_INVALID_ARGUMENT, "stages is NULL"},
+      {no_edges, LAM_INVALID_ARGUMENT, "edges is NULL"},
+      {few_stages, LAM_INVALID_ARGUMENT, "rank 0 was given 1 stages, the schedule puts 2 on it"},
+      {many_edges, LAM_INVALID_ARGUMENT, "2 edges, expected 1"},
+      {no_forward, LAM_INVALID_ARGUMENT, "stage 1 has no forward function"},
+      {no_backward, LAM_INVALID_ARGUMENT, "stage 1 has no backward function"},
+      {half_backward, LAM_INVALID_ARGUMENT, "stage 1 has no backward function"},
+      {unknown_stage_flag, LAM_UNIMPLEMENTED, "stage 0 has flags 0x2"},
+      {unknown_flag, LAM_UNIMPLEMENTED, "flags are 0x2"},
+      {wrong_size, LAM_INVALID_ARGUMENT, "lam_pipeline_desc: struct_size is 8"},
+      {wrong_stage_size, LAM_INVALID_ARGUMENT, "lam_stage: struct_size is 0"},
+      {wrong_edge_size, LAM_INVALID_ARGUMENT, "lam_edge: struct_size is 0"},
+      {no_tensors, LAM_INVALID_ARGUMENT, "edges[0] has 0 tensors, expected 1 to 64"},
+      {null_tensors, LAM_INVALID_ARGUMENT, "edges[0] has 1 tensors at NULL"},
+      {negative_dim, LAM_INVALID_ARGUMENT, "edges[0], tensor 0: a dimension is -1"},
+      {huge_dims, LAM_INVALID_ARGUMENT, "a tensor that fits in memory"},
+      {large_dims, LAM_RESOURCE_EXHAUSTED, "no memory for"},
+      {many_dims, LAM_INVALID_ARGUMENT, "ndim is 9, expected 0 to 8"},
+      {lanes, LAM_INVALID_ARGUMENT, "dtype.lanes is 2, expected 1"},
+      {no_bits, LAM_INVALID_ARGUMENT, "dtype.bits is 0, expected whole bytes"},
+      {sub_byte, LAM_INVALID_ARGUMENT, "dtype.bits is 4, expected whole bytes"},
+  };
+  lam_schedule *s = parse("0F0 1F0 1B0 0B0");
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    setup at = {.m = small_model(2, 1), .s = s};
+    worker k;
+    NOTE("%s", cases[i].message);
+    worker_prepare(&k, &at, 0, 1);
+    cases[i].change(&k);
+    CHECK_STATUS(worker_start(&k), cases[i].status);
+    CHECK_CONTAINS(lam_last_error(), cases[i].message);
+    worker_close(&k);
+  }
+  lam_schedule_destroy(s);
+}
+
+TEST(pipeline_failure, schedules_that_cannot_run_are_refused) {
+  lam_schedule *deadlock = parse("0F0 0B0 1F0 1B0"), *two = build("1f1b", 2, 2);
+  setup at = {.m = small_model(2, 1), .s = deadlock};
+  worker k;
+  worker_prepare(&k, &at, 0, 1);
+  CHECK_STATUS(worker_start(&k), LAM_INVALID_ARGUMENT);
+  CHECK_CONTAINS(lam_last_error(), "deadlock");
+  k.desc.schedule = two;
+  CHECK_STATUS(worker_start(&k), LAM_INVALID_ARGUMENT);
+  CHECK_CONTAINS(lam_last_error(), "the schedule has 2 ranks, the group 1");
+  worker_close(&k);
+  lam_schedule_destroy(deadlock), lam_schedule_destroy(two);
+}
+
+TEST(pipeline_failure, nothing_where_a_pipeline_is_needed_is_refused) {
+  lam_pipeline *p = NULL;
+  lam_pipeline_report r = LAM_PIPELINE_REPORT_INIT;
+  double loss = 3;
+  CHECK_STATUS(lam_pipeline_create(NULL, NULL, &p), LAM_INVALID_ARGUMENT);
+  CHECK_STATUS(lam_pipeline_create(NULL, NULL, NULL), LAM_INVALID_ARGUMENT);
+  CHECK_STATUS(lam_pipeline_run(NULL, 0, &loss), LAM_INVALID_ARGUMENT);
+  CHECK(loss == 0);
+  CHECK_STATUS(lam_pipeline_get_report(NULL, &r), LAM_INVALID_ARGUMENT);
+  lam_pipeline_destroy(NULL);
+}
+
+/* -- leaving early -- */
+
+static void leave_at_once(int rank, int size, void *arg) {
+  worker k;
+  REQUIRE_OK(worker_open(&k, arg, rank, size));
+  CHECK_OK(lam_pipeline_run(k.pipeline, 0, NULL));
+  if (rank != 0) usleep(100000); /* what rank 0 sent must outlive it */
+  CHECK_OK(lam_pipeline_run(k.pipeline, 1, NULL));
+  worker_close(&k);
+}
+
+TEST(pipeline_failure, what_was_sent_outlives_a_sender_that_left) {
+  lam_schedule *s = build("1f1b", 3, 4);
+  setup at = {.m = small_model(3, 4), .s = s, .flags = LAM_PIPELINE_FORWARD_ONLY};
+  at.m.n_micro = 4;
+  CHECK_OK(lam_group_id_create(&at.id));
+  run_threads(3, leave_at_once, &at);
+  run_processes(3, leave_at_once, &at);
+  lam_schedule_destroy(s);
+}
+
+static void destroy_unused(int rank, int size, void *arg) {
+  worker k;
+  CHECK_OK(worker_open(&k, arg, rank, size));
+  worker_close(&k);
+}
+
+TEST(pipeline_failure, a_pipeline_that_never_ran_can_be_destroyed) {
+  lam_schedule *s = build("gpipe", 2, 3);
+  for (int round = 0; round < 20; round++) {
+    setup at = {.m = small_model(2, 3), .s = s};
+    CHECK_OK(lam_group_id_create(&at.id));
+    run_threads(2, destroy_unused, &at);
+  }
+  lam_schedule_destroy(s);
+}
