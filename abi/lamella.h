@@ -1,13 +1,16 @@
 /* lamella.h: the whole public API of Lamella, a library that runs a Transformer split over devices.
  *
  * Conventions
- * - Every call returns lam_status: 0 is success; the text of a failure is lam_last_error() of the calling thread.
- * - Every public struct starts with struct_size and is made by its LAM_..._INIT macro; it only grows at its end; zero means
- *   default; non-zero bytes past what the library knows are refused. (lam_attr, lam_shape, lam_event are frozen.)
- * - Tensors are borrowed for the call; outputs are allocated by the caller; out parameters come last, are set to NULL or
- *   zero on entry and filled on success. Destroy functions take NULL.
+ * - Every call returns lam_status: 0 is success; the text of a failure is lam_last_error() of the
+ * calling thread.
+ * - Every public struct starts with struct_size and is made by its LAM_..._INIT macro; it only grows at
+ *   its end; zero means default; non-zero bytes past what the library knows are refused. (lam_attr,
+ *   lam_shape and lam_event are frozen.)
+ * - Tensors are borrowed for the call; outputs are allocated by the caller; out parameters come last,
+ *   are set to NULL or zero on entry and filled on success. Destroy functions take NULL.
  * - Streams: a cudaStream_t as void *; NULL on CPU, where the result is there on return.
- * Sizes are in bytes where a name says so, else in elements. Times are nanoseconds unless a name says otherwise. */
+ * Sizes are in bytes where a name says so, else in elements. Times are nanoseconds unless a name
+ * says otherwise. */
 #ifndef LAMELLA_H
 #define LAMELLA_H
 
@@ -28,7 +31,7 @@ extern "C" {
 #define LAM_VERSION_MINOR 1
 #define LAM_VERSION_PATCH 0
 
-/* ---- Status: low byte an Abseil code, next byte Lamella's own reason ------------------------------------------- */
+/* ---- Status: low byte an Abseil code, next byte Lamella's own reason ---- */
 typedef int32_t lam_status;
 #define LAM_OK 0
 #define LAM_CANCELLED 1
@@ -40,50 +43,53 @@ typedef int32_t lam_status;
 #define LAM_UNIMPLEMENTED 12
 #define LAM_INTERNAL 13
 #define LAM_UNAVAILABLE 14
-#define LAM_MISMATCH (9 | 1 << 8)      /* ranks called different operations, dtypes or shapes */
-#define LAM_PEER_DEAD (14 | 2 << 8)    /* a rank's process ended */
-#define LAM_PEER_STALLED (4 | 3 << 8)  /* a rank did not come before the deadline */
-#define LAM_WOULD_BLOCK (8 | 4 << 8)   /* back-pressure: try again; nothing was changed */
-#define LAM_POISONED (9 | 5 << 8)      /* an earlier failure ended this group's world */
-#define LAM_INTERRUPTED (1 | 6 << 8)   /* the host's should_stop callback said so */
+#define LAM_MISMATCH (9 | 1 << 8)     /* ranks called different operations, dtypes or shapes */
+#define LAM_PEER_DEAD (14 | 2 << 8)   /* a rank's process ended */
+#define LAM_PEER_STALLED (4 | 3 << 8) /* a rank did not come before the deadline */
+#define LAM_WOULD_BLOCK (8 | 4 << 8)  /* back-pressure: try again; nothing was changed */
+#define LAM_POISONED (9 | 5 << 8)     /* an earlier failure ended this group's world */
+#define LAM_INTERRUPTED (1 | 6 << 8)  /* the host's should_stop callback said so */
 
-LAM_API const char *lam_last_error(void);            /* this thread's last failure, one line; "" before any */
-LAM_API const char *lam_status_name(lam_status s);   /* "MISMATCH"; a constant string */
-LAM_API uint32_t lam_version(void);                  /* major << 16 | minor << 8 | patch */
+LAM_API const char *lam_last_error(void); /* this thread's last failure, one line; "" before any */
+LAM_API const char *lam_status_name(lam_status s); /* "MISMATCH"; a constant string */
+LAM_API uint32_t lam_version(void);                /* major << 16 | minor << 8 | patch */
 
-/* ---- Context: threads, memory and hooks of one model ------------------------------------------------------------ */
+/* ---- Context: threads, memory and hooks of one model ---- */
 typedef struct lam_context lam_context;
 typedef struct lam_context_desc {
   uint32_t struct_size;
-  int32_t threads;                                     /* 0 = the host's OpenMP setting */
-  void *user;                                          /* handed to every callback below */
+  int32_t threads; /* 0 = the host's OpenMP setting */
+  void *user;      /* handed to every callback below */
   void *(*alloc)(void *user, uint64_t bytes, uint64_t alignment); /* NULL = aligned_alloc */
   void (*free)(void *user, void *p, uint64_t bytes);
-  /* The host's thread pool: run fn(arg, i) for i in 0..n-1 and return when all are done. NULL = OpenMP, where present. */
+  /* The host's thread pool: run fn(arg, i) for i in 0..n-1 and return when all are done. NULL =
+   * OpenMP, where present. */
   void (*parallel_for)(void *user, int64_t n, void (*fn)(void *arg, int64_t i), void *arg);
-  int32_t (*should_stop)(void *user);                  /* polled in every wait; non-zero = LAM_INTERRUPTED */
+  int32_t (*should_stop)(void *user); /* polled in every wait; non-zero = LAM_INTERRUPTED */
   void (*log)(void *user, int32_t level, const char *line);
 } lam_context_desc;
 #define LAM_CONTEXT_DESC_INIT {sizeof(lam_context_desc), 0, 0, 0, 0, 0, 0, 0}
 
 typedef struct lam_context_stats {
   uint32_t struct_size, reserved;
-  uint64_t allocations;        /* calls to alloc so far */
-  uint64_t bytes, peak_bytes;  /* held now, and at most so far: scratch, pipeline slots, packed copies */
-  uint64_t arena_bytes;        /* shared memory of this context's groups, touched or not */
+  uint64_t allocations; /* calls to alloc so far */
+  /* Held now, and at most so far: scratch, pipeline slots, packed copies. */
+  uint64_t bytes, peak_bytes;
+  uint64_t arena_bytes; /* shared memory of this context's groups, touched or not */
 } lam_context_stats;
 #define LAM_CONTEXT_STATS_INIT {sizeof(lam_context_stats), 0, 0, 0, 0, 0}
 
-LAM_API lam_status lam_context_create(const lam_context_desc *desc, lam_context **out_ctx); /* desc NULL = defaults */
-LAM_API void lam_context_destroy(lam_context *ctx);  /* after its groups and pipelines */
+/* desc NULL = defaults */
+LAM_API lam_status lam_context_create(const lam_context_desc *desc, lam_context **out_ctx);
+LAM_API void lam_context_destroy(lam_context *ctx); /* after its groups and pipelines */
 LAM_API lam_status lam_context_get_stats(const lam_context *ctx, lam_context_stats *out_stats);
 
-/* ---- Operators -------------------------------------------------------------------------------------------------- */
-enum {                                                 /* LAM_OP_linear = 32, ... from the operator table */
+/* ---- Operators ---- */
+enum { /* LAM_OP_linear = 32, ... from the operator table */
 #define LAM_OP(id, name, inputs, outputs, attributes, shapes, effect) LAM_OP_##name = id,
 #include "lamella_ops.def"
 #undef LAM_OP
-  LAM_OP_END_ = 128
+       LAM_OP_END_ = 128
 };
 
 #define LAM_ATTR_DEFAULT 0
@@ -137,13 +143,13 @@ static inline lam_attr lam_attr_s(const char *s) { /* NUL-terminated */
 }
 
 typedef struct lam_call {
-  uint32_t struct_size, op;          /* LAM_OP_... */
-  const DLTensor *const *inputs;     /* in the row's order; NULL or a missing tail = absent */
+  uint32_t struct_size, op;      /* LAM_OP_... */
+  const DLTensor *const *inputs; /* in the row's order; NULL or a missing tail = absent */
   DLTensor *const *outputs;
-  const lam_attr *attrs;             /* in the row's order; a missing tail = defaults */
+  const lam_attr *attrs; /* in the row's order; a missing tail = defaults */
   uint32_t n_inputs, n_outputs, n_attrs, flags;
   void *stream;
-  void *scratch;                     /* NULL = the context's own */
+  void *scratch; /* NULL = the context's own */
   uint64_t scratch_bytes;
 } lam_call;
 #define LAM_CALL_INIT {sizeof(lam_call), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
@@ -155,119 +161,146 @@ typedef struct lam_shape { /* frozen */
 } lam_shape;
 
 typedef struct lam_inferred {
-  uint32_t struct_size, n_outputs;   /* in: room in outputs; out: the row's outputs */
-  lam_shape *outputs;                /* caller's array; an absent output has ndim -1 */
+  uint32_t struct_size, n_outputs; /* in: room in outputs; out: the row's outputs */
+  lam_shape *outputs;              /* caller's array; an absent output has ndim -1 */
   uint64_t scratch_bytes;
-  uint32_t n_chunks;                 /* row chunks the call would be cut into: 1 = no overlap of sum and gemm */
-  uint32_t capturable;               /* 1: may be recorded into a CUDA graph */
+  uint32_t n_chunks;   /* row chunks the call would be cut into: 1 = no overlap of sum and gemm */
+  uint32_t capturable; /* 1: may be recorded into a CUDA graph */
 } lam_inferred;
 #define LAM_INFERRED_INIT {sizeof(lam_inferred), 0, 0, 0, 0, 0}
 
-/* ctx NULL = the context of the group named by the call; without a group the process's default context. */
+/* ctx NULL = the context of the group named by the call; without a group the process's default
+ * context. */
 LAM_API lam_status lam_run(lam_context *ctx, const lam_call *call);
-LAM_API lam_status lam_infer(lam_context *ctx, const lam_call *call, lam_inferred *out); /* needs no data pointers */
+/* What lam_run would want of outputs and scratch; the same checks, but no data pointers are needed. */
+LAM_API lam_status lam_infer(lam_context *ctx, const lam_call *call, lam_inferred *out);
 LAM_API lam_status lam_op_find(const char *name, uint32_t *out_op);
-/* One row as text: "id name | inputs | outputs | attributes | shapes | effect"; NULL for an id that is no operator. */
+/* One row as text: "id name | inputs | outputs | attributes | shapes | effect"; NULL for an id that
+ * is no operator. */
 LAM_API const char *lam_op_row(uint32_t op);
 
-/* Check a tensor as a producer hands it over (version, READ_ONLY, padding; role 0 input, 1 output) and borrow its DLTensor.
- * On a major version other than 1 the deleter is called and nothing else is read. The legacy form, which carries neither
- * version nor flags, is taken at its word. */
+/* Check a tensor as a producer hands it over (version, READ_ONLY, padding; role 0 input, 1 output)
+ * and borrow its DLTensor. On a major version other than 1 the deleter is called and nothing else
+ * is read. The legacy form, which carries neither version nor flags, is taken at its word. */
 struct DLManagedTensorVersioned;
-LAM_API lam_status lam_tensor_view(struct DLManagedTensorVersioned *t, uint32_t role, const DLTensor **out);
+LAM_API lam_status lam_tensor_view(struct DLManagedTensorVersioned *t, uint32_t role,
+                                   const DLTensor **out);
 LAM_API lam_status lam_tensor_view_legacy(DLManagedTensor *t, uint32_t role, const DLTensor **out);
 
-/* Which part of a whole weight a rank owns: `total` elements in `unit`s, U = total/unit; rank r gets U/p units, and one more
- * if r < U % p. Up to two pieces (a gated weight [gate | up] of 2*total rows has one in each half). */
+/* Which part of a whole weight a rank owns: `total` elements in `unit`s, U = total/unit; rank r
+ * gets U/p units, and one more if r < U % p. Up to two pieces (a gated weight [gate | up] of
+ * 2*total rows has one in each half). */
 typedef struct lam_shard_piece {
-  int64_t begin, end;                /* half open, elements of the whole dimension */
+  int64_t begin, end; /* half open, elements of the whole dimension */
 } lam_shard_piece;
 typedef struct lam_shard_info {
   uint32_t struct_size, n_pieces;
   lam_shard_piece pieces[2];
 } lam_shard_info;
 #define LAM_SHARD_INFO_INIT {sizeof(lam_shard_info), 0, {{0, 0}, {0, 0}}}
-LAM_API lam_status lam_shard(int64_t total, int64_t unit, int32_t gated, int32_t rank, int32_t size, lam_shard_info *out);
+LAM_API lam_status lam_shard(int64_t total, int64_t unit, int32_t gated, int32_t rank, int32_t size,
+                             lam_shard_info *out);
 
-/* Columns of the uint8 tensor [R, cols] that holds a packed w [n, k]; R = n (side 0, forward) or k (side 1, dgrad). */
-LAM_API lam_status lam_packed_size(lam_context *ctx, DLDataType dtype, int64_t n, int64_t k, int32_t side, int64_t *out_cols);
+/* Columns of the uint8 tensor [R, cols] that holds a packed w [n, k]; R = n (side 0, forward) or k
+ * (side 1, dgrad). */
+LAM_API lam_status lam_packed_size(lam_context *ctx, DLDataType dtype, int64_t n, int64_t k,
+                                   int32_t side, int64_t *out_cols);
 
-/* ---- Groups ----------------------------------------------------------------------------------------------------- */
+/* ---- Groups ---- */
 typedef struct lam_group lam_group;
 typedef struct lam_group_id {
-  uint8_t bytes[128];                /* opaque; made by one rank, carried to the others by any side channel */
+  uint8_t bytes[128]; /* opaque; made by one rank, carried to the others by any side channel */
 } lam_group_id;
 LAM_API lam_status lam_group_id_create(lam_group_id *out_id);
 
 typedef struct lam_group_desc {
   uint32_t struct_size;
   int32_t rank, size;
-  uint32_t deadline_ms;              /* 0 = 30000: how long a peer may be late */
-  uint32_t first_deadline_ms;        /* 0 = 600000: the same for a group's first operation (a peer may be compiling) */
+  uint32_t deadline_ms;       /* 0 = 30000: how long a peer may be late */
+  uint32_t first_deadline_ms; /* 0 = 600000: for its first operation: it may be compiling */
   uint32_t reserved;
-  const char *engine;                /* "shm"; NULL = by device and locality */
+  const char *engine; /* "shm"; NULL = by device and locality */
   lam_group_id id;
 } lam_group_desc;
 #define LAM_GROUP_DESC_INIT {sizeof(lam_group_desc), 0, 0, 0, 0, 0, 0, {{0}}}
 
-/* Collective: returns when all `size` ranks have come. Ranks are processes, or threads of one process. */
-LAM_API lam_status lam_group_create(lam_context *ctx, const lam_group_desc *desc, lam_group **out_group);
-/* From the launcher's environment: LAMELLA_RANK, LAMELLA_SIZE, LAMELLA_ID (./lamella run), or torchrun's variables.
- * Explicit rank and size in desc win (desc may be NULL); contradictory variables are an error. */
-LAM_API lam_status lam_group_create_from_env(lam_context *ctx, const lam_group_desc *desc, lam_group **out_group);
-/* Collective over g: ranks of one color form a group, ordered by (key, old rank); color < 0 = none, *out_sub = NULL. */
+/* Collective: returns when all `size` ranks have come. Ranks are processes, or threads of one
+ * process. */
+LAM_API lam_status lam_group_create(lam_context *ctx, const lam_group_desc *desc,
+                                    lam_group **out_group);
+/* From the launcher's environment: LAMELLA_RANK, LAMELLA_SIZE, LAMELLA_ID (./lamella run), or
+ * torchrun's variables. Explicit rank and size in desc win (desc may be NULL); contradictory
+ * variables are an error. */
+LAM_API lam_status lam_group_create_from_env(lam_context *ctx, const lam_group_desc *desc,
+                                             lam_group **out_group);
+/* Collective over g: ranks of one color form a group, ordered by (key, old rank); color < 0 = none,
+ * *out_sub = NULL. */
 LAM_API lam_status lam_group_split(lam_group *g, int32_t color, int32_t key, lam_group **out_sub);
 
-/* The host's own communication. Each returns 0 or a lam_status. Sizes in bytes; dtype as DLPack; shares are even or uneven as
- * the counts say (counts[r] bytes of rank r, in rank order). send and recv are ordered per (peer, channel). */
+/* The host's own communication. Each returns 0 or a lam_status. Sizes in bytes; dtype as DLPack;
+ * shares are even or uneven as the counts say (counts[r] bytes of rank r, in rank order). send and
+ * recv are ordered per (peer, channel). */
 typedef struct lam_callbacks {
   uint32_t struct_size, reserved;
   void *user;
   lam_status (*send)(void *user, int32_t peer, uint32_t channel, const void *data, uint64_t bytes);
   lam_status (*recv)(void *user, int32_t peer, uint32_t channel, void *data, uint64_t bytes);
-  lam_status (*all_reduce)(void *user, void *data, uint64_t n, DLDataType dtype); /* sum, in place */
+  lam_status (*all_reduce)(void *user, void *data, uint64_t n,
+                           DLDataType dtype); /* sum, in place */
   lam_status (*all_gather)(void *user, const void *mine, void *all, const uint64_t *counts);
-  lam_status (*reduce_scatter)(void *user, const void *all, void *mine, const uint64_t *counts, DLDataType dtype);
+  lam_status (*reduce_scatter)(void *user, const void *all, void *mine, const uint64_t *counts,
+                               DLDataType dtype);
 } lam_callbacks;
 #define LAM_CALLBACKS_INIT {sizeof(lam_callbacks), 0, 0, 0, 0, 0, 0, 0}
-LAM_API lam_status lam_group_from_callbacks(lam_context *ctx, const lam_group_desc *desc, const lam_callbacks *callbacks,
-                                            lam_group **out_group); /* id and engine of desc are not used */
+/* id and engine of desc are not used. */
+LAM_API lam_status lam_group_from_callbacks(lam_context *ctx, const lam_group_desc *desc,
+                                            const lam_callbacks *callbacks, lam_group **out_group);
 
 typedef struct lam_group_info {
   uint32_t struct_size;
   int32_t rank, size;
-  lam_status poison;                 /* LAM_OK, or what ended this group's world */
-  const char *engine, *error;        /* valid while the group lives */
-  uint64_t operations, waits, sleeps; /* so far: operations, waits that were not over at once, waits that slept */
+  lam_status poison;          /* LAM_OK, or what ended this group's world */
+  const char *engine, *error; /* valid while the group lives */
+  /* So far: operations, waits that were not over at once, waits that slept. */
+  uint64_t operations, waits, sleeps;
 } lam_group_info;
 #define LAM_GROUP_INFO_INIT {sizeof(lam_group_info), 0, 0, 0, 0, 0, 0, 0, 0}
 LAM_API lam_status lam_group_get_info(const lam_group *g, lam_group_info *out_info);
-LAM_API int64_t lam_group_handle(const lam_group *g);    /* the `group` attribute of a call; > 0, equal on all ranks */
-LAM_API lam_status lam_group_warmup(lam_group *g);       /* every edge used once, a tiny collective; collective */
-LAM_API const char *lam_group_path(const lam_group *g, uint32_t op, uint64_t bytes); /* algorithm taken, constant text */
-LAM_API void lam_group_poison(lam_group *g, lam_status why, const char *message);    /* end the world for every rank */
-LAM_API void lam_group_destroy(lam_group *g);            /* never blocks */
+LAM_API int64_t
+lam_group_handle(const lam_group *g); /* the `group` attribute of a call; > 0, equal on all ranks */
+LAM_API lam_status
+lam_group_warmup(lam_group *g); /* every edge used once, a tiny collective; collective */
+LAM_API const char *lam_group_path(const lam_group *g, uint32_t op, uint64_t bytes); /* algorithm */
+LAM_API void lam_group_poison(lam_group *g, lam_status why,
+                              const char *message); /* for all ranks */
+LAM_API void lam_group_destroy(lam_group *g);       /* never blocks */
 
-/* ---- Schedules: one list of actions per rank ("0F0 2I1 0W3 1B2 (0F7;7B3)OVERLAP_F_B") ---------------------------- */
+/* ---- Schedules: one list of actions per rank ("0F0 2I1 0W3 1B2 (0F7;7B3)OVERLAP_F_B") ---- */
 typedef struct lam_schedule lam_schedule;
 /* name: layerwise, gpipe, 1f1b. p ranks, v stages per rank (1 for these three), m micro-batches. */
-LAM_API lam_status lam_schedule_build(const char *name, int32_t p, int32_t v, int32_t m, lam_schedule **out_schedule);
-LAM_API lam_status lam_schedule_parse(const char *text, uint64_t bytes, lam_schedule **out_schedule);
-/* Writes at most `room` bytes with the closing NUL; *out_bytes is the whole text's length without it. buf may be NULL. */
-LAM_API lam_status lam_schedule_print(const lam_schedule *s, char *buf, uint64_t room, uint64_t *out_bytes);
-/* The same schedule with its transfers written out (SEND_F, RECV_F, SEND_B, RECV_B), receives as early as they can be posted. */
+LAM_API lam_status lam_schedule_build(const char *name, int32_t p, int32_t v, int32_t m,
+                                      lam_schedule **out_schedule);
+LAM_API lam_status lam_schedule_parse(const char *text, uint64_t bytes,
+                                      lam_schedule **out_schedule);
+/* Writes at most `room` bytes with the closing NUL; *out_bytes is the whole text's length without
+ * it. buf may be NULL. */
+LAM_API lam_status lam_schedule_print(const lam_schedule *s, char *buf, uint64_t room,
+                                      uint64_t *out_bytes);
+/* The same schedule with its transfers written out (SEND_F, RECV_F, SEND_B, RECV_B), receives as
+ * early as they can be posted. */
 LAM_API lam_status lam_schedule_lower(const lam_schedule *s, lam_schedule **out_lowered);
 LAM_API void lam_schedule_destroy(lam_schedule *s);
 
 typedef struct lam_schedule_info {
   uint32_t struct_size;
   int32_t n_ranks, n_stages, n_micro;
-  int32_t peak_in_flight;            /* the highest over ranks of activations held (stage, micro-batch pairs) */
-  int32_t ring_depth;                /* the deepest ring any edge needs */
+  int32_t peak_in_flight; /* the most activations (stage, micro-batch) any rank holds */
+  int32_t ring_depth;     /* the deepest ring any edge needs */
   uint64_t n_actions, n_transfers;
 } lam_schedule_info;
 #define LAM_SCHEDULE_INFO_INIT {sizeof(lam_schedule_info), 0, 0, 0, 0, 0, 0, 0}
-/* Every dependency met, every (stage, micro-batch) once, no deadlock, tags match; else says what is wrong and where. */
+/* Every dependency met, every (stage, micro-batch) once, no deadlock, tags match; else says what is
+ * wrong and where. */
 LAM_API lam_status lam_schedule_check(const lam_schedule *s, lam_schedule_info *out_info);
 
 #define LAM_KIND_F 0 /* forward */
@@ -277,60 +310,69 @@ LAM_API lam_status lam_schedule_check(const lam_schedule *s, lam_schedule_info *
 #define LAM_KIND_SEND 4
 #define LAM_KIND_RECV 5
 #define LAM_KIND_WAIT 6
-typedef struct lam_event { /* 32 bytes, frozen: what a rank did from start to end (ns since the step's start) */
+/* What a rank did from start to end (ns since the step's start). 32 bytes, frozen. */
+typedef struct lam_event {
   int32_t rank, stage, micro;
-  uint16_t kind;                     /* LAM_KIND_... */
-  uint16_t part;                     /* 0, or for the second half of a fused pair 1 */
+  uint16_t kind; /* LAM_KIND_... */
+  uint16_t part; /* 0, or for the second half of a fused pair 1 */
   int64_t start, end;
 } lam_event;
 
-typedef struct lam_costs {           /* nanoseconds */
+typedef struct lam_costs { /* nanoseconds */
   uint32_t struct_size, n_stages;
-  const double *forward, *backward_input, *backward_weight; /* [n_stages]; a full backward costs input + weight */
-  const double *transfer;            /* [n_stages - 1], edge e is between stage e and e + 1; NULL = free */
+  /* [n_stages]; a full backward costs input + weight. */
+  const double *forward, *backward_input, *backward_weight;
+  const double *transfer; /* [n_stages - 1], edge e is between stage e and e + 1; NULL = free */
 } lam_costs;
 #define LAM_COSTS_INIT {sizeof(lam_costs), 0, 0, 0, 0, 0}
 typedef struct lam_simulated {
   uint32_t struct_size, reserved;
-  double makespan;                   /* first start to last end, ns */
-  double bubble;                     /* mean over ranks of (makespan - work) / makespan */
-  double rank_bubble;                /* (C - work) / C, C the longest rank's own first start to last end, work its mean */
-  lam_event *events;                 /* caller's array or NULL */
-  uint64_t n_events;                 /* in: room; out: how many there are */
+  double makespan; /* first start to last end, ns */
+  double bubble;   /* mean over ranks of (makespan - work) / makespan */
+  /* (C - work) / C: C is the longest rank's own first start to last end, work the ranks' mean. */
+  double rank_bubble;
+  lam_event *events; /* caller's array or NULL */
+  uint64_t n_events; /* in: room; out: how many there are */
 } lam_simulated;
 #define LAM_SIMULATED_INIT {sizeof(lam_simulated), 0, 0, 0, 0, 0, 0}
-LAM_API lam_status lam_schedule_simulate(const lam_schedule *s, const lam_costs *costs, lam_simulated *out);
+LAM_API lam_status lam_schedule_simulate(const lam_schedule *s, const lam_costs *costs,
+                                         lam_simulated *out);
 
-/* Draw events: format "grid" (text), "svg", "perfetto" (JSON). room and out_bytes as in lam_schedule_print. */
-LAM_API lam_status lam_events_draw(const lam_event *events, uint64_t n, const char *format, char *buf, uint64_t room,
-                                   uint64_t *out_bytes);
+/* Draw events: format "grid" (text), "svg", "perfetto" (JSON). room and out_bytes as in
+ * lam_schedule_print. */
+LAM_API lam_status lam_events_draw(const lam_event *events, uint64_t n, const char *format,
+                                   char *buf, uint64_t room, uint64_t *out_bytes);
 
-/* ---- Pipelines -------------------------------------------------------------------------------------------------- */
+/* ---- Pipelines ---- */
 typedef struct lam_stage_io {
   uint32_t struct_size;
   int32_t stage, micro, n_in, n_out;
   uint32_t flags;
   int64_t step;
-  const DLTensor *in;                /* forward: activations; backward: gradients of the outputs */
-  DLTensor *out;                     /* forward: activations; backward: gradients of the inputs; shape may be lowered */
+  /* The stage may lower the shape of `out`, down from the capacity it finds there. */
+  const DLTensor *in; /* forward: activations; backward: gradients of the outputs */
+  DLTensor *out;      /* forward: activations; backward: gradients of the inputs */
   void *stream;
-  double *loss;                      /* the last stage adds to it */
+  double *loss; /* the last stage adds to it */
 } lam_stage_io;
 typedef lam_status (*lam_stage_fn)(void *user, const lam_stage_io *io);
 typedef lam_status (*lam_stage_pair_fn)(void *user, const lam_stage_io *f, const lam_stage_io *b);
 
-#define LAM_STAGE_KEEPS_INPUT 1u     /* `in` of a forward stays valid until that micro-batch's last backward action */
-typedef struct lam_stage {           /* an absent function means "cannot" */
+/* `in` of a forward stays valid until that micro-batch's last backward action. */
+#define LAM_STAGE_KEEPS_INPUT 1u
+typedef struct lam_stage { /* an absent function means "cannot" */
   uint32_t struct_size, flags;
   void *user;
   lam_stage_fn forward, backward, backward_input, backward_weight;
   lam_stage_pair_fn forward_backward;
   lam_stage_fn reduce_grad;
-  void *backward_user, *backward_input_user, *backward_weight_user; /* NULL = user; a foreign handle serves one function */
+  /* NULL = user; a foreign handle serves one function. */
+  void *backward_user, *backward_input_user, *backward_weight_user;
 } lam_stage;
 #define LAM_STAGE_INIT {sizeof(lam_stage), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 
-typedef struct lam_edge {            /* between stage e and e + 1: the tensors that cross it; dims are capacities */
+/* The tensors that cross from stage e to e + 1; dims are capacities. */
+typedef struct lam_edge {
   uint32_t struct_size, n_tensors;
   const lam_shape *tensors;
 } lam_edge;
@@ -339,51 +381,60 @@ typedef struct lam_edge {            /* between stage e and e + 1: the tensors t
 typedef struct lam_pipeline lam_pipeline;
 typedef struct lam_pipeline_desc {
   uint32_t struct_size, flags;
-  lam_group *group;                  /* its ranks are the schedule's ranks; NULL = one rank */
-  const lam_schedule *schedule;      /* borrowed until the pipeline is destroyed */
-  const lam_stage *stages;           /* this rank's stages, by ascending stage number; copied */
-  const lam_edge *edges;             /* all edges of the pipeline, copied; equal on all ranks (checked) */
+  lam_group *group;             /* its ranks are the schedule's ranks; NULL = one rank */
+  const lam_schedule *schedule; /* borrowed until the pipeline is destroyed */
+  const lam_stage *stages;      /* this rank's stages, by ascending stage number; copied */
+  const lam_edge *edges; /* all edges of the pipeline, copied; equal on all ranks (checked) */
   uint32_t n_stages, n_edges;
 } lam_pipeline_desc;
 #define LAM_PIPELINE_DESC_INIT {sizeof(lam_pipeline_desc), 0, 0, 0, 0, 0, 0, 0}
 #define LAM_PIPELINE_FORWARD_ONLY 1u
 
-LAM_API lam_status lam_pipeline_create(lam_context *ctx, const lam_pipeline_desc *desc, lam_pipeline **out_pipeline);
-/* One step: this rank's list, in order. *out_loss (may be NULL) is what the last stage added on this rank. */
+LAM_API lam_status lam_pipeline_create(lam_context *ctx, const lam_pipeline_desc *desc,
+                                       lam_pipeline **out_pipeline);
+/* One step: this rank's list, in order. *out_loss (may be NULL) is what the last stage added on
+ * this rank. */
 LAM_API lam_status lam_pipeline_run(lam_pipeline *p, int64_t step, double *out_loss);
 LAM_API void lam_pipeline_destroy(lam_pipeline *p);
 
 typedef struct lam_pipeline_report { /* of the last step, this rank; nanoseconds */
   uint32_t struct_size, n_actions;
-  int64_t step_time, busy, cpu;      /* wall; in stage functions; thread CPU time in stage functions */
-  int64_t warm_up, drain, waiting;   /* idle: before the first action could start, after the last, in between */
-  int64_t overhead;                  /* neither in a stage function nor waiting */
-  int32_t worst_edge, worst_kind;    /* where most of `waiting` went: edge and LAM_KIND_F or LAM_KIND_I; -1 = nowhere */
-  uint64_t slot_bytes;               /* held for activations and gradients on this rank */
-  lam_event *events;                 /* caller's array or NULL */
-  uint64_t n_events;                 /* in: room; out: how many there are */
+  int64_t step_time, busy, cpu;    /* wall; in stage functions; thread CPU time in those */
+  int64_t warm_up, drain, waiting; /* idle: before the first action, after the last, in between */
+  int64_t overhead;                /* neither in a stage function nor waiting */
+  /* Where most of `waiting` went: edge and LAM_KIND_F or LAM_KIND_I; -1 = nowhere. */
+  int32_t worst_edge, worst_kind;
+  uint64_t slot_bytes; /* held for activations and gradients on this rank */
+  lam_event *events;   /* caller's array or NULL */
+  uint64_t n_events;   /* in: room; out: how many there are */
 } lam_pipeline_report;
-#define LAM_PIPELINE_REPORT_INIT {sizeof(lam_pipeline_report), 0, 0, 0, 0, 0, 0, 0, 0, -1, -1, 0, 0, 0}
+#define LAM_PIPELINE_REPORT_INIT \
+  {sizeof(lam_pipeline_report), 0, 0, 0, 0, 0, 0, 0, 0, -1, -1, 0, 0, 0}
 LAM_API lam_status lam_pipeline_get_report(const lam_pipeline *p, lam_pipeline_report *out_report);
 
-/* A C symbol of any library as a stage function: signature "p:in0.data i64:in0.dim0 f32:$0 p:out0.data -> i32"; types
- * p i32 i64 f32 f64; names in<i>.data in<i>.dim<j> in<i>.numel, out<i>..., micro, stage, step, user, loss, $<i> (values, in
- * order). lib NULL = the process's own symbols. A result other than 0 = failed; "-> void" never fails. */
+/* A C symbol of any library as a stage function: signature "p:in0.data i64:in0.dim0 f32:$0
+ * p:out0.data -> i32"; types p i32 i64 f32 f64; names in<i>.data in<i>.dim<j> in<i>.numel,
+ * out<i>..., micro, stage, step, user, loss, $<i> (values, in order). lib NULL = the process's own
+ * symbols. A result other than 0 = failed; "-> void" never fails. */
 typedef struct lam_foreign lam_foreign;
-LAM_API lam_status lam_foreign_create(const char *lib, const char *symbol, const char *signature, const lam_attr *values,
-                                      uint32_t n_values, lam_foreign **out_foreign);
-LAM_API lam_status lam_foreign_call(void *foreign, const lam_stage_io *io); /* a lam_stage_fn; user = the handle */
+LAM_API lam_status lam_foreign_create(const char *lib, const char *symbol, const char *signature,
+                                      const lam_attr *values, uint32_t n_values,
+                                      lam_foreign **out_foreign);
+LAM_API lam_status lam_foreign_call(void *foreign,
+                                    const lam_stage_io *io); /* a lam_stage_fn; user = the handle */
 LAM_API void lam_foreign_destroy(lam_foreign *f);
 
-/* ---- For hosts that use dlopen ---------------------------------------------------------------------------------- */
-/* An append-only table of the functions above: api->run is lam_run. struct_size tells how many there are. */
+/* ---- For hosts that use dlopen ---- */
+/* An append-only table of the functions above: api->run is lam_run. struct_size tells how many
+ * there are. */
 typedef struct lam_api {
   uint32_t struct_size, reserved;
 #define LAM_FUNCTION(result, name, arguments) result(*name) arguments;
 #include "lamella_api.def"
 #undef LAM_FUNCTION
 } lam_api;
-LAM_API const lam_api *lam_get_api(uint32_t major);      /* NULL where the library is of another major version */
+LAM_API const lam_api *lam_get_api(
+    uint32_t major); /* NULL where the library is of another major version */
 
 #ifdef __cplusplus
 }
