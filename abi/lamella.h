@@ -2,12 +2,12 @@
  *
  * Conventions
  * - Every call returns lam_status: 0 is success; the text of a failure is lam_last_error() of the
- * calling thread.
- * - Every public struct starts with struct_size and is made by its LAM_..._INIT macro; it only grows at
- *   its end; zero means default; non-zero bytes past what the library knows are refused. (lam_attr,
- *   lam_shape and lam_event are frozen.)
- * - Tensors are borrowed for the call; outputs are allocated by the caller; out parameters come last,
- *   are set to NULL or zero on entry and filled on success. Destroy functions take NULL.
+ *   calling thread.
+ * - Every public struct starts with struct_size and is made by its LAM_..._INIT macro; it only grows
+ *   at its end; zero means default; non-zero bytes past what the library knows are refused.
+ *   (lam_attr, lam_shape and lam_event are frozen.)
+ * - Tensors are borrowed for the call; outputs are allocated by the caller; out parameters come
+ *   last, are set to NULL or zero on entry and filled on success. Destroy functions take NULL.
  * - Streams: a cudaStream_t as void *; NULL on CPU, where the result is there on return.
  * Sizes are in bytes where a name says so, else in elements. Times are nanoseconds unless a name
  * says otherwise. */
@@ -172,7 +172,7 @@ typedef struct lam_inferred {
 /* ctx NULL = the context of the group named by the call; without a group the process's default
  * context. */
 LAM_API lam_status lam_run(lam_context *ctx, const lam_call *call);
-/* What lam_run would want of outputs and scratch; the same checks, but no data pointers are needed. */
+/* What lam_run would want as outputs and scratch. The same checks; data pointers may be NULL. */
 LAM_API lam_status lam_infer(lam_context *ctx, const lam_call *call, lam_inferred *out);
 LAM_API lam_status lam_op_find(const char *name, uint32_t *out_op);
 /* One row as text: "id name | inputs | outputs | attributes | shapes | effect"; NULL for an id that
@@ -266,14 +266,15 @@ typedef struct lam_group_info {
 } lam_group_info;
 #define LAM_GROUP_INFO_INIT {sizeof(lam_group_info), 0, 0, 0, 0, 0, 0, 0, 0}
 LAM_API lam_status lam_group_get_info(const lam_group *g, lam_group_info *out_info);
-LAM_API int64_t
-lam_group_handle(const lam_group *g); /* the `group` attribute of a call; > 0, equal on all ranks */
-LAM_API lam_status
-lam_group_warmup(lam_group *g); /* every edge used once, a tiny collective; collective */
-LAM_API const char *lam_group_path(const lam_group *g, uint32_t op, uint64_t bytes); /* algorithm */
-LAM_API void lam_group_poison(lam_group *g, lam_status why,
-                              const char *message); /* for all ranks */
-LAM_API void lam_group_destroy(lam_group *g);       /* never blocks */
+/* The `group` attribute of a call: > 0, equal on all ranks. */
+LAM_API int64_t lam_group_handle(const lam_group *g);
+/* Collective: every edge used once, a tiny collective. */
+LAM_API lam_status lam_group_warmup(lam_group *g);
+/* The algorithm an operation of so many bytes would take; a constant string. */
+LAM_API const char *lam_group_path(const lam_group *g, uint32_t op, uint64_t bytes);
+/* Ends the world for every rank. */
+LAM_API void lam_group_poison(lam_group *g, lam_status why, const char *message);
+LAM_API void lam_group_destroy(lam_group *g); /* never blocks */
 
 /* ---- Schedules: one list of actions per rank ("0F0 2I1 0W3 1B2 (0F7;7B3)OVERLAP_F_B") ---- */
 typedef struct lam_schedule lam_schedule;
