@@ -1,0 +1,66 @@
+/* common.c: agreement of sizes, scratch and copies for the operators.
+ * Invariant: a failure that peers could wait for has poisoned their world before the call returns.
+ * Leaves shares to shares.c, what goes over the group to gather.c and sum.c. */
+#include "plugin/ops/common.h"
+
+#include <inttypes.h>
+
+lam_status lam_op_agree(const lam_op_call *call, const char *what, int64_t found, const char *why,
+                        int64_t expected) {
+  if (found == expected) return LAM_OK;
+  return lam_fail(LAM_INVALID_ARGUMENT, "%s: %s is %" PRId64 ", expected %" PRId64 ": %s",
+                  call->name, what, found, expected, why);
+}
+
+bool lam_matrix_contiguous(lam_matrix m) {
+  return (m.col_stride == 1 || m.cols <= 1) && (m.row_stride == m.cols || m.rows <= 1);
+}
+
+lam_status lam_op_contiguous(const lam_op_call *call, const char *name, lam_matrix m) {
+  if (lam_matrix_contiguous(m) || m.rows == 0 || m.cols == 0) return LAM_OK;
+  return lam_fail(LAM_INVALID_ARGUMENT,
+                  "%s: %s: rows of %" PRId64 " elements are %" PRId64
+                  " apart; what peers write into must be contiguous",
+                  call->name, name, m.cols, m.row_stride);
+}
+
+lam_status lam_op_with_scratch(const lam_op_call *call, lam_op_needs_fn needs, lam_op_body body) {
+  lam_group *g = lam_op_peers(call);
+  const uint64_t announced = g ? g->sequence : 0;
+  lam_scratch scratch;
+  lam_op_needs need;
+  needs(call, &need);
+  LAM_TRY(lam_scratch_open(call->ctx, call->scratch, call->scratch_bytes, need.scratch_bytes,
+                           &scratch));
+  const lam_status status = body(call, &scratch);
+  lam_scratch_close(&scratch);
+  if (status == LAM_OK || !g || g->sequence == announced || g->poison != LAM_OK) return status;
+  return lam_group_end(g, NULL, status);
+}
+
+lam_matrix lam_op_take(lam_scratch *s, int64_t rows, int64_t cols, lam_dtype t) {
+  void *data = lam_scratch_take(s, lam_elements_bytes(rows, cols, t));
+  return (lam_matrix){data, rows, cols, cols, 1, t, false};
+}
+
+/* As bytes, so that a copy needs to know no dtype. Last dimensions are contiguous. */
+static lam_matrix as_bytes(lam_matrix m) {
+  const int64_t bytes = lam_dtype_bytes(m.dtype);
+  return (lam_matrix){m.data, m.rows, m.cols * bytes, m.row_stride * bytes, 1, LAM_U8, false};
+}
+
+lam_status lam_op_copy(const lam_op_call *call, lam_matrix from, lam_matrix to) {
+  if (from.data == to.data || from.rows == 0 || from.cols == 0) return LAM_OK;
+  return lam_device_copy(call->device, call->workers, as_bytes(from), as_bytes(to), call->stream);
+}
+
+uint64_t lam_op_compact_bytes(lam_matrix m) {
+  return lam_matrix_contiguous(m) ? 0 : lam_elements_bytes(m.rows, m.cols, m.dtype);
+}
+
+lam_status lam_op_compact(const lam_op_call *call, lam_scratch *s, lam_matrix m, lam_matrix *out) {
+  *out = m;
+  if (lam_matrix_contiguous(m)) return LAM_OK;
+  *out = lam_op_take(s, m.rows, m.cols, m.dtype);
+  return lam_op_copy(call, m, *out);
+}

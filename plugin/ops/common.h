@@ -1,0 +1,156 @@
+/* common.h: what the operators of this folder share: agreement of sizes, scratch, how a split
+ * operand lies over the ranks, rows and columns gathered, products summed over the group in chunks.
+ *
+ * Invariant: whatever decides how often the ranks meet (chunks, shares) follows from what every
+ * rank of a correct program knows alike, never from one rank's own share.
+ * Leaves checks of single tensors to plugin/core, bytes on their way to plugin/comm. */
+#ifndef LAMELLA_PLUGIN_OPS_COMMON_H
+#define LAMELLA_PLUGIN_OPS_COMMON_H
+
+#include "plugin/comm/comm.h"
+#include "plugin/core/shard.h"
+#include "plugin/ops/ops.h"
+
+/* ---- Calls (common.c) ---- */
+
+/* The group where there is somebody else in it, or NULL. */
+static inline lam_group *lam_op_peers(const lam_op_call *call) {
+  return call->group && call->group->size > 1 ? call->group : NULL;
+}
+static inline int lam_op_rank(const lam_op_call *call) {
+  return call->group ? call->group->rank : 0;
+}
+static inline int lam_op_size(const lam_op_call *call) {
+  return call->group ? call->group->size : 1;
+}
+
+/* "linear_row: x's last dimension is 3, expected 4: w's in features" unless found == expected. */
+lam_status lam_op_agree(const lam_op_call *call, const char *what, int64_t found, const char *why,
+                        int64_t expected);
+lam_status lam_op_contiguous(const lam_op_call *call, const char *name, lam_matrix m);
+/* Runs `body` with the scratch it needs. If it fails after the peers were told of an operation, the
+ * group's world is poisoned: they must not wait for what will not come. */
+typedef lam_status (*lam_op_body)(const lam_op_call *call, lam_scratch *scratch);
+lam_status lam_op_with_scratch(const lam_op_call *call, lam_op_needs_fn needs, lam_op_body body);
+
+static inline uint64_t lam_elements_bytes(int64_t rows, int64_t cols, lam_dtype t) {
+  return (uint64_t)(rows * cols) * (uint64_t)lam_dtype_bytes(t);
+}
+lam_matrix lam_op_take(lam_scratch *s, int64_t rows, int64_t cols, lam_dtype t);
+bool lam_matrix_contiguous(lam_matrix m);
+/* m itself where it is contiguous, else a copy in scratch. */
+lam_status lam_op_compact(const lam_op_call *call, lam_scratch *s, lam_matrix m, lam_matrix *out);
+uint64_t lam_op_compact_bytes(lam_matrix m);
+/* to = from, any dtype, last dimensions contiguous; nothing where they are the same memory. */
+lam_status lam_op_copy(const lam_op_call *call, lam_matrix from, lam_matrix to);
+
+static inline lam_status lam_op_product(const lam_op_call *call, const lam_gemm *g) {
+  return lam_device_gemm(call->device, call->workers, g, call->stream);
+}
+
+/* ---- Shares (shares.c) ---- */
+
+/* Where each rank's part of a dimension begins; first[size] is the whole. */
+typedef struct lam_shares {
+  int64_t first[LAM_GROUP_RANKS + 1];
+} lam_shares;
+static inline int64_t lam_shares_begin(const lam_shares *s, const lam_op_call *call) {
+  return s->first[lam_op_rank(call)];
+}
+static inline int64_t lam_shares_own(const lam_shares *s, const lam_op_call *call) {
+  return s->first[lam_op_rank(call) + 1] - s->first[lam_op_rank(call)];
+}
+static inline int64_t lam_shares_whole(const lam_shares *s, const lam_op_call *call) {
+  return s->first[lam_op_size(call)];
+}
+/* A dimension of which this rank holds `own`: by attributes total and unit, or, without total, as
+ * much on every rank. */
+lam_status lam_shares_from_own(const lam_op_call *call, const char *what, int64_t own,
+                               lam_shares *out);
+/* A dimension that is here whole: by unit; total is 0 or the same. */
+lam_status lam_shares_from_whole(const lam_op_call *call, const char *what, int64_t whole,
+                                 lam_shares *out);
+
+/* What the peers compare: the whole operand: t's shape, with dimension `dim` (-1: none) `whole`
+ * long. extra: whatever else must agree. */
+lam_comm_op lam_op_announcement(const lam_op_call *call, const DLTensor *t, lam_dtype dtype,
+                                int dim, int64_t whole, int64_t extra);
+
+/* ---- Sequence-split operands and gathered columns (gather.c) ---- */
+
+/* Rows of the flattened operand per element of its first dimension: [S, B, n] has B. */
+int64_t lam_seq_inner(const DLTensor *t);
+/* Which rows of the whole this rank holds, where the operand is split by attribute seq. */
+typedef struct lam_row_range {
+  int64_t first, n, whole;
+} lam_row_range;
+lam_row_range lam_seq_rows(const lam_op_call *call, const DLTensor *t);
+/* Refuses an operand whose first dimension is not this rank's share of seq. No seq: anything
+ * goes. */
+lam_status lam_seq_check_share(const lam_op_call *call, const char *name, const DLTensor *t);
+lam_status lam_seq_check_whole(const lam_op_call *call, const char *name, const DLTensor *t);
+/* All rows of input `i`, which comes as this rank's share where seq is set: gathered into
+ * scratch. */
+lam_status lam_seq_gather(const lam_op_call *call, int i, lam_scratch *s, lam_matrix *out);
+uint64_t lam_seq_gather_bytes(const lam_op_call *call, int i);
+int64_t lam_seq_gathered_rows(const lam_op_call *call, int i);
+
+/* g->d [T, N] whole on every rank, g->b this rank's rows of [N, K]: the product of each chunk of
+ * rows goes to scratch, then its columns are gathered. */
+lam_status lam_columns_product(const lam_op_call *call, lam_scratch *s, const lam_shares *columns,
+                               const lam_gemm *g);
+uint64_t lam_columns_product_bytes(const lam_op_call *call, int64_t rows, int64_t cols);
+
+/* ---- Chunks (chunks.c) ---- */
+
+/* Rows cut into n chunks, as even as can be. */
+typedef struct lam_chunks {
+  int64_t rows;
+  int n;
+} lam_chunks;
+static inline int64_t lam_chunk_first(lam_chunks c, int i) {
+  return lam_share_begin(c.rows, 1, i, c.n);
+}
+static inline int64_t lam_chunk_rows(lam_chunks c, int i) {
+  return lam_chunk_first(c, i + 1) - lam_chunk_first(c, i);
+}
+static inline int64_t lam_chunk_most_rows(lam_chunks c) { return lam_chunk_rows(c, 0); }
+/* Attribute chunks, or `otherwise` where it is 0. */
+lam_chunks lam_chunks_asked(const lam_op_call *call, int64_t rows, int64_t otherwise);
+/* For a product [rows, cols] that is summed over the group: attribute chunks, or by size where it
+ * is 0; the same on all ranks. */
+lam_chunks lam_chunks_pick(const lam_op_call *call, int64_t rows, int64_t cols);
+static inline uint32_t lam_chunks_used(const lam_op_call *call, int64_t rows, int64_t cols) {
+  return (uint32_t)lam_chunks_pick(call, rows, cols).n;
+}
+
+/* ---- Products summed over the group (sum.c) ---- */
+
+/* y = bias + the sum over ranks of their partial products, which `part` computes some rows at a
+ * time. With attribute seq every rank keeps only its own rows of y. Alone, parts go straight into
+ * y. */
+typedef struct lam_part_sum lam_part_sum;
+struct lam_part_sum {
+  const lam_op_call *call;
+  /* d [n, N] = rows first .. first + n - 1 of this rank's product, + bias where it is here. */
+  lam_status (*part)(const lam_part_sum *s, int64_t first, lam_matrix bias, lam_matrix d);
+  const void *user;
+  const DLTensor *y_tensor;
+  lam_matrix bias, y;
+  lam_chunks chunks;  /* of the whole rows */
+  lam_row_range keep; /* the rows that are y's: set by start */
+  lam_sum under_way;  /* the last chunk's sum, between start and finish */
+};
+/* Multiplies all chunks. While the sum of one travels, the next is multiplied; the last one's is
+ * left under way, beside whatever the caller does until finish. */
+lam_status lam_part_sum_start(lam_part_sum *s);
+lam_status lam_part_sum_finish(lam_part_sum *s);
+lam_status lam_part_sum_run(lam_part_sum *s);
+
+/* ---- Weight gradients (wgrad.c) ---- */
+
+/* dw (+)= dy^T x, db (+)= the sum of dy's rows. x [T, K]  dy [T, N]  dw [N, K]  db [N]? */
+lam_status lam_op_wgrad(const lam_op_call *call, lam_matrix dy, lam_matrix x, lam_matrix dw,
+                        lam_matrix db);
+
+#endif

@@ -1,0 +1,108 @@
+/* ffn.c: a feed-forward block whose hidden features are split over the ranks of a group: both
+ * products in one call, one sum.
+ *
+ * Every rank holds some rows of w1 and the same columns of w2, so the hidden activations never
+ * leave it. Rows go in chunks: the hidden part of one chunk is all that scratch holds.
+ * Invariant: the pre-activation is written where it was asked for, and nowhere else unless gated.
+ * Leaves the gradients to ffn_grad.c, sums to sum.c. */
+#include "plugin/ops/rows.h"
+
+/* x [T, K]  w1 [F_r, K]  b1 [F_r]?  w2 [N, F_r]  b2 [N]?  y [T, N]  aux [T, F_r]?
+ * gated: w1 [2 F_r, K], b1 and aux alike: gate first, then up.  seq: x [T_r, K], y [T_r, N] */
+typedef struct ffn {
+  lam_matrix x, aux; /* all rows */
+  lam_matrix h, z;   /* scratch, one chunk: act(z), and z where gated without aux */
+} ffn;
+
+/* h = act(x w1^T + b1), or act(gate) * up */
+static lam_status hidden(const lam_op_call *call, lam_matrix x, lam_matrix h, lam_matrix aux,
+                         lam_matrix z) {
+  const lam_act act = (lam_act)call->attr.act;
+  lam_gemm g = {.a = x, .b = call->in[1], .bias = call->in[2]};
+  if (!call->attr.gated) {
+    g.d = h;
+    g.aux = aux;
+    g.act = act;
+    return lam_op_product(call, &g);
+  }
+  g.d = lam_matrix_here(aux) ? aux : z;
+  LAM_TRY(lam_op_product(call, &g));
+  return lam_device_act(call->device, call->workers, act, true, g.d, h, call->stream);
+}
+
+static lam_matrix rows_of(lam_matrix m, int64_t first, int64_t n) {
+  return lam_matrix_here(m) ? lam_matrix_rows(m, first, n) : m;
+}
+
+static lam_status ffn_part(const lam_part_sum *s, int64_t first, lam_matrix bias, lam_matrix d) {
+  const ffn *f = s->user;
+  const int64_t n = d.rows;
+  const lam_matrix h = rows_of(f->h, 0, n);
+  LAM_TRY(
+      hidden(s->call, rows_of(f->x, first, n), h, rows_of(f->aux, first, n), rows_of(f->z, 0, n)));
+  const lam_gemm g = {.a = h, .b = s->call->in[3], .bias = bias, .d = d};
+  return lam_op_product(s->call, &g);
+}
+
+/* From w1, whose rows are known even where lam_infer cannot look into a packed weight. */
+static int64_t hidden_cols(const lam_op_call *call) {
+  return call->attr.gated ? call->in[1].rows / 2 : call->in[1].rows;
+}
+
+static int64_t z_cols(const lam_op_call *call) {
+  return call->attr.gated && !call->attr.save ? call->in[1].rows : 0;
+}
+
+static lam_chunks chunks_of(const lam_op_call *call) {
+  return lam_chunks_pick(call, lam_seq_gathered_rows(call, 0), call->in[3].rows);
+}
+
+static lam_status forward(const lam_op_call *call, lam_scratch *s) {
+  const lam_chunks chunks = chunks_of(call);
+  const int64_t most = lam_chunk_most_rows(chunks);
+  ffn f = {.aux = call->out[1]};
+  f.h = lam_op_take(s, most, hidden_cols(call), call->in[0].dtype);
+  f.z = lam_op_take(s, most, z_cols(call), call->in[0].dtype);
+  LAM_TRY(lam_seq_gather(call, 0, s, &f.x));
+
+  lam_part_sum sum = {.call = call,
+                      .part = ffn_part,
+                      .user = &f,
+                      .y_tensor = call->out_tensor[0],
+                      .bias = call->in[4],
+                      .y = call->out[0],
+                      .chunks = chunks};
+  return lam_part_sum_run(&sum);
+}
+
+static lam_status check(const lam_op_call *call) {
+  const lam_matrix x = call->in[0], w1 = call->in[1], b1 = call->in[2];
+  const lam_matrix w2 = call->in[3], b2 = call->in[4];
+  LAM_TRY(lam_op_agree(call, "x's last dimension", x.cols, "w1's in features", w1.cols));
+  LAM_TRY(lam_op_ffn_check_weights(call, w1, w2));
+  if (lam_matrix_here(b1))
+    LAM_TRY(lam_op_agree(call, "b1's length", b1.cols, "w1's rows", w1.rows));
+  if (lam_matrix_here(b2))
+    LAM_TRY(lam_op_agree(call, "b2's length", b2.cols, "w2's rows", w2.rows));
+  return lam_seq_check_share(call, "x's first dimension", call->in_tensor[0]);
+}
+
+lam_status lam_op_ffn_check_weights(const lam_op_call *call, lam_matrix w1, lam_matrix w2) {
+  return call->attr.gated
+             ? lam_op_agree(call, "the number of w1's rows", w1.rows,
+                            "twice w2's in features (gated)", 2 * w2.cols)
+             : lam_op_agree(call, "the number of w1's rows", w1.rows, "w2's in features", w2.cols);
+}
+
+void lam_op_ffn_needs(const lam_op_call *call, lam_op_needs *out) {
+  const lam_chunks chunks = chunks_of(call);
+  *out = (lam_op_needs){lam_seq_gather_bytes(call, 0) +
+                            lam_elements_bytes(lam_chunk_most_rows(chunks),
+                                               hidden_cols(call) + z_cols(call), call->in[0].dtype),
+                        (uint32_t)chunks.n};
+}
+
+lam_status lam_op_ffn_run(const lam_op_call *call) {
+  LAM_TRY(check(call));
+  return lam_op_with_scratch(call, lam_op_ffn_needs, forward);
+}

@@ -1,0 +1,157 @@
+/* ffn_grad.c: the gradients of a feed-forward block: for its input, for its weights, or for both.
+ *
+ * dz = act'(aux) * (dy w2), dx = the sum over ranks of dz w1; dw1 = dz^T x, dw2 = dy^T act(aux).
+ * Invariant: one sum, that of dx; everything else is this rank's own.
+ * Leaves the sum to sum.c, products of weight gradients to wgrad.c. */
+#include "plugin/ops/rows.h"
+
+/* dy [T, N], seq: [T_r, N]  aux, dz [T, F_r], gated [T, 2 F_r]  w1, w2 as in ffn.c
+ * dx [T, K], seq: [T_r, K] */
+typedef struct ffn_grad {
+  lam_matrix dy, aux, w1, w2, dz; /* all rows */
+  lam_matrix dh;                  /* [chunk's rows, F_r]: dy w2, scratch */
+} ffn_grad;
+
+static lam_status dgrad_part(const lam_part_sum *s, int64_t first, lam_matrix bias, lam_matrix d) {
+  const lam_op_call *call = s->call;
+  const ffn_grad *f = s->user;
+  const int64_t n = d.rows;
+  const lam_matrix dh = lam_matrix_rows(f->dh, 0, n), dz = lam_matrix_rows(f->dz, first, n);
+  const lam_gemm through_w2 = {
+      .a = lam_matrix_rows(f->dy, first, n), .b = lam_matrix_transposed(f->w2), .d = dh};
+  const lam_gemm through_w1 = {.a = dz, .b = lam_matrix_transposed(f->w1), .bias = bias, .d = d};
+  LAM_TRY(lam_op_product(call, &through_w2));
+  LAM_TRY(lam_device_act_bwd(call->device, call->workers, (lam_act)call->attr.act,
+                             call->attr.gated != 0, dh, lam_matrix_rows(f->aux, first, n), dz,
+                             call->stream));
+  return lam_op_product(call, &through_w1);
+}
+
+static lam_chunks chunks_of(const lam_op_call *call, lam_matrix aux, lam_matrix w1) {
+  return lam_chunks_pick(call, aux.rows, w1.cols);
+}
+
+static lam_part_sum dgrad_sum(const lam_op_call *call, const ffn_grad *f) {
+  return (lam_part_sum){.call = call,
+                        .part = dgrad_part,
+                        .user = f,
+                        .y_tensor = call->out_tensor[0],
+                        .y = call->out[0],
+                        .chunks = chunks_of(call, f->aux, f->w1)};
+}
+
+static lam_status check_dgrad(const lam_op_call *call, lam_matrix aux, lam_matrix w1,
+                              lam_matrix w2) {
+  LAM_TRY(lam_op_agree(call, "dy's last dimension", call->in[0].cols, "w2's rows", w2.rows));
+  LAM_TRY(lam_op_ffn_check_weights(call, w1, w2));
+  LAM_TRY(lam_op_agree(call, "aux's last dimension", aux.cols, "w1's rows", w1.rows));
+  LAM_TRY(lam_seq_check_share(call, "dy's first dimension", call->in_tensor[0]));
+  return lam_op_agree(call, "aux's number of rows", aux.rows, "that of the whole dy",
+                      lam_seq_gathered_rows(call, 0));
+}
+
+/* -- for the input: dy aux w1 w2 -> dx dz -- */
+
+static lam_status dgrad(const lam_op_call *call, lam_scratch *s) {
+  ffn_grad f = {.aux = call->in[1], .w1 = call->in[2], .w2 = call->in[3], .dz = call->out[1]};
+  lam_part_sum sum = dgrad_sum(call, &f);
+  f.dh = lam_op_take(s, lam_chunk_most_rows(sum.chunks), f.w2.cols, f.aux.dtype);
+  LAM_TRY(lam_seq_gather(call, 0, s, &f.dy));
+  return lam_part_sum_run(&sum);
+}
+
+void lam_op_ffn_dgrad_needs(const lam_op_call *call, lam_op_needs *out) {
+  const lam_chunks chunks = chunks_of(call, call->in[1], call->in[2]);
+  *out = (lam_op_needs){
+      lam_seq_gather_bytes(call, 0) +
+          lam_elements_bytes(lam_chunk_most_rows(chunks), call->in[3].cols, call->in[1].dtype),
+      (uint32_t)chunks.n};
+}
+
+lam_status lam_op_ffn_dgrad_run(const lam_op_call *call) {
+  LAM_TRY(check_dgrad(call, call->in[1], call->in[2], call->in[3]));
+  return lam_op_with_scratch(call, lam_op_ffn_dgrad_needs, dgrad);
+}
+
+/* -- for the weights: dy x aux dz -> dw1 db1? dw2 db2? -- */
+
+static int64_t hidden_cols(const lam_op_call *call, lam_matrix aux) {
+  return call->attr.gated ? aux.cols / 2 : aux.cols;
+}
+
+/* h, scratch [T, F_r], is act(aux) again; out: where dw1 stands among the outputs */
+static lam_status wgrad_of(const lam_op_call *call, lam_matrix dy, lam_matrix x, lam_matrix aux,
+                           lam_matrix dz, lam_matrix h, int out) {
+  const lam_matrix *d = call->out + out;
+  LAM_TRY(lam_op_wgrad(call, dz, x, d[0], d[1]));
+  LAM_TRY(lam_device_act(call->device, call->workers, (lam_act)call->attr.act,
+                         call->attr.gated != 0, aux, h, call->stream));
+  return lam_op_wgrad(call, dy, h, d[2], d[3]);
+}
+
+static lam_status check_wgrad(const lam_op_call *call, lam_matrix aux) {
+  LAM_TRY(lam_seq_check_share(call, "dy's first dimension", call->in_tensor[0]));
+  LAM_TRY(lam_seq_check_share(call, "x's first dimension", call->in_tensor[1]));
+  LAM_TRY(lam_op_agree(call, "the number of rows of the whole dy", lam_seq_gathered_rows(call, 0),
+                       "that of aux", aux.rows));
+  LAM_TRY(lam_op_agree(call, "the number of rows of the whole x", lam_seq_gathered_rows(call, 1),
+                       "that of aux", aux.rows));
+  if (call->attr.gated)
+    LAM_TRY(lam_op_agree(call, "aux's columns, modulo 2", aux.cols % 2, "they are gate and up", 0));
+  return LAM_OK;
+}
+
+static lam_status wgrad(const lam_op_call *call, lam_scratch *s) {
+  const lam_matrix aux = call->in[2], dz = call->in[3];
+  const lam_matrix h = lam_op_take(s, aux.rows, hidden_cols(call, aux), aux.dtype);
+  lam_matrix dy, x;
+  LAM_TRY(lam_seq_gather(call, 0, s, &dy));
+  LAM_TRY(lam_seq_gather(call, 1, s, &x));
+  return wgrad_of(call, dy, x, aux, dz, h, 0);
+}
+
+void lam_op_ffn_wgrad_needs(const lam_op_call *call, lam_op_needs *out) {
+  const lam_matrix aux = call->in[2];
+  *out = (lam_op_needs){lam_seq_gather_bytes(call, 0) + lam_seq_gather_bytes(call, 1) +
+                            lam_elements_bytes(aux.rows, hidden_cols(call, aux), aux.dtype),
+                        1};
+}
+
+lam_status lam_op_ffn_wgrad_run(const lam_op_call *call) {
+  const lam_matrix aux = call->in[2], dz = call->in[3];
+  LAM_TRY(check_wgrad(call, aux));
+  LAM_TRY(lam_op_agree(call, "dz's last dimension", dz.cols, "aux's", aux.cols));
+  LAM_TRY(lam_op_agree(call, "dz's number of rows", dz.rows, "aux's", aux.rows));
+  return lam_op_with_scratch(call, lam_op_ffn_wgrad_needs, wgrad);
+}
+
+/* -- both: dy x aux w1 w2 -> dx dw1 db1? dw2 db2?; dx's sum travels beside the weights' products.
+ * One scratch matrix is dh first, then h. -- */
+
+static lam_status both(const lam_op_call *call, lam_scratch *s) {
+  ffn_grad f = {.aux = call->in[2], .w1 = call->in[3], .w2 = call->in[4]};
+  lam_part_sum sum = dgrad_sum(call, &f);
+  lam_matrix x;
+  f.dz = lam_op_take(s, f.aux.rows, f.aux.cols, f.aux.dtype);
+  f.dh = lam_op_take(s, f.aux.rows, f.w2.cols, f.aux.dtype);
+  LAM_TRY(lam_seq_gather(call, 0, s, &f.dy));
+  LAM_TRY(lam_seq_gather(call, 1, s, &x));
+
+  LAM_TRY(lam_part_sum_start(&sum));
+  LAM_TRY(wgrad_of(call, f.dy, x, f.aux, f.dz, f.dh, 1));
+  return lam_part_sum_finish(&sum);
+}
+
+void lam_op_ffn_bwd_needs(const lam_op_call *call, lam_op_needs *out) {
+  const lam_matrix aux = call->in[2];
+  *out = (lam_op_needs){lam_seq_gather_bytes(call, 0) + lam_seq_gather_bytes(call, 1) +
+                            lam_elements_bytes(aux.rows, aux.cols + call->in[4].cols, aux.dtype),
+                        (uint32_t)chunks_of(call, aux, call->in[3]).n};
+}
+
+lam_status lam_op_ffn_bwd_run(const lam_op_call *call) {
+  const lam_matrix aux = call->in[2];
+  LAM_TRY(check_dgrad(call, aux, call->in[3], call->in[4]));
+  LAM_TRY(check_wgrad(call, aux));
+  return lam_op_with_scratch(call, lam_op_ffn_bwd_needs, both);
+}

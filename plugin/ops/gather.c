@@ -1,0 +1,113 @@
+/* gather.c: operands that come as every rank's rows (sequence split), results that go out with
+ * every rank's columns.
+ * Invariant: with nobody else in the group nothing is gathered, copied or announced.
+ * Leaves how the pieces travel to comm/. */
+#include "plugin/ops/common.h"
+
+/* -- rows -- */
+
+int64_t lam_seq_inner(const DLTensor *t) {
+  int64_t inner = 1;
+  for (int i = 1; i < t->ndim - 1; i++) inner *= t->shape[i];
+  return inner;
+}
+
+static int64_t seq_begin(const lam_op_call *call, int rank) {
+  return lam_share_begin(call->attr.seq, 1, rank, lam_op_size(call));
+}
+
+lam_row_range lam_seq_rows(const lam_op_call *call, const DLTensor *t) {
+  const int64_t inner = lam_seq_inner(t), begin = seq_begin(call, lam_op_rank(call));
+  const int64_t n = seq_begin(call, lam_op_rank(call) + 1) - begin;
+  return (lam_row_range){begin * inner, n * inner, call->attr.seq * inner};
+}
+
+static lam_status check_first(const lam_op_call *call, const char *name, const DLTensor *t,
+                              const char *why, int64_t expected) {
+  if (t->ndim < 2)
+    return lam_fail(LAM_INVALID_ARGUMENT,
+                    "%s: %s has %d dimensions, expected 2 or more: seq splits"
+                    " the first, features are the last",
+                    call->name, name, t->ndim);
+  return lam_op_agree(call, name, t->shape[0], why, expected);
+}
+
+lam_status lam_seq_check_share(const lam_op_call *call, const char *name, const DLTensor *t) {
+  const int64_t seq = call->attr.seq;
+  if (seq == 0) return LAM_OK;
+  const int rank = lam_op_rank(call);
+  return check_first(call, name, t, "this rank's share of seq",
+                     seq_begin(call, rank + 1) - seq_begin(call, rank));
+}
+
+lam_status lam_seq_check_whole(const lam_op_call *call, const char *name, const DLTensor *t) {
+  if (call->attr.seq == 0) return LAM_OK;
+  return check_first(call, name, t, "attribute seq", call->attr.seq);
+}
+
+static bool is_split(const lam_op_call *call) {
+  return call->attr.seq != 0 && lam_op_peers(call) != NULL;
+}
+
+int64_t lam_seq_gathered_rows(const lam_op_call *call, int i) {
+  return is_split(call) ? lam_seq_rows(call, call->in_tensor[i]).whole : call->in[i].rows;
+}
+
+uint64_t lam_seq_gather_bytes(const lam_op_call *call, int i) {
+  const lam_matrix x = call->in[i];
+  if (!is_split(call)) return 0;
+  const int64_t rows = lam_seq_gathered_rows(call, i);
+  return lam_elements_bytes(rows, x.cols, x.dtype) + lam_op_compact_bytes(x);
+}
+
+lam_status lam_seq_gather(const lam_op_call *call, int i, lam_scratch *s, lam_matrix *out) {
+  const DLTensor *t = call->in_tensor[i];
+  lam_matrix mine = call->in[i];
+  lam_shares shares;
+  *out = mine;
+  if (!is_split(call)) return LAM_OK;
+
+  LAM_TRY(lam_op_compact(call, s, mine, &mine));
+  *out = lam_op_take(s, lam_seq_gathered_rows(call, i), mine.cols, mine.dtype);
+  lam_share(call->attr.seq, 1, lam_op_size(call), shares.first);
+  const lam_parts parts = {1, lam_seq_inner(t) * mine.cols, shares.first, mine.dtype};
+  const lam_comm_op op = lam_op_announcement(call, t, mine.dtype, 0, call->attr.seq, 0);
+  return lam_group_all_gather(call->group, &op, &parts, mine.data, out->data);
+}
+
+/* -- columns -- */
+
+/* whole [n, all columns] = every rank's mine [n, own columns] */
+static lam_status gather_columns(const lam_op_call *call, const lam_shares *columns,
+                                 lam_matrix mine, lam_matrix whole, int n_chunks) {
+  const lam_parts parts = {whole.rows, 1, columns->first, whole.dtype};
+  const lam_comm_op op = {.op = call->op,
+                          .dtype = (uint16_t)whole.dtype,
+                          .ndim = 2,
+                          .dims = {whole.rows, whole.cols},
+                          .extra = n_chunks};
+  return lam_group_all_gather(call->group, &op, &parts, mine.data, whole.data);
+}
+
+uint64_t lam_columns_product_bytes(const lam_op_call *call, int64_t rows, int64_t cols) {
+  const lam_chunks chunks = lam_chunks_asked(call, rows, 1);
+  return lam_elements_bytes(lam_chunk_most_rows(chunks), cols, call->out[0].dtype);
+}
+
+lam_status lam_columns_product(const lam_op_call *call, lam_scratch *s, const lam_shares *columns,
+                               const lam_gemm *g) {
+  const lam_chunks chunks = lam_chunks_asked(call, g->d.rows, 1);
+  const int64_t own = lam_shares_own(columns, call);
+  const lam_matrix mine = lam_op_take(s, lam_chunk_most_rows(chunks), own, g->d.dtype);
+
+  for (int i = 0; i < chunks.n; i++) {
+    const int64_t first = lam_chunk_first(chunks, i), n = lam_chunk_rows(chunks, i);
+    lam_gemm part = *g;
+    part.a = lam_matrix_rows(g->a, first, n);
+    part.d = lam_matrix_rows(mine, 0, n);
+    if (lam_matrix_here(g->aux)) part.aux = lam_matrix_rows(g->aux, first, n);
+    LAM_TRY(lam_op_product(call, &part));
+    LAM_TRY(gather_columns(call, columns, part.d, lam_matrix_rows(g->d, first, n), chunks.n));
+  }
+  return LAM_OK;
+}

@@ -1,0 +1,76 @@
+/* sum.c: partial products summed over the group, chunk by chunk.
+ *
+ * While the sum of one chunk travels, the next is multiplied:
+ *     multiply 0, start 0; multiply 1, start 1, finish 0; multiply 2, start 2, finish 1; ...
+ * Invariant: partial sums stay float32; bias and rounding come once, with the sum; at most two
+ * chunks are under way. Leaves the product to the caller, how a sum travels to comm/. */
+#include "plugin/ops/common.h"
+
+/* Rows [first, first + n) that lie in `keep`, as rows of the chunk: where they start and how
+ * many. */
+static int64_t overlap(lam_row_range keep, int64_t first, int64_t n, int64_t *out_start) {
+  const int64_t begin = keep.first > first ? keep.first : first;
+  const int64_t keep_end = keep.first + keep.n, end = keep_end < first + n ? keep_end : first + n;
+  *out_start = begin < end ? begin - first : 0;
+  return begin < end ? end - begin : 0;
+}
+
+/* y's rows that come out of chunk i. */
+static void place_sum(const lam_part_sum *s, int i, lam_sum *sum) {
+  const int64_t first = lam_chunk_first(s->chunks, i), n = lam_chunk_rows(s->chunks, i);
+  const int64_t kept = overlap(s->keep, first, n, &sum->y_first);
+  const int64_t at = kept ? first + sum->y_first - s->keep.first : 0;
+  sum->y = lam_matrix_rows(s->y, at, kept);
+  sum->bias = s->bias;
+  sum->scatter = s->call->attr.seq != 0;
+}
+
+static lam_status start_chunk(lam_part_sum *s, int i, lam_sum *sum) {
+  lam_group *g = s->call->group;
+  *sum = (lam_sum){0};
+  place_sum(s, i, sum);
+  LAM_TRY(lam_group_partial(g, lam_chunk_rows(s->chunks, i), s->y.cols, sum));
+  LAM_TRY(s->part(s, lam_chunk_first(s->chunks, i), (lam_matrix){0}, sum->part));
+  return lam_group_sum_start(g, sum);
+}
+
+/* extra tells apart calls that cut differently, and keeping all rows from keeping own ones. */
+static lam_status announce(const lam_part_sum *s) {
+  const int64_t seq = s->call->attr.seq;
+  const lam_comm_op op = lam_op_announcement(s->call, s->y_tensor, s->y.dtype, seq ? 0 : -1, seq,
+                                             seq ? -s->chunks.n : s->chunks.n);
+  return lam_group_begin_sums(s->call->group, &op);
+}
+
+static lam_status multiply_alone(lam_part_sum *s) {
+  for (int i = 0; i < s->chunks.n; i++) {
+    const int64_t first = lam_chunk_first(s->chunks, i), n = lam_chunk_rows(s->chunks, i);
+    LAM_TRY(s->part(s, first, s->bias, lam_matrix_rows(s->y, first, n)));
+  }
+  return LAM_OK;
+}
+
+lam_status lam_part_sum_start(lam_part_sum *s) {
+  if (!lam_op_peers(s->call)) return multiply_alone(s);
+  const lam_row_range all = {0, s->chunks.rows, s->chunks.rows};
+  s->keep = s->call->attr.seq ? lam_seq_rows(s->call, s->y_tensor) : all;
+
+  LAM_TRY(announce(s));
+  LAM_TRY(start_chunk(s, 0, &s->under_way));
+  for (int i = 1; i < s->chunks.n; i++) {
+    lam_sum next;
+    LAM_TRY(start_chunk(s, i, &next));
+    LAM_TRY(lam_group_sum_finish(s->call->group, &s->under_way));
+    s->under_way = next;
+  }
+  return LAM_OK;
+}
+
+lam_status lam_part_sum_finish(lam_part_sum *s) {
+  return lam_op_peers(s->call) ? lam_group_sum_finish(s->call->group, &s->under_way) : LAM_OK;
+}
+
+lam_status lam_part_sum_run(lam_part_sum *s) {
+  LAM_TRY(lam_part_sum_start(s));
+  return lam_part_sum_finish(s);
+}
