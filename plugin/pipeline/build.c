@@ -109,14 +109,12 @@ lam_status lam_schedule_build(const char *name, int32_t p, int32_t v, int32_t m,
   LAM_TRY(find_builder(name, &b));
   LAM_TRY(check_shape(b, p, v, m));
   LAM_TRY(lam_schedule_alloc(p, p * v, m, &s));
-  const lam_status status =
-      lam_schedule_reserve(s, 3 * (int64_t)p * v * m); /* F, I, W of each at most */
-  if (status != LAM_OK) {
+  lam_status status = lam_schedule_reserve(s, 3 * (int64_t)p * v * m); /* F, I, W of each at most */
+  for (int r = 0; r < p && status == LAM_OK; r++) b->rank(s, r);
+  if (status == LAM_OK) status = lam_schedule_seal(s);
+  if (status == LAM_OK)
+    *out_schedule = s;
+  else
     lam_schedule_destroy(s);
-    return status;
-  }
-  for (int r = 0; r < p; r++) b->rank(s, r);
-  lam_schedule_seal(s);
-  *out_schedule = s;
-  return LAM_OK;
+  return status;
 }

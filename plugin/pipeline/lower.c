@@ -37,58 +37,52 @@ static bool crosses(const lowering *l, int flow, int sender) {
 
 /* Receives of the flow from `sender`, as far as slots are free: receive n takes the slot of n -
  * depth. */
-static lam_status post(lowering *l, int rank, int flow, int sender) {
-  if (!crosses(l, flow, sender)) return LAM_OK;
+static void post(lowering *l, int rank, int flow, int sender) {
+  if (!crosses(l, flow, sender)) return;
   const size_t row = row_of(l, flow, sender);
   const int32_t *order = lam_order_of(l->s, l->order, flow, sender), depth = l->depths[row];
   const uint8_t *used = l->used + row * (size_t)l->s->n_micro;
   while (l->posted[row] < l->s->n_micro) {
     const int n = l->posted[row];
     if (n >= depth && !used[order[n - depth]]) break;
-    LAM_TRY(lam_schedule_push(l->out, rank, receives[flow], sender + goes_to[flow], order[n]));
+    lam_schedule_push(l->out, rank, receives[flow], sender + goes_to[flow], order[n]);
     l->posted[row]++;
   }
-  return LAM_OK;
 }
 
 static int flow_of(int kind) { /* of what the action reads and makes; -1 for W */
   return kind == LAM_KIND_F ? LAM_FLOW_F : kind == LAM_KIND_W ? -1 : LAM_FLOW_B;
 }
 
-static lam_status post_after(lowering *l, int rank, const lam_action *a) {
-  const int flow = flow_of(a->kind);
-  if (flow < 0) return LAM_OK;
-  const int sender = a->stage - goes_to[flow];
-  if (!crosses(l, flow, sender)) return LAM_OK;
+static void post_after(lowering *l, int rank, const lam_action *a) {
+  const int flow = flow_of(a->kind), sender = a->stage - (flow < 0 ? 0 : goes_to[flow]);
+  if (flow < 0 || !crosses(l, flow, sender)) return;
   l->used[row_of(l, flow, sender) * (size_t)l->s->n_micro + (size_t)a->micro] = 1;
-  return post(l, rank, flow, sender);
+  post(l, rank, flow, sender);
 }
 
-static lam_status send_after(lowering *l, int rank, const lam_action *a) {
+static void send_after(lowering *l, int rank, const lam_action *a) {
   const int flow = flow_of(a->kind);
-  if (flow < 0 || !crosses(l, flow, a->stage)) return LAM_OK;
-  return lam_schedule_push(l->out, rank, sends[flow], a->stage, a->micro);
+  if (flow < 0 || !crosses(l, flow, a->stage)) return;
+  lam_schedule_push(l->out, rank, sends[flow], a->stage, a->micro);
 }
 
 /* A fused pair stays whole: its transfers follow it. */
-static lam_status lower_action(lowering *l, int rank, const lam_action *a) {
+static void lower_action(lowering *l, int rank, const lam_action *a) {
   const int n = 1 + a->paired;
-  for (int k = 0; k < n; k++)
-    LAM_TRY(lam_schedule_push(l->out, rank, a[k].kind, a[k].stage, a[k].micro));
+  for (int k = 0; k < n; k++) lam_schedule_push(l->out, rank, a[k].kind, a[k].stage, a[k].micro);
   if (n == 2) lam_schedule_pair(l->out);
-  for (int k = 0; k < n; k++) LAM_TRY(post_after(l, rank, a + k));
-  for (int k = 0; k < n; k++) LAM_TRY(send_after(l, rank, a + k));
-  return LAM_OK;
+  for (int k = 0; k < n; k++) post_after(l, rank, a + k);
+  for (int k = 0; k < n; k++) send_after(l, rank, a + k);
 }
 
-static lam_status lower_rank(lowering *l, int rank) {
+static void lower_rank(lowering *l, int rank) {
   const lam_schedule *s = l->s;
   for (int stage = 0; stage < s->n_stages; stage++)
     for (int flow = 0; flow < LAM_FLOWS && s->rank_of_stage[stage] == rank; flow++)
-      LAM_TRY(post(l, rank, flow, stage - goes_to[flow]));
+      post(l, rank, flow, stage - goes_to[flow]);
   for (int64_t i = s->first[rank]; i < s->first[rank + 1]; i += 1 + s->actions[i].paired)
-    LAM_TRY(lower_action(l, rank, &s->actions[i]));
-  return LAM_OK;
+    lower_action(l, rank, &s->actions[i]);
 }
 
 static lam_status prepare(lowering *l, const lam_walk *w) {
@@ -107,9 +101,8 @@ static lam_status prepare(lowering *l, const lam_walk *w) {
 
 static lam_status lower_all(lowering *l, const lam_walk *w) {
   LAM_TRY(prepare(l, w));
-  for (int rank = 0; rank < l->s->n_ranks; rank++) LAM_TRY(lower_rank(l, rank));
-  lam_schedule_seal(l->out);
-  return LAM_OK;
+  for (int rank = 0; rank < l->s->n_ranks; rank++) lower_rank(l, rank);
+  return lam_schedule_seal(l->out); /* says so if any push failed */
 }
 
 static lam_status lower(const lam_walk *w, lam_schedule **out_lowered) {

@@ -80,7 +80,7 @@ static void open_rank(lam_schedule *s, int rank) {
 
 static bool in_range(int i, int n) { return i >= 0 && i < n; }
 
-lam_status lam_schedule_push(lam_schedule *s, int rank, int kind, int stage, int micro) {
+static lam_status append(lam_schedule *s, int rank, int kind, int stage, int micro) {
   if (!in_range(rank, s->n_ranks) || rank < s->open)
     return lam_fail(LAM_INVALID_ARGUMENT,
                     "schedule: push to rank %d, open is %d of %d: lists are filled in rank order",
@@ -99,9 +99,17 @@ lam_status lam_schedule_push(lam_schedule *s, int rank, int kind, int stage, int
   return LAM_OK;
 }
 
+lam_status lam_schedule_push(lam_schedule *s, int rank, int kind, int stage, int micro) {
+  if (s->failed == LAM_OK) s->failed = append(s, rank, kind, stage, micro);
+  return s->failed;
+}
+
 void lam_schedule_pair(lam_schedule *s) { s->actions[s->first[s->open + 1] - 2].paired = 1; }
 
-void lam_schedule_seal(lam_schedule *s) { open_rank(s, s->n_ranks - 1); }
+lam_status lam_schedule_seal(lam_schedule *s) {
+  open_rank(s, s->n_ranks - 1);
+  return s->failed;
+}
 
 void lam_schedule_peaks(const lam_schedule *s, int32_t *out_peaks) {
   for (int r = 0; r < s->n_ranks; r++) {

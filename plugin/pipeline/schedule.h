@@ -32,6 +32,7 @@ struct lam_schedule {
   int32_t *rank_of_stage; /* [n_stages]; -1: a table names no rank for it. The first where two */
   int64_t room;           /* actions allocated */
   int open;               /* the rank that was pushed to last */
+  lam_status failed;      /* a push failed: nothing more is pushed, and seal says so */
 };
 
 #define LAM_SCHEDULE_MOST (1 << 20) /* ranks, stages, micro-batches: of each at most so many */
@@ -43,7 +44,7 @@ lam_status lam_schedule_alloc(int n_ranks, int n_stages, int n_micro, lam_schedu
 lam_status lam_schedule_reserve(lam_schedule *s, int64_t n_actions); /* so many pushes in all */
 lam_status lam_schedule_push(lam_schedule *s, int rank, int kind, int stage, int micro);
 void lam_schedule_pair(lam_schedule *s);
-void lam_schedule_seal(lam_schedule *s);
+lam_status lam_schedule_seal(lam_schedule *s);
 
 /* The builders: name and one line about builder i, from 0; NULL past the last. */
 const char *lam_schedule_name(int i);

@@ -200,14 +200,13 @@ lam_status lam_schedule_parse(const char *text, uint64_t bytes, lam_schedule **o
         "lam_schedule_parse: found no action in %llu bytes, expected lines such as 0F0 0B0",
         (unsigned long long)bytes);
   LAM_TRY(lam_schedule_alloc(measure.n_ranks, measure.n_stages, measure.n_micro, &fill.out));
-  const lam_status status = read_all(text, bytes, &fill);
-  if (status != LAM_OK) {
+  lam_status status = read_all(text, bytes, &fill);
+  if (status == LAM_OK) status = lam_schedule_seal(fill.out);
+  if (status == LAM_OK)
+    *out_schedule = fill.out;
+  else
     lam_schedule_destroy(fill.out);
-    return status;
-  }
-  lam_schedule_seal(fill.out);
-  *out_schedule = fill.out;
-  return LAM_OK;
+  return status;
 }
 
 static void print_action(lam_sink *out, const lam_action *a) {

@@ -14,8 +14,8 @@ struct lam_walk_cell {   /* one (stage, micro-batch) */
 #define RECEIVES (BIT(LAM_KIND_RECV_F) | BIT(LAM_KIND_RECV_B))
 
 /* An input comes over the edge below a stage or above it, or from the stage itself. Where the
- * edge lies between two ranks and the table is lowered, it comes by wire: the peer's send and
- * the own receive. Else it is handed over. */
+ * edge lies between two ranks and the table is lowered, it comes by wire: the peer's send, which
+ * waited for the own receive. Else it is handed over. */
 enum { OWN = 0, BELOW = -1, ABOVE = 1 };
 enum { ALWAYS, BY_HAND, BY_WIRE };
 typedef struct rule {
@@ -23,18 +23,15 @@ typedef struct rule {
   uint8_t kinds;           /* 0 ends the list */
 } rule;
 
-static const rule rules[LAM_KIND_RECV_B + 1][5] = {
+static const rule rules[LAM_KIND_RECV_B + 1][4] = {
     [LAM_KIND_F] = {{BELOW, -1, BY_HAND, BIT(LAM_KIND_F)},
-                    {BELOW, -1, BY_WIRE, BIT(LAM_KIND_SEND_F)},
-                    {BELOW, 0, BY_WIRE, BIT(LAM_KIND_RECV_F)}},
+                    {BELOW, -1, BY_WIRE, BIT(LAM_KIND_SEND_F)}},
     [LAM_KIND_I] = {{OWN, 0, ALWAYS, BIT(LAM_KIND_F)},
                     {ABOVE, 1, BY_HAND, LAM_KINDS_BACKWARD},
-                    {ABOVE, 1, BY_WIRE, BIT(LAM_KIND_SEND_B)},
-                    {ABOVE, 0, BY_WIRE, BIT(LAM_KIND_RECV_B)}},
+                    {ABOVE, 1, BY_WIRE, BIT(LAM_KIND_SEND_B)}},
     [LAM_KIND_B] = {{OWN, 0, ALWAYS, BIT(LAM_KIND_F)},
                     {ABOVE, 1, BY_HAND, LAM_KINDS_BACKWARD},
-                    {ABOVE, 1, BY_WIRE, BIT(LAM_KIND_SEND_B)},
-                    {ABOVE, 0, BY_WIRE, BIT(LAM_KIND_RECV_B)}},
+                    {ABOVE, 1, BY_WIRE, BIT(LAM_KIND_SEND_B)}},
     [LAM_KIND_W] = {{OWN, 0, ALWAYS, BIT(LAM_KIND_I)}},
     [LAM_KIND_SEND_F] = {{OWN, 0, ALWAYS, BIT(LAM_KIND_F)},
                          {ABOVE, 1, ALWAYS, BIT(LAM_KIND_RECV_F)}},

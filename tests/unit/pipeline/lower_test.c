@@ -16,7 +16,7 @@ static char *computing(const lam_schedule *s) {
       CHECK_OK(lam_schedule_push(out, r, a->kind, a->stage, a->micro));
       if (i > s->first[r] && a[-1].paired) lam_schedule_pair(out);
     }
-  lam_schedule_seal(out);
+  CHECK_OK(lam_schedule_seal(out));
   char *text = text_of(out);
   lam_schedule_destroy(out);
   return text;
@@ -31,7 +31,8 @@ static lam_schedule *lowered(const lam_schedule *s) {
 TEST(lower, adds_transfers_and_changes_nothing_else) {
   rng r = {seed()};
   for (int k = 0; k < 200; k++) {
-    lam_schedule *s = random_table(&r, 6, 8, 6), *l = lowered(s);
+    lam_schedule *s = k % 2 ? random_table(&r, 6, 8, 6) : random_fused_table(&r, 6, 8, 6);
+    lam_schedule *l = lowered(s);
     costs_of c;
     random_costs(&r, s->n_stages, &c);
     char *before = text_of(s), *after = computing(l);
@@ -102,6 +103,14 @@ TEST(lower, ring_depths_of_known_schedules) {
   lam_schedule_destroy(s);
 }
 
+/* 0F3 starts at 3, while (1F1;1B0) runs from 2 to 5: 1F1's input is read until then. */
+TEST(lower, a_fused_pair_gives_its_slots_back_at_its_end) {
+  lam_schedule *s =
+      table_of("0F0 0F1 0F2 0F3 0B0 0B1 0B2 0B3\n1F0 (1F1;1B0) (1F2;1B1) (1F3;1B2) 1B3");
+  CHECK_EQ(lam_schedule_ring_depth(s, 0, LAM_KIND_F, false), 3);
+  lam_schedule_destroy(s);
+}
+
 TEST(lower, a_table_that_cannot_run_has_no_ring_depth) {
   lam_schedule *s = table_of("0F0 0B0 0F1 0B1\n1F0 1F1 1B0 1B1");
   CHECK_EQ(lam_schedule_ring_depth(s, 0, LAM_KIND_F, false), -1);
@@ -112,7 +121,7 @@ TEST(lower, a_table_that_cannot_run_has_no_ring_depth) {
 TEST(lower, rings_of_the_depth_told_never_deadlock) {
   rng r = {seed()};
   for (int k = 0; k < 200; k++) {
-    lam_schedule *s = random_table(&r, 5, 8, 8);
+    lam_schedule *s = k % 2 ? random_table(&r, 5, 8, 8) : random_fused_table(&r, 5, 8, 8);
     int depth[2][64] = {{0}};
     for (int e = 0; e + 1 < s->n_stages; e++) {
       depth[0][e] = lam_schedule_ring_depth(s, e, LAM_KIND_F, false);

@@ -9,7 +9,7 @@ TEST(schedule, lists_lie_one_after_the_other) {
   CHECK_OK(lam_schedule_push(s, 1, LAM_KIND_F, 0, 0)); /* ranks 0, 2 and 4 stay empty */
   CHECK_OK(lam_schedule_push(s, 3, LAM_KIND_F, 1, 0));
   CHECK_OK(lam_schedule_push(s, 3, LAM_KIND_B, 1, 0));
-  lam_schedule_seal(s);
+  CHECK_OK(lam_schedule_seal(s));
   const int64_t first[] = {0, 0, 1, 1, 3, 3};
   for (int r = 0; r <= 5; r++) CHECK_EQ(s->first[r], first[r]);
   CHECK_EQ(s->rank_of_stage[0], 1);
@@ -17,20 +17,23 @@ TEST(schedule, lists_lie_one_after_the_other) {
   lam_schedule_destroy(s);
 }
 
-TEST(schedule, a_push_out_of_range_or_order_is_refused_and_changes_nothing) {
-  lam_schedule *s = NULL;
-  REQUIRE_OK(lam_schedule_alloc(3, 2, 2, &s));
-  REQUIRE_OK(lam_schedule_push(s, 1, LAM_KIND_F, 0, 0));
+TEST(schedule, a_push_out_of_range_or_order_is_refused_and_ends_the_filling) {
   const int bad[][4] = {{0, LAM_KIND_F, 0, 0},  {3, LAM_KIND_F, 0, 0},  {-1, LAM_KIND_F, 0, 0},
                         {1, LAM_KIND_F, 2, 0},  {1, LAM_KIND_F, -1, 0}, {1, LAM_KIND_F, 0, 2},
                         {1, LAM_KIND_F, 0, -1}, {1, 4, 0, 0},           {1, 12, 0, 0},
                         {1, -1, 0, 0}};
-  for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
+  for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+    lam_schedule *s = NULL;
+    NOTE("case %d", (int)i);
+    REQUIRE_OK(lam_schedule_alloc(3, 2, 2, &s));
+    CHECK_OK(lam_schedule_push(s, 1, LAM_KIND_F, 0, 0));
     CHECK_STATUS(lam_schedule_push(s, bad[i][0], bad[i][1], bad[i][2], bad[i][3]),
                  LAM_INVALID_ARGUMENT);
-  lam_schedule_seal(s);
-  CHECK_EQ(s->first[3], 1);
-  lam_schedule_destroy(s);
+    CHECK_STATUS(lam_schedule_push(s, 1, LAM_KIND_B, 0, 0), LAM_INVALID_ARGUMENT);
+    CHECK_STATUS(lam_schedule_seal(s), LAM_INVALID_ARGUMENT);
+    CHECK_EQ(s->first[3], 1);
+    lam_schedule_destroy(s);
+  }
 }
 
 TEST(schedule, sizes_below_one_or_above_the_most_are_refused) {

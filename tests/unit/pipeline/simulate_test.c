@@ -9,7 +9,7 @@
 TEST(simulate, agrees_with_the_reference_on_random_tables_and_costs) {
   rng r = {seed()};
   for (int k = 0; k < 300; k++) {
-    lam_schedule *s = random_table(&r, 6, 10, 8);
+    lam_schedule *s = k % 2 ? random_table(&r, 6, 10, 8) : random_fused_table(&r, 6, 10, 8);
     costs_of c;
     random_costs(&r, s->n_stages, &c);
     const float got = (float)simulated(s, &c.costs).makespan;

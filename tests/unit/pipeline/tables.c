@@ -109,7 +109,7 @@ static lam_schedule *table_of_draft(const draft *d) {
     for (int i = 0; i < d->n[r]; i++)
       CHECK_OK(
           lam_schedule_push(s, r, d->list[r][i].kind, d->list[r][i].stage, d->list[r][i].micro));
-  lam_schedule_seal(s);
+  CHECK_OK(lam_schedule_seal(s));
   return s;
 }
 
@@ -126,6 +126,23 @@ lam_schedule *random_table(rng *r, int most_ranks, int most_stages, int most_mic
   lam_schedule *s = table_of_draft(d);
   free(d);
   return s;
+}
+
+void fuse_some(lam_schedule *s, rng *r) {
+  for (int q = 0; q < s->n_ranks; q++)
+    for (int64_t i = s->first[q]; i + 1 < s->first[q + 1]; i++)
+      if (s->actions[i].kind == LAM_KIND_F && s->actions[i + 1].kind == LAM_KIND_B &&
+          rng_int(r, 0, 1))
+        s->actions[i++].paired = 1;
+}
+
+lam_schedule *random_fused_table(rng *r, int most_ranks, int most_stages, int most_micro) {
+  for (;;) {
+    lam_schedule *s = random_table(r, most_ranks, most_stages, most_micro);
+    fuse_some(s, r);
+    if (reference_makespan(s, NULL, NULL) >= 0) return s;
+    lam_schedule_destroy(s);
+  }
 }
 
 /* -- the reference -- */

@@ -17,6 +17,10 @@ lam_schedule_info info_of(const lam_schedule *s);    /* of a table that check ac
  * actions picked by chance. */
 lam_schedule *random_table(rng *r, int most_ranks, int most_stages, int most_micro);
 
+void fuse_some(lam_schedule *s, rng *r); /* neighbours F, B become pairs, with chance one in two */
+lam_schedule *random_fused_table(rng *r, int most_ranks, int most_stages,
+                                 int most_micro); /* runs */
+
 typedef struct costs_of { /* random or given costs, with room for 64 stages */
   double forward[64], backward_input[64], backward_weight[64], transfer[64];
   lam_costs costs;
