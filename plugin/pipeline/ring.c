@@ -132,7 +132,7 @@ static lam_status depth_of_edge(const lam_schedule *s, size_t index, bool held, 
 }
 
 int lam_schedule_ring_depth(const lam_schedule *s, int edge, int kind, bool held) {
-  int depth;
+  int depth = -1;
   if (edge < 0 || edge >= s->n_stages - 1 || !lam_edge_crosses(s, edge)) return 0;
   const size_t index =
       kind == LAM_KIND_F ? flow_index(s, LAM_FLOW_F, edge) : flow_index(s, LAM_FLOW_B, edge + 1);

@@ -109,7 +109,7 @@ static int larger(int a, int b) { return a > b ? a : b; }
 /* "2F7"; only == -1 takes any kind. */
 static lam_status read_action(reader *in, int only, const char *expected) {
   const char *start = in->at;
-  int stage, kind, micro;
+  int stage = 0, kind = 0, micro = 0;
   LAM_TRY(read_number(in, only < 0 ? "an action such as 0F0, (0F1;0B0) or #" : expected, &stage));
   LAM_TRY(read_kind(in, &kind));
   LAM_TRY(read_number(in, "a micro-batch number", &micro));
@@ -147,7 +147,7 @@ static lam_status read_prefix(reader *in) {
         in, start,
         has ? "no \"rank N:\", as on the lines before" : "\"rank N:\", as on the lines before");
   if (!has) return LAM_OK;
-  int rank;
+  int rank = 0;
   skip_blanks(in);
   const char *number = in->at;
   LAM_TRY(read_number(in, "a rank number", &rank));
