@@ -365,6 +365,16 @@ static void lanes(worker *w) { w->shapes[0].dtype.lanes = 2; }
 static void no_bits(worker *w) { w->shapes[0].dtype.bits = 0; }
 static void sub_byte(worker *w) { w->shapes[0].dtype.bits = 4; }
 
+static void *alloc_a_little(void *user, uint64_t bytes, uint64_t alignment) {
+  (void)user;
+  return bytes < 1 << 20 ? aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment)
+                         : NULL;
+}
+static void free_it(void *user, void *p, uint64_t bytes) {
+  (void)user, (void)bytes;
+  free(p);
+}
+
 TEST(pipeline_failure, malformed_descriptions_are_refused_with_the_reason) {
   static const struct {
     void (*change)(worker *w);
@@ -396,8 +406,9 @@ TEST(pipeline_failure, malformed_descriptions_are_refused_with_the_reason) {
   };
   lam_schedule *s = parse("0F0 1F0 1B0 0B0");
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-    setup at = {.m = small_model(2, 1), .s = s};
+    setup at = {.m = small_model(2, 1), .s = s, .hooks = LAM_CONTEXT_DESC_INIT};
     worker k;
+    at.hooks.alloc = alloc_a_little, at.hooks.free = free_it;
     NOTE("%s", cases[i].message);
     worker_prepare(&k, &at, 0, 1);
     cases[i].change(&k);
