@@ -58,6 +58,7 @@ typedef struct lam_lanes {
 } lam_lanes;
 
 const lam_lanes *lam_lanes_pick(void); /* the best that this processor has */
+extern const lam_lanes *lam_lanes_forced; /* taken in its place where set: for tests */
 const lam_lanes *const *lam_lanes_all(int *n); /* every table in this binary, best first; the last one always runs */
 
 extern const lam_lanes lam_lanes_avx512_bf16, lam_lanes_avx512, lam_lanes_avx2, lam_lanes_c;
