@@ -48,7 +48,7 @@ static void set_mark(lam_row_tensor *t, char mark) {
 static lam_status parse_tensors(const lam_row_text *text, const char *part, const char *s,
                                 lam_row_tensor *to, int most, int *out_n) {
   for (size_t n; (n = next_word(&s)) > 0; s += n) {
-    const size_t letters = strcspn(s, "?+*~ ");
+    const size_t letters = strspn(s, "abcdefghijklmnopqrstuvwxyz0123456789_");
     if (*out_n == most) return bad_row(text, part, s, "too many tensors");
     if (letters == 0 || letters >= LAM_NAME_BYTES)
       return bad_row(text, part, s, "a name has 1 to 7 letters");

@@ -18,12 +18,16 @@ static uint64_t round_up(uint64_t bytes) {
   return (bytes + ALIGNMENT - 1) & ~(uint64_t)(ALIGNMENT - 1);
 }
 
-/* Threads are numbered as they come, so that each starts at another slot. */
+/* Where a thread looks first: threads are numbered as they come, four slots each, one for a call and the
+ * next for what it opens inside, so that each finds its own block again. */
+#define SLOTS_A_THREAD 4
+static _Thread_local unsigned n_open;
+
 static int home_slot(void) {
-  static _Atomic int n_threads;
-  static _Thread_local int mine = -1;
-  if (mine < 0) mine = atomic_fetch_add(&n_threads, 1) % LAM_SCRATCH_SLOTS;
-  return mine;
+  static _Atomic unsigned n_threads;
+  static _Thread_local unsigned mine; /* from 1; 0 = not numbered yet */
+  if (mine == 0) mine = atomic_fetch_add(&n_threads, 1) + 1;
+  return (int)((mine * SLOTS_A_THREAD + n_open) % LAM_SCRATCH_SLOTS);
 }
 
 static lam_block *take_block(lam_context *ctx, int *slot) {
@@ -79,6 +83,7 @@ lam_status lam_scratch_open(lam_context *ctx, void *own, uint64_t own_bytes, uin
   if (!b)
     return lam_fail(LAM_RESOURCE_EXHAUSTED, "scratch: no memory for %llu bytes",
                     (unsigned long long)bytes);
+  n_open++;
   *out = (lam_scratch){
       .data = (char *)b + ALIGNMENT, .bytes = b->bytes - ALIGNMENT, .ctx = ctx, .slot = slot};
   return LAM_OK;
@@ -92,7 +97,10 @@ void *lam_scratch_take(lam_scratch *s, uint64_t bytes) {
 }
 
 void lam_scratch_close(lam_scratch *s) {
-  if (s->ctx) put_block(s->ctx, (lam_block *)((char *)s->data - ALIGNMENT), s->slot);
+  if (s->ctx) {
+    n_open--;
+    put_block(s->ctx, (lam_block *)((char *)s->data - ALIGNMENT), s->slot);
+  }
   *s = (lam_scratch){.slot = -1};
 }
 

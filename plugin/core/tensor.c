@@ -204,7 +204,7 @@ static bool glance(const DLTensor *t, lam_matrix *out) {
   if ((t->ndim != 1 && t->ndim != 2) || !t->shape || !lam_dtype_from_dlpack(t->dtype, &dtype))
     return false;
   const int64_t cols = t->shape[t->ndim - 1], rows = t->ndim == 2 ? t->shape[0] : 1;
-  const int64_t step = t->ndim == 2 && t->strides ? t->strides[0] : cols;
+  const int64_t step = rows > 1 && t->strides ? t->strides[0] : cols;
   if (rows < 1 || rows > far || cols < 1 || cols > far || step < cols || step > far) return false;
   if (t->strides && t->strides[t->ndim - 1] != 1) return false;
   if (!t->data || t->byte_offset || (uintptr_t)t->data & (uintptr_t)(dtypes[dtype].bits / 8 - 1))
