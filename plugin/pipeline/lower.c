@@ -22,8 +22,7 @@ typedef struct lowering {
 
 static const int8_t sends[LAM_FLOWS] = {LAM_KIND_SEND_F, LAM_KIND_SEND_B};
 static const int8_t receives[LAM_FLOWS] = {LAM_KIND_RECV_F, LAM_KIND_RECV_B};
-static const int8_t goes_to[LAM_FLOWS] = {
-    1, -1}; /* the receiving stage, relative to the sending one */
+static const int8_t goes_to[LAM_FLOWS] = {1, -1}; /* the receiving stage, from the sending one */
 
 static size_t row_of(const lowering *l, int flow, int sender) {
   return (size_t)(flow * l->s->n_stages + sender);
@@ -35,8 +34,7 @@ static bool crosses(const lowering *l, int flow, int sender) {
   return sender >= 0 && sender < l->s->n_stages && l->depths[row_of(l, flow, sender)] > 0;
 }
 
-/* Receives of the flow from `sender`, as far as slots are free: receive n takes the slot of n -
- * depth. */
+/* Receives from `sender`, as far as slots are free: receive n takes the slot of n - depth. */
 static void post(lowering *l, int rank, int flow, int sender) {
   if (!crosses(l, flow, sender)) return;
   const size_t row = row_of(l, flow, sender);
@@ -54,9 +52,15 @@ static int flow_of(int kind) { /* of what the action reads and makes; -1 for W *
   return kind == LAM_KIND_F ? LAM_FLOW_F : kind == LAM_KIND_W ? -1 : LAM_FLOW_B;
 }
 
+/* The stage that sends what `a` reads; -1 where it reads nothing that moves. */
+static int sender_to(const lam_action *a) {
+  const int flow = flow_of(a->kind);
+  return flow < 0 ? -1 : a->stage - goes_to[flow];
+}
+
 static void post_after(lowering *l, int rank, const lam_action *a) {
-  const int flow = flow_of(a->kind), sender = a->stage - (flow < 0 ? 0 : goes_to[flow]);
-  if (flow < 0 || !crosses(l, flow, sender)) return;
+  const int flow = flow_of(a->kind), sender = sender_to(a);
+  if (!crosses(l, flow, sender)) return;
   l->used[row_of(l, flow, sender) * (size_t)l->s->n_micro + (size_t)a->micro] = 1;
   post(l, rank, flow, sender);
 }
@@ -76,13 +80,12 @@ static void lower_action(lowering *l, int rank, const lam_action *a) {
   for (int k = 0; k < n; k++) send_after(l, rank, a + k);
 }
 
+/* First what slots are free for from the start, in the order in which it will be read. */
 static void lower_rank(lowering *l, int rank) {
   const lam_schedule *s = l->s;
-  for (int stage = 0; stage < s->n_stages; stage++)
-    for (int flow = 0; flow < LAM_FLOWS && s->rank_of_stage[stage] == rank; flow++)
-      post(l, rank, flow, stage - goes_to[flow]);
-  for (int64_t i = s->first[rank]; i < s->first[rank + 1]; i += 1 + s->actions[i].paired)
-    lower_action(l, rank, &s->actions[i]);
+  const lam_action *list = s->actions + s->first[rank], *end = s->actions + s->first[rank + 1];
+  for (const lam_action *a = list; a < end; a++) post(l, rank, flow_of(a->kind), sender_to(a));
+  for (const lam_action *a = list; a < end; a += 1 + a->paired) lower_action(l, rank, a);
 }
 
 static lam_status prepare(lowering *l, const lam_walk *w) {
