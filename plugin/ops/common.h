@@ -117,12 +117,11 @@ static inline int64_t lam_chunk_rows(lam_chunks c, int i) {
 static inline int64_t lam_chunk_most_rows(lam_chunks c) { return lam_chunk_rows(c, 0); }
 /* Attribute chunks, or `otherwise` where it is 0. */
 lam_chunks lam_chunks_asked(const lam_op_call *call, int64_t rows, int64_t otherwise);
-/* For a product [rows, cols] that is summed over the group: attribute chunks, or by size where it
- * is 0; the same on all ranks. */
-lam_chunks lam_chunks_pick(const lam_op_call *call, int64_t rows, int64_t cols);
-static inline uint32_t lam_chunks_used(const lam_op_call *call, int64_t rows, int64_t cols) {
-  return (uint32_t)lam_chunks_pick(call, rows, cols).n;
-}
+/* For a product that is summed over the group: attribute chunks, or by size where it is 0; the same
+ * on all ranks. Alone, one. */
+lam_chunks lam_chunks_for_sum(const lam_op_call *call, int64_t rows);
+/* The same where chunks also keep what is between two products in cache: alone too. */
+lam_chunks lam_chunks_for_cache(const lam_op_call *call, int64_t rows);
 
 /* ---- Products summed over the group (sum.c) ---- */
 

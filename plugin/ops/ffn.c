@@ -54,7 +54,7 @@ static int64_t z_cols(const lam_op_call *call) {
 }
 
 static lam_chunks chunks_of(const lam_op_call *call) {
-  return lam_chunks_pick(call, lam_seq_gathered_rows(call, 0), call->in[3].rows);
+  return lam_chunks_for_cache(call, lam_seq_gathered_rows(call, 0));
 }
 
 static lam_status forward(const lam_op_call *call, lam_scratch *s) {

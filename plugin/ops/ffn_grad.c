@@ -27,17 +27,13 @@ static lam_status dgrad_part(const lam_part_sum *s, int64_t first, lam_matrix bi
   return lam_op_product(call, &through_w1);
 }
 
-static lam_chunks chunks_of(const lam_op_call *call, lam_matrix aux, lam_matrix w1) {
-  return lam_chunks_pick(call, aux.rows, w1.cols);
-}
-
 static lam_part_sum dgrad_sum(const lam_op_call *call, const ffn_grad *f) {
   return (lam_part_sum){.call = call,
                         .part = dgrad_part,
                         .user = f,
                         .y_tensor = call->out_tensor[0],
                         .y = call->out[0],
-                        .chunks = chunks_of(call, f->aux, f->w1)};
+                        .chunks = lam_chunks_for_cache(call, f->aux.rows)};
 }
 
 static lam_status check_dgrad(const lam_op_call *call, lam_matrix aux, lam_matrix w1,
@@ -61,7 +57,7 @@ static lam_status dgrad(const lam_op_call *call, lam_scratch *s) {
 }
 
 void lam_op_ffn_dgrad_needs(const lam_op_call *call, lam_op_needs *out) {
-  const lam_chunks chunks = chunks_of(call, call->in[1], call->in[2]);
+  const lam_chunks chunks = lam_chunks_for_cache(call, call->in[1].rows);
   *out = (lam_op_needs){
       lam_seq_gather_bytes(call, 0) +
           lam_elements_bytes(lam_chunk_most_rows(chunks), call->in[3].cols, call->in[1].dtype),
@@ -146,7 +142,7 @@ void lam_op_ffn_bwd_needs(const lam_op_call *call, lam_op_needs *out) {
   const lam_matrix aux = call->in[2];
   *out = (lam_op_needs){lam_seq_gather_bytes(call, 0) + lam_seq_gather_bytes(call, 1) +
                             lam_elements_bytes(aux.rows, aux.cols + call->in[4].cols, aux.dtype),
-                        (uint32_t)chunks_of(call, aux, call->in[3]).n};
+                        (uint32_t)lam_chunks_for_cache(call, aux.rows).n};
 }
 
 lam_status lam_op_ffn_bwd_run(const lam_op_call *call) {

@@ -62,7 +62,7 @@ static lam_part_sum dgrad_sum(const lam_op_call *call, const lam_matrix *w) {
                         .user = w,
                         .y_tensor = call->out_tensor[0],
                         .y = call->out[0],
-                        .chunks = lam_chunks_pick(call, call->in[0].rows, w->cols)};
+                        .chunks = lam_chunks_for_sum(call, call->in[0].rows)};
 }
 
 static lam_status check_dgrad(const lam_op_call *call, lam_matrix w) {
@@ -84,7 +84,7 @@ static lam_status dgrad(const lam_op_call *call, lam_scratch *s) {
 }
 
 void lam_op_linear_col_dgrad_needs(const lam_op_call *call, lam_op_needs *out) {
-  *out = (lam_op_needs){0, lam_chunks_used(call, call->in[0].rows, call->in[1].cols)};
+  *out = (lam_op_needs){0, (uint32_t)lam_chunks_for_sum(call, call->in[0].rows).n};
 }
 
 lam_status lam_op_linear_col_dgrad_run(const lam_op_call *call) {
@@ -119,7 +119,7 @@ static lam_status both(const lam_op_call *call, lam_scratch *s) {
 
 void lam_op_linear_col_bwd_needs(const lam_op_call *call, lam_op_needs *out) {
   *out = (lam_op_needs){lam_seq_gather_bytes(call, 1),
-                        lam_chunks_used(call, call->in[0].rows, call->in[2].cols)};
+                        (uint32_t)lam_chunks_for_sum(call, call->in[0].rows).n};
 }
 
 lam_status lam_op_linear_col_bwd_run(const lam_op_call *call) {
