@@ -54,7 +54,8 @@ static lam_status check_dtype(const lam_binding *b, int i, lam_dtype t) {
       return t == LAM_F32 ? LAM_OK : wrong_dtype(who, t, "f32");
     case LAM_ROLE_BIAS:
       if (t == b->first || t == LAM_F32) return LAM_OK;
-      return lam_refuse(who, "found %s, expected f32 or %s as %s", lam_dtype_name(t),
+      if (b->first == LAM_F32) return wrong_dtype(who, t, "f32");
+      return lam_refuse(who, "found %s, expected %s as %s, or f32", lam_dtype_name(t),
                         lam_dtype_name(b->first), b->row->in[0].name);
     case LAM_ROLE_WEIGHT:
       if (t == b->first || t == LAM_U8) return LAM_OK;

@@ -65,7 +65,8 @@ TEST(context, wrong_descriptions_are_refused) {
   lam_context_desc desc = LAM_CONTEXT_DESC_INIT;
   lam_context *ctx = (lam_context *)&desc;
   desc.threads = -1;
-  CHECK_REFUSED(lam_context_create(&desc, &ctx), "lam_context_create: threads is -1, expected 0 to 4096");
+  CHECK_REFUSED(lam_context_create(&desc, &ctx),
+                "lam_context_create: threads is -1, expected 0 to 4096");
   CHECK(ctx == NULL);
   desc.threads = 0;
   desc.alloc = host_alloc;
@@ -73,7 +74,8 @@ TEST(context, wrong_descriptions_are_refused) {
                 "lam_context_create: free is NULL, expected both alloc and free or neither");
   desc.struct_size--;
   CHECK_REFUSED(lam_context_create(&desc, &ctx),
-                "lam_context_create: lam_context_desc: struct_size is 55, expected 56 (its _INIT macro sets it)");
+                "lam_context_create: lam_context_desc: struct_size is 55, expected 56 (its _INIT "
+                "macro sets it)");
   CHECK_REFUSED(lam_context_create(NULL, NULL), "lam_context_create: out_ctx is NULL");
 }
 
@@ -215,7 +217,8 @@ TEST(scratch, the_callers_own_memory_is_used_at_any_alignment) {
   lam_scratch_close(&s);
   CHECK_REFUSED(lam_scratch_open(lam_context_default(), own, 999, 1000, &s),
                 "scratch: found 999 bytes, expected at least 2024 (lam_infer tells)");
-  CHECK_OK(lam_scratch_open(lam_context_default(), own, 0, 0, &s)); /* nothing needed, nothing asked */
+  CHECK_OK(
+      lam_scratch_open(lam_context_default(), own, 0, 0, &s)); /* nothing needed, nothing asked */
 }
 
 TEST(scratch, no_memory_is_said_and_survived) {

@@ -46,7 +46,8 @@ TEST(rows, a_row_holds_what_its_line_says) {
 
 /* -- rows that must not parse -- */
 
-static const lam_row_text good = {9, "op", "x w b?", "y aux?", "act:s save:i total:i", "y: x[:-1] N(w); aux: as x", "PURE"};
+static const lam_row_text good = {
+    9, "op", "x w b?", "y aux?", "act:s save:i total:i", "y: x[:-1] N(w); aux: as x", "PURE"};
 
 typedef struct wrong_row {
   lam_row_text text;
@@ -67,34 +68,47 @@ static lam_status parse(lam_row_text t) {
 TEST(rows, wrong_rows_are_told_apart) {
   static const wrong_row wrong[] = {
       {{.effect = "NOISE"}, "row op: effect: 'NOISE': expected PURE or COMM"},
-      {{.inputs = "", .outputs = "", .shapes = ""}, "row op: inputs: '': the first input is always there"},
+      {{.inputs = "", .outputs = "", .shapes = ""},
+       "row op: inputs: '': the first input is always there"},
       {{.inputs = "x? w"}, "row op: inputs: 'x? w': the first input is always there"},
       {{.inputs = "x w activation"}, "row op: inputs: 'activation': a name has 1 to 7 letters"},
       {{.inputs = "x w b!"}, "row op: inputs: 'b!': a mark is one of ? + * ~"},
       {{.inputs = "x w x1 x2 x3 x4 x5 x6 x7"}, "row op: inputs: 'x7': too many tensors"},
       {{.outputs = "y~ aux?"}, "row op: outputs: 'y': ~ goes with a rule `as` an input"},
-      {{.attributes = "act"}, "row op: attributes: 'act': expected name:type, a name of 1 to 7 letters"},
-      {{.attributes = "color:i"}, "row op: attributes: 'color:i': no such attribute; attrs.c has the list"},
+      {{.attributes = "act"},
+       "row op: attributes: 'act': expected name:type, a name of 1 to 7 letters"},
+      {{.attributes = "color:i"},
+       "row op: attributes: 'color:i': no such attribute; attrs.c has the list"},
       {{.attributes = "act:i"}, "row op: attributes: 'act:i': the type is not that of attrs.c"},
       {{.attributes = "save:i?"}, "row op: attributes: 'save:i?': expected =number"},
       {{.attributes = "save:i=2"}, "op: save: found 2, expected 0 to 1"},
       {{.shapes = "y: x[:-1] N(w)"}, "row op: shapes: at 14, '': expected ';'"},
       {{.shapes = "z: x[:-1]; aux: as x"}, "row op: shapes: at 0, 'z: x[:-1]; a': expected y"},
-      {{.shapes = "y: v[0]; aux: as x"}, "row op: shapes: at 3, 'v[0]; aux: a': expected the name of an input"},
+      {{.shapes = "y: v[0]; aux: as x"},
+       "row op: shapes: at 3, 'v[0]; aux: a': expected the name of an input"},
       {{.shapes = "y: N(x); aux: as x"}, "row op: shapes: at 6, '); aux: as x': expected a weight"},
-      {{.shapes = "y: $chunks; aux: as x"}, "row op: shapes: at 4, 'chunks; aux:': expected an attribute of an int"},
+      {{.shapes = "y: $chunks; aux: as x"},
+       "row op: shapes: at 4, 'chunks; aux:': expected an attribute of an int"},
       {{.shapes = "y: x[0; aux: as x"}, "row op: shapes: at 6, '; aux: as x': expected ':'"},
-      {{.shapes = "y: {$save?x[0]}; aux: as x"}, "row op: shapes: at 14, '}; aux: as x': expected ':'"},
-      {{.shapes = "y: {$save?x[0]:x[1]; aux: as x"}, "row op: shapes: at 19, '; aux: as x': expected '}'"},
+      {{.shapes = "y: {$save?x[0]}; aux: as x"},
+       "row op: shapes: at 14, '}; aux: as x': expected ':'"},
+      {{.shapes = "y: {$save?x[0]:x[1]; aux: as x"},
+       "row op: shapes: at 19, '; aux: as x': expected '}'"},
       {{.shapes = "y: size; aux: as x"}, "row op: shapes: at 7, '; aux: as x': expected '('"},
-      {{.shapes = "y: share(x[0]); aux: as x"}, "row op: shapes: at 13, '); aux: as x': expected ','"},
-      {{.shapes = "y: x[0] @i8; aux: as x"}, "row op: shapes: at 9, 'i8; aux: as ': expected f32, u8 or $dtype"},
-      {{.shapes = "y: 99999; aux: as x"}, "row op: shapes: at 3, '99999; aux: ': expected a number or a name"},
-      {{.shapes = "y: x[0]*; aux: as x"}, "row op: shapes: at 8, '; aux: as x': expected a number or a name"},
-      {{.shapes = "y: x[0]; aux: as x; y: x[0]"}, "row op: shapes: at 18, '; y: x[0]': expected the end"},
+      {{.shapes = "y: share(x[0]); aux: as x"},
+       "row op: shapes: at 13, '); aux: as x': expected ','"},
+      {{.shapes = "y: x[0] @i8; aux: as x"},
+       "row op: shapes: at 9, 'i8; aux: as ': expected f32, u8 or $dtype"},
+      {{.shapes = "y: 99999; aux: as x"},
+       "row op: shapes: at 3, '99999; aux: ': expected a number or a name"},
+      {{.shapes = "y: x[0]*; aux: as x"},
+       "row op: shapes: at 8, '; aux: as x': expected a number or a name"},
+      {{.shapes = "y: x[0]; aux: as x; y: x[0]"},
+       "row op: shapes: at 18, '; y: x[0]': expected the end"},
       {{.shapes = "y: 1+(2+(3+(4+(5+(6+(7+(8+9))))))); aux: as x"},
        "row op: shapes: at 27, '))))))); aux': expected a simpler rule: its stack is full"},
-      {{.shapes = "y: {$save?none:x[0]}; aux: as x"}, "row op: outputs: 'y': its rule has `none`, but it has no ?"},
+      {{.shapes = "y: {$save?none:x[0]}; aux: as x"},
+       "row op: outputs: 'y': its rule has `none`, but it has no ?"},
   };
   CHECK_OK(parse(good));
   for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
@@ -128,7 +142,8 @@ static lam_status run_rule(const char *rule, lam_shape *out) {
   HOST(&x, NULL, F32, 2, 3, 10);
   HOST(&w, NULL, F32, 7, 10);
   snprintf(shapes, sizeof shapes, "y: %s", rule);
-  const lam_row_text text = {9, "op", "x w", "y?", "total:i unit:i seq:i save:i gather:i dtype:i", shapes, "COMM"};
+  const lam_row_text text = {
+      9, "op", "x w", "y?", "total:i unit:i seq:i save:i gather:i dtype:i", shapes, "COMM"};
   LAM_TRY(lam_row_parse(&text, &row));
   const DLTensor *in[] = {&x.t, &w.t};
   const lam_shape_env env = {.in = in, .attrs = &attrs, .rank = 1, .size = 3};
@@ -165,15 +180,24 @@ TEST(shapes, rules_mean_what_the_table_says) {
 
 TEST(shapes, what_a_call_makes_impossible_is_refused) {
   lam_shape got;
-  CHECK_REFUSED(run_rule("x[3]", &got), "op: x: found 3 dimensions, its shape rule takes dimension 3");
-  CHECK_REFUSED(run_rule("x[-4]", &got), "op: x: found 3 dimensions, its shape rule takes dimension -4");
-  CHECK_REFUSED(run_rule("x[:4]", &got), "op: x: found 3 dimensions, its shape rule takes dimension 3");
-  CHECK_REFUSED(run_rule("w[1:0]", &got), "op: w: found 2 dimensions, its shape rule takes dimension 1");
-  CHECK_REFUSED(run_rule("share(x[-1],4)", &got), "op: y: 10 elements are shared out, expected a multiple of unit 4");
+  CHECK_REFUSED(run_rule("x[3]", &got),
+                "op: x: found 3 dimensions, its shape rule takes dimension 3");
+  CHECK_REFUSED(run_rule("x[-4]", &got),
+                "op: x: found 3 dimensions, its shape rule takes dimension -4");
+  CHECK_REFUSED(run_rule("x[:4]", &got),
+                "op: x: found 3 dimensions, its shape rule takes dimension 3");
+  CHECK_REFUSED(run_rule("w[1:0]", &got),
+                "op: w: found 2 dimensions, its shape rule takes dimension 1");
+  CHECK_REFUSED(run_rule("share(x[-1],4)", &got),
+                "op: y: 10 elements are shared out, expected a multiple of unit 4");
   CHECK_REFUSED(run_rule("x[0]-5", &got), "op: y: its dimension 0 would be -3");
-  CHECK_REFUSED(run_rule("x[2]/3", &got), "op: y: its shape takes 10 / 3, which is no whole number in range");
-  CHECK_REFUSED(run_rule("x[2]/$save", &got), "op: y: its shape takes 10 / 0, which is no whole number in range");
-  CHECK_REFUSED(run_rule("32767*32767*32767*32767*32767", &got),
-                "op: y: its shape takes 1152780773560811521 * 32767, which is no whole number in range");
-  CHECK_REFUSED(run_rule("as x", &got) + run_rule("1 1 1 1 1 1 1 1 1", &got), "op: y: it would have more than 8 dimensions");
+  CHECK_REFUSED(run_rule("x[2]/3", &got),
+                "op: y: its shape takes 10 / 3, which is no whole number in range");
+  CHECK_REFUSED(run_rule("x[2]/$save", &got),
+                "op: y: its shape takes 10 / 0, which is no whole number in range");
+  CHECK_REFUSED(
+      run_rule("32767*32767*32767*32767*32767", &got),
+      "op: y: its shape takes 1152780773560811521 * 32767, which is no whole number in range");
+  CHECK_REFUSED(run_rule("as x", &got) + run_rule("1 1 1 1 1 1 1 1 1", &got),
+                "op: y: it would have more than 8 dimensions");
 }

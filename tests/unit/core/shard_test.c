@@ -46,7 +46,8 @@ TEST(shard, wrong_numbers_are_refused) {
   CHECK_REFUSED(lam_shard(8, 1, 2, 0, 2, &s), "lam_shard: gated is 2, expected 0 or 1");
   CHECK_REFUSED(lam_shard(-8, 1, 0, 0, 2, &s),
                 "lam_shard: total is -8 and unit 1, expected neither negative nor over 2^62");
-  CHECK_REFUSED(lam_shard(10, 4, 0, 0, 2, &s), "lam_shard: total is 10, expected a multiple of unit 4");
+  CHECK_REFUSED(lam_shard(10, 4, 0, 0, 2, &s),
+                "lam_shard: total is 10, expected a multiple of unit 4");
   CHECK_REFUSED(lam_shard(8, 1, 0, 0, 2, NULL), "lam_shard: lam_shard_info is NULL");
   CHECK_EQ(s.n_pieces, 0);
 }
@@ -61,11 +62,13 @@ typedef struct grown { /* lam_shard_info as a newer library might have it */
 TEST(structs, a_size_that_is_too_small_or_absurd_is_refused) {
   lam_shard_info s = LAM_SHARD_INFO_INIT;
   s.struct_size = 8;
-  CHECK_REFUSED(lam_struct_check("lam_shard", "lam_shard_info", &s, sizeof s),
-                "lam_shard: lam_shard_info: struct_size is 8, expected 40 (its _INIT macro sets it)");
+  CHECK_REFUSED(
+      lam_struct_check("lam_shard", "lam_shard_info", &s, sizeof s),
+      "lam_shard: lam_shard_info: struct_size is 8, expected 40 (its _INIT macro sets it)");
   s.struct_size = 0xffffffff;
   CHECK_REFUSED(lam_struct_check("lam_shard", "lam_shard_info", &s, sizeof s),
-                "lam_shard: lam_shard_info: struct_size is 4294967295, expected 40 (its _INIT macro sets it)");
+                "lam_shard: lam_shard_info: struct_size is 4294967295, expected 40 (its _INIT "
+                "macro sets it)");
 }
 
 TEST(structs, what_the_library_does_not_know_must_be_zero) {
@@ -76,6 +79,7 @@ TEST(structs, what_the_library_does_not_know_must_be_zero) {
   CHECK_EQ(g.now.struct_size, sizeof g);
   g.later = 1ull << 32;
   CHECK_STATUS(lam_shard(10, 1, 0, 0, 4, &g.now), LAM_UNIMPLEMENTED);
-  CHECK_STR(lam_last_error(), "lam_shard: lam_shard_info: byte 44 is not zero, and this library knows only 40: it is "
-                              "older than the caller");
+  CHECK_STR(lam_last_error(),
+            "lam_shard: lam_shard_info: byte 44 is not zero, and this library knows only 40: it is "
+            "older than the caller");
 }

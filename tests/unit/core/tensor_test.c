@@ -7,7 +7,9 @@
 static const lam_who who = {"linear", "x"};
 static float memory[64];
 
-static lam_status view(const host_tensor *h, lam_matrix *m) { return lam_tensor_matrix(who, &h->t, true, false, m); }
+static lam_status view(const host_tensor *h, lam_matrix *m) {
+  return lam_tensor_matrix(who, &h->t, true, false, m);
+}
 static lam_status refused(const host_tensor *h) {
   lam_matrix m;
   return view(h, &m);
@@ -70,12 +72,15 @@ TEST(tensor, a_wrong_byte_offset_is_refused_for_size_before_it_is_for_remainder)
   host_tensor h;
   HOST(&h, memory, F32, 2, 3);
   h.t.byte_offset = 1ull << 63 | 1;
-  CHECK_REFUSED(refused(&h), "linear: x: byte_offset is 9223372036854775809, more than memory can hold");
+  CHECK_REFUSED(refused(&h),
+                "linear: x: byte_offset is 9223372036854775809, more than memory can hold");
   h.t.byte_offset = 6;
-  CHECK_REFUSED(refused(&h), "linear: x: byte_offset is 6, expected a multiple of the element's 4 bytes");
+  CHECK_REFUSED(refused(&h),
+                "linear: x: byte_offset is 6, expected a multiple of the element's 4 bytes");
   h.t.byte_offset = 1ull << 62;
   h.t.data = (void *)(UINTPTR_MAX - 7);
-  CHECK_REFUSED(refused(&h), "linear: x: data, byte_offset and size together pass the end of memory");
+  CHECK_REFUSED(refused(&h),
+                "linear: x: data, byte_offset and size together pass the end of memory");
 }
 
 TEST(tensor, missing_and_misaligned_data_are_refused) {
@@ -83,7 +88,8 @@ TEST(tensor, missing_and_misaligned_data_are_refused) {
   HOST(&h, NULL, F32, 2, 3);
   CHECK_REFUSED(refused(&h), "linear: x: data is NULL, but it has elements");
   h.t.data = (char *)memory + 2;
-  CHECK_REFUSED(refused(&h), "linear: x: its first element is not aligned to the element's 4 bytes");
+  CHECK_REFUSED(refused(&h),
+                "linear: x: its first element is not aligned to the element's 4 bytes");
 }
 
 TEST(tensor, strides_that_an_operator_cannot_follow_are_refused) {
@@ -92,14 +98,17 @@ TEST(tensor, strides_that_an_operator_cannot_follow_are_refused) {
   h.strides[0] = -3;
   CHECK_REFUSED(refused(&h), "linear: x: stride 0 is -3, negative strides are not supported");
   h.strides[0] = 0;
-  CHECK_REFUSED(refused(&h), "linear: x: stride 0 is 0: its 2 elements are one in memory; make it contiguous");
+  CHECK_REFUSED(refused(&h),
+                "linear: x: stride 0 is 0: its 2 elements are one in memory; make it contiguous");
   h.strides[0] = 2;
-  CHECK_REFUSED(refused(&h), "linear: x: stride 0 is 2: rows of 3 elements overlap; make it contiguous");
+  CHECK_REFUSED(refused(&h),
+                "linear: x: stride 0 is 2: rows of 3 elements overlap; make it contiguous");
   h.strides[0] = 8, h.strides[1] = 2;
   CHECK_REFUSED(refused(&h), "linear: x: stride 1 is 2, expected 1: make it contiguous");
   HOST(&h, memory, F32, 2, 3, 4);
   h.strides[0] = 16;
-  CHECK_REFUSED(refused(&h), "linear: x: its leading dimensions have no one stride: make it contiguous");
+  CHECK_REFUSED(refused(&h),
+                "linear: x: its leading dimensions have no one stride: make it contiguous");
 }
 
 TEST(tensor, a_weight_needs_one_of_two_strides_to_be_1) {
@@ -116,7 +125,8 @@ TEST(tensor, a_weight_needs_one_of_two_strides_to_be_1) {
 
 /* -- what must be accepted -- */
 
-static void check_matrix(lam_matrix m, const void *data, int64_t rows, int64_t cols, int64_t row_stride, int64_t col_stride) {
+static void check_matrix(lam_matrix m, const void *data, int64_t rows, int64_t cols,
+                         int64_t row_stride, int64_t col_stride) {
   CHECK(m.data == data);
   CHECK_EQ(m.rows, rows);
   CHECK_EQ(m.cols, cols);
@@ -231,7 +241,8 @@ TEST(tensor, the_quick_way_gives_what_the_careful_way_gives) {
     const lam_status b = view(&h, &careful);
     CHECK_EQ(a, b);
     if (a == LAM_OK && b == LAM_OK)
-      check_matrix(quick, careful.data, careful.rows, careful.cols, careful.row_stride, careful.col_stride);
+      check_matrix(quick, careful.data, careful.rows, careful.cols, careful.row_stride,
+                   careful.col_stride);
   }
 }
 
@@ -239,7 +250,8 @@ TEST(tensor, the_quick_way_gives_what_the_careful_way_gives) {
 
 static lam_span span(const float *data, int64_t rows, int64_t cols, int64_t row_stride) {
   lam_span s;
-  lam_matrix_span(&(lam_matrix){(void *)(uintptr_t)data, rows, cols, row_stride, 1, LAM_F32, false}, &s);
+  lam_matrix_span(&(lam_matrix){(void *)(uintptr_t)data, rows, cols, row_stride, 1, LAM_F32, false},
+                  &s);
   return s;
 }
 
@@ -266,7 +278,8 @@ TEST(tensor, memory_never_meets_unseen) {
     bool shared = false;
     lam_span s[2];
     for (int k = 0; k < 2; k++) {
-      const int64_t rows = rng_int(&r, 1, 3), cols = rng_int(&r, 1, 3), step = rng_int(&r, cols, 8), at = rng_int(&r, 0, 20);
+      const int64_t rows = rng_int(&r, 1, 3), cols = rng_int(&r, 1, 3), step = rng_int(&r, cols, 8),
+                    at = rng_int(&r, 0, 20);
       s[k] = span(memory + at, rows, cols, step);
       for (int64_t y = 0; y < rows; y++)
         for (int64_t x = 0; x < cols; x++) shared |= used[at + y * step + x]++ == 1 && k == 1;
@@ -310,7 +323,8 @@ TEST(view, another_major_version_is_released_unread) {
   const DLTensor *out = &t.dl_tensor;
   n_deleted = 0;
   t.version.major = 2;
-  CHECK_REFUSED(taken(&t, 0, &out), "lam_tensor_view: DLPack major version is 2, expected 1; the tensor was released");
+  CHECK_REFUSED(taken(&t, 0, &out),
+                "lam_tensor_view: DLPack major version is 2, expected 1; the tensor was released");
   CHECK(out == NULL);
   CHECK_EQ(n_deleted, 1);
   t.deleter = NULL;
@@ -321,7 +335,8 @@ TEST(view, what_may_not_be_written_is_no_output) {
   lam_dlpack_versioned t = managed();
   const DLTensor *out;
   t.flags = LAM_DLPACK_READ_ONLY;
-  CHECK_REFUSED(taken(&t, 1, &out), "lam_tensor_view: found a read-only tensor, expected one to write to");
+  CHECK_REFUSED(taken(&t, 1, &out),
+                "lam_tensor_view: found a read-only tensor, expected one to write to");
   t.flags = 1u << 9;
   CHECK_REFUSED(taken(&t, 1, &out),
                 "lam_tensor_view: flags 0x200 are not known, as an output it may not have them");
