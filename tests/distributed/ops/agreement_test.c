@@ -2,7 +2,7 @@
  *
  * Each case gives rank 0 one call and the other ranks another. All ranks get MISMATCH with the same
  * words, and the same status for whatever they call next. */
-#include <stdlib.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 
