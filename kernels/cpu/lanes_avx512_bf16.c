@@ -9,6 +9,7 @@
 #define LANES_WIDTH 16
 #define LANES_REGISTERS 32
 #define LANES_FMA(a, b, c) ((vec)_mm512_fmadd_ps((a), (b), (c)))
+#define LANES_SUM(v) _mm512_reduce_add_ps(v)
 #define LANES_HAS_PAIRS 1
 #define LANES_PAIRS_FMA(a, b, c) ((vec)_mm512_dpbf16_ps((c), (__m512bh)(a), (__m512bh)(b)))
 #define LANES_TILE_ROWS 12

@@ -4,7 +4,7 @@
  *   LANES_FMA(a,b,c)   a * b + c on vectors                       LANES_WIDTH      floats in a vector
  *   LANES_HAS_PAIRS, LANES_PAIRS_FMA   the same on pairs of bf16  LANES_REGISTERS  vector registers, 16 or 32
  *   LANES_TILE_ROWS, LANES_TILE_VECTORS   the gemm tile's shape   LAM_FMA          as math.h
- *   is_here()          the processor has the instructions
+ *   LANES_SUM(v)       the lanes of a vector added up            is_here()        the processor has the instructions
  *
  * The elementwise loops work on blocks of a fixed size, which any compiler turns into vector code; the ends of a line go
  * through the same code in a padded block. Products are written with GNU vector types, to be sure of their registers.
@@ -197,7 +197,7 @@ typedef float vec_any __attribute__((vector_size(4 * LANES_WIDTH), aligned(4), m
 typedef uint32_t vec_u32 __attribute__((vector_size(4 * LANES_WIDTH)));
 typedef uint16_t vec_u16_any __attribute__((vector_size(2 * LANES_WIDTH), aligned(2), may_alias));
 
-enum { K_STEP = 2 * LANES_WIDTH, SUMS = LANES_REGISTERS == 32 ? 24 : 10, AHEAD_BYTES = 1024, LINE_BYTES = 64 };
+enum { K_STEP = 2 * LANES_WIDTH, SUMS = LANES_REGISTERS == 32 ? 24 : 10, AHEAD_BYTES = 4096, LINE_BYTES = 64 };
 
 LANES_INLINE vec vec_load(const char *p, lam_dtype dtype, int64_t at) {
   if (dtype == LAM_F32) return *(const vec_any *)(p + 4 * at);
@@ -205,15 +205,6 @@ LANES_INLINE vec vec_load(const char *p, lam_dtype dtype, int64_t at) {
 }
 
 LANES_INLINE vec vec_of(float x) { return x - (vec){0}; }
-
-/* Always in halves, so that a sum's bits do not depend on who adds it up. */
-LANES_FN __attribute__((noinline)) float vec_sum(vec v) {
-  float x[LANES_WIDTH];
-  memcpy(x, &v, sizeof x);
-  for (int half = LANES_WIDTH / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; i++) x[i] += x[i + half];
-  return x[0];
-}
 
 /* Operands of `dot`: m rows of x and r rows of w, each row so many bytes from the last one. */
 typedef struct dot_rows {
@@ -268,29 +259,33 @@ LANES_INLINE void dot_end(int m, int r, lam_dtype dtype, dot_rows d, int64_t n_l
   dot_step_any(m, r, dtype, (dot_rows){d.x, w[0], d.x_row_bytes, sizeof w[0]}, sums);
 }
 
-LANES_INLINE void fetch_ahead(int r, const char *w, int64_t w_row_bytes, int64_t step_bytes) {
+/* Asks memory for what dot_some reads a while from now: the same rows further on or, near their end, the next r rows. */
+LANES_INLINE void fetch_ahead(int r, dot_rows d, int64_t step_bytes, int64_t n_steps, int64_t n_left) {
+  const int64_t n_ahead = AHEAD_BYTES / (r * step_bytes);
+  const int64_t at = (n_left > n_ahead ? n_ahead : n_ahead - n_steps) * step_bytes + (n_left > n_ahead ? 0 : r * d.w_row_bytes);
 #pragma GCC unroll 8
   for (int j = 0; j < r; j++)
-    for (int64_t at = 0; at < step_bytes; at += LINE_BYTES) __builtin_prefetch(w + j * w_row_bytes + at + AHEAD_BYTES);
+    for (int64_t line = 0; line < step_bytes; line += LINE_BYTES) __builtin_prefetch(d.w + j * d.w_row_bytes + at + line);
 }
 
 LANES_INLINE void dot_some(int m, int r, lam_dtype dtype, dot_rows d, int64_t k, float *y, int64_t ldy) {
   const int64_t x_step = K_STEP * (in_pairs(dtype) ? 2 : 4), w_step = K_STEP * (dtype == LAM_F32 ? 4 : 2);
+  const int64_t n_steps = k / K_STEP;
   dot_sums sums;
 #pragma GCC unroll 8
   for (int i = 0; i < m; i++)
 #pragma GCC unroll 8
     for (int j = 0; j < r; j++) sums[i][j] = (vec){0};
 
-  for (int64_t left = k / K_STEP; left > 0; left--, d.x += x_step, d.w += w_step) {
-    fetch_ahead(r, d.w, d.w_row_bytes, w_step);
+  for (int64_t left = n_steps; left > 0; left--, d.x += x_step, d.w += w_step) {
+    fetch_ahead(r, d, w_step, n_steps, left);
     dot_step_any(m, r, dtype, d, sums);
   }
   if (k % K_STEP > 0) dot_end(m, r, dtype, d, k % K_STEP, sums);
 #pragma GCC unroll 8
   for (int i = 0; i < m; i++)
 #pragma GCC unroll 8
-    for (int j = 0; j < r; j++) y[i * ldy + j] = vec_sum(sums[i][j]);
+    for (int j = 0; j < r; j++) y[i * ldy + j] = LANES_SUM(sums[i][j]);
 }
 
 /* As many rows of w at once as there are registers for their sums; the last few one by one. */
@@ -332,6 +327,9 @@ LANES_INLINE void axpy_rows(int depth, int m, lam_dtype dtype, const float *x, i
     vec wv[LAM_FEW_ROWS];
 #pragma GCC unroll 8
     for (int p = 0; p < depth; p++) wv[p] = vec_load(w + p * w_row_bytes, dtype, at);
+#pragma GCC unroll 8
+    for (int p = 0; p < depth; p++)
+      __builtin_prefetch(w + (p + depth) * w_row_bytes + at * (dtype == LAM_F32 ? 4 : 2)); /* the next rows */
     for (int i = 0; i < m; i++) {
       vec s = *(const vec_any *)(y + i * ldy + at);
 #pragma GCC unroll 8

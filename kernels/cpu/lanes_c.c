@@ -8,6 +8,7 @@
 #define LANES_WIDTH 4
 #define LANES_REGISTERS 16
 #define LANES_FMA(a, b, c) ((a) * (b) + (c))
+#define LANES_SUM(v) (((v)[0] + (v)[2]) + ((v)[1] + (v)[3]))
 #define LANES_HAS_PAIRS 0
 #define LANES_PAIRS_FMA(a, b, c) LANES_FMA(a, b, c) /* not used */
 #define LANES_TILE_ROWS 4
