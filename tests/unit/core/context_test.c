@@ -1,4 +1,5 @@
-/* context_test.c: contexts count their memory, scratch is kept and never shared, hooks are called. */
+/* context_test.c: contexts count their memory, scratch is kept and never shared, hooks are called.
+ * */
 #include "plugin/core/context.h"
 
 #include <stdatomic.h>

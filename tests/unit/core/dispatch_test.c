@@ -1,4 +1,5 @@
-/* dispatch_test.c: a call that is wrong anywhere is refused in words that name the place, and writes nothing. */
+/* dispatch_test.c: a call that is wrong anywhere is refused in words that name the place, and
+ * writes nothing. */
 #include "plugin/core/context.h"
 #include "tests/unit/core/host.h"
 

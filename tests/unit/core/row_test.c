@@ -1,4 +1,5 @@
-/* row_test.c: the operator table parses, and every way to write a row wrongly is caught with its place. */
+/* row_test.c: the operator table parses, and every way to write a row wrongly is caught with its
+ * place. */
 #include "plugin/core/row.h"
 
 #include <stdio.h>

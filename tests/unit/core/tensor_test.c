@@ -1,4 +1,5 @@
-/* tensor_test.c: every malformed tensor has its own refusal, every usable view is accepted as what it is. */
+/* tensor_test.c: every malformed tensor has its own refusal, every usable view is accepted as what
+ * it is. */
 #include "plugin/core/tensor.h"
 
 #include "plugin/core/dlpack1.h"
@@ -225,7 +226,8 @@ TEST(tensor, inference_looks_at_no_pointer) {
   CHECK_EQ(m.rows, 2);
 }
 
-/* The quick way through lam_tensor_matrix and the careful one agree: an offset of 0 and one of a whole row do. */
+/* The quick way through lam_tensor_matrix and the careful one agree: an offset of 0 and one of a
+ * whole row do. */
 TEST(tensor, the_quick_way_gives_what_the_careful_way_gives) {
   rng r = {seed()};
   for (int i = 0; i < 2000; i++) {

@@ -1,0 +1,99 @@
+#!/bin/bash
+# golden.sh: holds what the built library promises against the goldens in this folder.
+#
+#   golden.sh check [filter]              a test: `ok abi.claim` or `FAIL abi.claim` for each
+#   bazel run //tests/golden/abi:update   writes the goldens anew, on purpose, into the tree
+#
+# Goldens: layout.txt (sizes and offsets of every public struct), ops.txt (every operator row),
+# symbols.txt (exported symbols with their versions), lamella.abi (all public types, for abidiff).
+# Before the first release a change of any is fine where it is meant; after it they only grow.
+# update does not write needed.txt: a new dependency is added by hand.
+# Invariant: a check runs on what was just built and fails on any difference.
+set -u -o pipefail
+export LC_ALL=C
+here=tests/golden/abi
+library=abi/liblamella.so.0
+n_passed=0 n_failed=0
+
+make_layout() { $here/dump layout; }
+make_ops() { $here/dump ops; }
+make_symbols() {
+  nm -D --defined-only --with-symbol-versions $library | awk '$2 ~ /[TD]/ {print $3}' | sort
+}
+make_abi() {
+  abidw --no-corpus-path --no-comp-dir-path --no-show-locs --no-elf-needed --type-id-style hash \
+    $here/surface.so |
+    sed "s/soname='[^']*'/soname='liblamella.so.0'/"
+}
+
+# claim NAME COMMAND...: one test; what the command prints is shown if it fails.
+claim() {
+  local name=abi.$1 said
+  shift
+  case $name in *"$filter"*) ;; *) return ;; esac
+  if said=$("$@" 2>&1); then
+    echo "ok $name"
+    n_passed=$((n_passed + 1))
+  else
+    echo "$said" | head -60
+    echo "FAIL $name (if it is meant: bazel run //tests/golden/abi:update)"
+    n_failed=$((n_failed + 1))
+  fi
+}
+
+same_as_golden() { diff -u $here/"$1".txt <(make_"$1"); }
+
+# Every name of lamella_api.def is exported, and nothing else.
+symbols_match_list() { diff -u <($here/dump functions | sort) <(make_symbols | sed 's/@.*//'); }
+
+needs_only_the_allowed() {
+  readelf -d $library | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' | sort |
+    comm -23 - $here/needed.txt | diff -u - /dev/null
+}
+
+is_called_liblamella() { readelf -d $library | grep -q '(SONAME).*\[liblamella.so.0\]'; }
+stays_loaded() { readelf -d $library | grep -q 'FLAGS_1.*NODELETE'; }
+
+same_abi() { abidiff --no-added-syms "$1" $library; }
+same_abi_as_baseline() { same_abi $here/lamella.abi; }
+# So that the check before it can be believed: a baseline where one field lies elsewhere must fail.
+a_moved_field_is_found() {
+  local moved=${TEST_TMPDIR:-/tmp}/moved.abi
+  sed "/class-decl name='lam_call'/,/<.class-decl>/s/offset-in-bits='64'/offset-in-bits='704'/" \
+    $here/lamella.abi > "$moved"
+  cmp -s "$moved" $here/lamella.abi && echo "nothing to move in lamella.abi" && return 1
+  ! same_abi "$moved"
+}
+
+check() {
+  claim layout_is_the_golden same_as_golden layout
+  claim operators_are_the_golden same_as_golden ops
+  claim symbols_are_the_golden same_as_golden symbols
+  claim symbols_are_those_of_the_list symbols_match_list
+  claim needs_no_library_but_the_allowed needs_only_the_allowed
+  claim has_its_soname is_called_liblamella
+  claim stays_loaded stays_loaded
+  if command -v abidiff > /dev/null; then
+    claim types_are_those_of_the_baseline same_abi_as_baseline
+    claim a_moved_field_is_found a_moved_field_is_found
+  else
+    echo "skip abi.types_are_those_of_the_baseline: no abidiff (Debian: abigail-tools)"
+  fi
+  echo "$n_passed passed, $n_failed failed"
+  [ $n_failed -eq 0 ]
+}
+
+update() {
+  local to=${BUILD_WORKSPACE_DIRECTORY:?run it with bazel run}/tests/golden/abi kind
+  for kind in layout ops symbols; do
+    make_$kind > "$to/$kind.txt" && echo "wrote $to/$kind.txt"
+  done
+  make_abi > "$to/lamella.abi" && echo "wrote $to/lamella.abi"
+}
+
+filter=${2:-}
+case ${1:-} in
+  check) check ;;
+  update) update ;;
+  *) echo "usage: golden.sh check [filter] | update" >&2; exit 2 ;;
+esac
