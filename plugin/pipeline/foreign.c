@@ -1,9 +1,11 @@
 /* foreign.c: any C symbol as a stage function, called through libffi with no shim.
  *
- * A signature binds each C argument to a field of the stage's io or to a value given at create. A handle is never written
- * after create, so any number of stages and threads may share one.
- * Invariant: the symbol is called only when every argument could be made; else the call fails naming the argument.
- * Leaves the grammar to foreign_parse.c, and to the caller that the declared types are the symbol's real ones. */
+ * A signature binds each C argument to a field of the stage's io or to a value given at create. A
+ * handle is never written after create, so any number of stages and threads may share one.
+ * Invariant: the symbol is called only when every argument could be made; else the call fails
+ * naming the argument.
+ * Leaves the grammar to foreign_parse.c, and to the caller that the declared types are the
+ * symbol's real ones. */
 #include "plugin/pipeline/foreign.h"
 
 #include <dlfcn.h>

@@ -1,6 +1,7 @@
-/* foreign.h: what a foreign function's signature says once it is read, for foreign.c and foreign_parse.c.
- * Invariant: a parsed signature holds no unknown name and no type its name cannot have; tensor numbers and dimensions
- * are checked when called, as only then the tensors are there. */
+/* foreign.h: what a foreign function's signature says once it is read, for foreign.c and
+ * foreign_parse.c.
+ * Invariant: a parsed signature holds no unknown name and no type its name cannot have; tensor
+ * numbers and dimensions are checked when called, as only then the tensors are there. */
 #ifndef LAMELLA_PLUGIN_PIPELINE_FOREIGN_H
 #define LAMELLA_PLUGIN_PIPELINE_FOREIGN_H
 

@@ -5,7 +5,8 @@
  *   name      = ("in" | "out") number ".data" | ".dim" digit | ".numel"
  *             | micro | stage | step | user | loss | "$" number
  *
- * Invariant: every refusal names the column and what was expected there; nothing past the text's NUL is read.
+ * Invariant: every refusal names the column and what was expected there; nothing past the text's
+ * NUL is read.
  * Leaves given values, libraries and symbols to foreign.c. */
 #include "plugin/pipeline/foreign.h"
 

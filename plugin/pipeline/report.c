@@ -1,11 +1,13 @@
 /* report.c: where a step's time went on this rank.
  *
- * One clock reading per boundary: what lies between two of them is a wait, a stage function, or the library's own work. The
- * thread's CPU clock is a system call (0.5 us measured), so it is read only around functions that took at least 50 us the
- * last time; shorter ones count the time they took.
- * Invariant: step_time = busy + warm_up + waiting + drain + overhead, always.
- * A rank returns when its own list is done, so what it sees of the drain is next to nothing; with the ranks' events side by
- * side, whose times have one origin where ranks share a clock, it is the last end of all less the own last end. */
+ * One clock reading per boundary: what lies between two of them is a wait, a stage function, or
+ * the library's own work. The thread's CPU clock is a system call (0.5 us measured), so it is read
+ * only around functions that took at least 50 us the last time; shorter ones count the time they
+ * took.
+ * Invariant: step_time = busy + warm_up + waiting + drain + overhead, always. A rank returns when
+ * its own list is done, so what it sees of the drain is next to nothing; with the ranks' events
+ * side by side, whose times have one origin where ranks share a clock, it is the last end of all
+ * less the own last end. */
 #include <string.h>
 #include <time.h>
 
@@ -54,8 +56,7 @@ void lam_meter_waited(lam_pipeline *p, lam_port *port, int stage, int micro) {
           .stage = stage, .micro = micro, .kind = LAM_KIND_WAIT, .start = start, .end = m->mark});
 }
 
-void lam_meter_work_began(lam_meter *m) { lap(m); }
-void lam_meter_sent(lam_meter *m) { lap(m); }
+void lam_meter_own(lam_meter *m) { lap(m); }
 
 void lam_meter_worked(lam_pipeline *p, const lam_action *a, const lam_action *b, int part,
                       int64_t cpu) {

@@ -1,10 +1,12 @@
 /* runtime.c: runs a rank's list of a schedule: create, one step, destroy.
  *
- * Before an action its inputs are there and its outputs have a slot; after it the outputs are sent and slots that nobody needs
- * are given back. So a rank waits only for what its next action needs, and a late receiver holds up no sender before its ring
- * is full.
- * Invariant: a step that failed on one rank of a group fails on all: the first to know poisons the group with where it was.
- * Leaves checks of the host's arguments to runtime_agree.c, slots to runtime_plan.c and slots.c, times to report.c. */
+ * Before an action its inputs are there and its outputs have a slot; after it the outputs are sent
+ * and slots that nobody needs are given back. So a rank waits only for what its next action needs,
+ * and a late receiver holds up no sender before its ring is full.
+ * Invariant: a step that failed on one rank of a group fails on all: the first to know poisons the
+ * group with where it was.
+ * Leaves checks of the host's arguments to runtime_agree.c, slots to runtime_plan.c and slots.c,
+ * times to report.c. */
 #include "plugin/pipeline/runtime.h"
 
 #include <stdio.h>
@@ -12,9 +14,8 @@
 
 #include "plugin/core/struct.h"
 
-enum {
-  CPU_CLOCK_NS = 50000
-}; /* functions at least this long are worth two readings of the CPU clock: 2 % */
+/* Functions at least this long are worth two readings of the CPU clock: 2 % of them. */
+enum { CPU_CLOCK_NS = 50000 };
 
 /* -- memory -- */
 
@@ -49,8 +50,8 @@ static lam_status prepare(lam_pipeline *p, const lam_pipeline_desc *desc) {
   LAM_TRY(lam_pipeline_alloc(p, (uint64_t)p->schedule->n_stages, 1, &keeps));
   LAM_TRY(lam_pipeline_agree(p, keeps));
   LAM_TRY(lam_pipeline_plan(p, keeps));
-  p->meter.room =
-      3 * (uint64_t)p->n_actions; /* an action waits for its input, for a slot, and runs */
+  /* An action waits for its input, waits for a slot, and runs. */
+  p->meter.room = 3 * (uint64_t)p->n_actions;
   return lam_pipeline_alloc(p, p->meter.room, sizeof *p->meter.events, &p->meter.events);
 }
 
@@ -144,7 +145,8 @@ static lam_status arrive(lam_pipeline *p, const lam_action *a, visit *v) {
   return take_slots(p, v);
 }
 
-/* A stage's own message is what the library said last on this thread: what a failing lam_run inside it left. */
+/* A stage's own message is what the library said last on this thread: what a failing lam_run
+ * inside it left. */
 static lam_status fail_stage(const lam_pipeline *p, const lam_action *a, lam_status status) {
   char now[LAM_ACTION_BYTES];
   if (!*lam_last_error())
@@ -164,11 +166,12 @@ static lam_status leave(lam_pipeline *p, visit *v) {
   if (lam_ends_backward(a) && v->stage->keeps && v->stage->in)
     LAM_TRY(lam_port_finish(v->stage->in, a->micro));
   p->last = a;
-  lam_meter_sent(&p->meter);
+  lam_meter_own(&p->meter);
   return LAM_OK;
 }
 
-/* After its last backward action of a step a stage sums its gradients with its replicas, where the host gave a function. */
+/* After its last backward action of a step a stage sums its gradients with its replicas, where
+ * the host gave a function. */
 static lam_status reduce_when_last(visit *v) {
   lam_pipe_stage *s = v->stage;
   if (!lam_ends_backward(v->action) || --s->backwards_left || !s->is.reduce_grad) return LAM_OK;
@@ -193,7 +196,7 @@ static lam_status call_pair(visit *f, visit *b) {
 static lam_status work(lam_pipeline *p, visit *v, visit *pair, int part) {
   int64_t *lasted = &v->stage->lasted[v->action->kind];
   const bool reads_cpu = *lasted >= CPU_CLOCK_NS;
-  lam_meter_work_began(&p->meter);
+  lam_meter_own(&p->meter);
   const int64_t start = p->meter.mark, cpu = reads_cpu ? lam_clock_cpu_ns() : 0;
   const lam_status status = pair ? call_pair(v, pair) : call_functions(v);
   if (status) return fail_stage(p, v->action, status);
@@ -266,7 +269,8 @@ lam_status lam_pipeline_end_world(lam_pipeline *p, lam_status status) {
   return lam_fail(status, "%s", p->error);
 }
 
-/* What another rank said since the last step is this one's error too, even if its list needs nobody. */
+/* What another rank said since the last step is this one's error too, even if its list needs
+ * nobody. */
 static lam_status check_world(const lam_pipeline *p) {
   lam_group_info info = LAM_GROUP_INFO_INIT;
   if (p->broken) return lam_fail(p->broken, "%s", p->error);

@@ -1,8 +1,11 @@
-/* runtime.h: a pipeline as its own files see it: stages, the slots between them, the measure of a step.
+/* runtime.h: a pipeline as its own files see it: stages, the slots between them, the measure of a
+ * step.
  *
- * A rank walks its list of the schedule, strictly in order. An action takes its input's slot and its output's slot, calls the
- * stage function on them in place, sends the output, and gives back what nobody needs any more.
- * Invariant: everything is allocated by create; a step allocates nothing, and makes no system call where peers are ready.
+ * A rank walks its list of the schedule, strictly in order. An action takes its input's slot and
+ * its output's slot, calls the stage function on them in place, sends the output, and gives back
+ * what nobody needs any more.
+ * Invariant: everything is allocated by create; a step allocates nothing, and makes no system call
+ * where peers are ready (but see report.c on the CPU clock).
  * Leaves orders and ring depths to the schedule's files, how bytes travel to comm/. */
 #ifndef LAMELLA_PLUGIN_PIPELINE_RUNTIME_H
 #define LAMELLA_PLUGIN_PIPELINE_RUNTIME_H
@@ -10,61 +13,64 @@
 #include "plugin/comm/group.h"
 #include "plugin/pipeline/schedule.h"
 
-/* ---- Memory: blocks that live as long as the pipeline ------------------------------------------------------------ */
+/* ---- Memory: blocks that live as long as the pipeline ---------------------------------------- */
 
 typedef struct lam_pipeline_block lam_pipeline_block;
-/* `n` zeroed elements of `size` bytes, 64-byte aligned, counted by the context; *out is a pointer to them. */
+/* `n` zeroed elements of `size` bytes, 64-byte aligned, counted; `out` points to a pointer. */
 lam_status lam_pipeline_alloc(lam_pipeline *p, uint64_t n, uint64_t size, void *out);
 
-/* ---- Edges and ports (slots.c) ----------------------------------------------------------------------------------- */
+/* ---- Edges and ports (slots.c) --------------------------------------------------------------- */
 
-/* A slot holds one message: a head, a row of eight dims per tensor, then the tensors, each 64-byte aligned. The tensors'
- * places are those of their capacities; the rows say what is there. DLTensors point at the rows, so a stage that lowers
- * out[i].shape writes what the receiver's in[i].shape shows. */
+/* A slot holds one message: a head, a row of eight dims per tensor, then the tensors, each 64-byte
+ * aligned. The tensors' places are those of their capacities; the rows say what is there. DLTensors
+ * point at the rows, so a stage that lowers out[i].shape writes what in[i].shape shows there. */
 typedef struct lam_slot_head { /* 64 bytes */
-  int64_t origin; /* when the earliest rank known began the step; CLOCK_MONOTONIC of the sender */
+  int64_t origin;              /* when the earliest rank known began the step: sender's clock, ns */
   int64_t reserved[7];
 } lam_slot_head;
 
 typedef struct lam_edge_plan { /* the tensors that cross an edge, and where they lie in a slot */
   int n_tensors;
-  lam_shape *tensors; /* capacities */
+  lam_shape *tensors;          /* capacities */
   uint64_t *offsets;
-  uint64_t bytes; /* of a slot */
+  uint64_t bytes;              /* of a slot */
 } lam_edge_plan;
 lam_status lam_edge_plan_init(lam_pipeline *p, int number, const lam_edge *edge,
                               lam_edge_plan *out);
 #define LAM_EDGE_TEXT_BYTES 56
-void lam_edge_plan_text(const lam_edge_plan *e,
-                        char text[LAM_EDGE_TEXT_BYTES]); /* "f32[4,8] i64[4]", maybe cut off */
+/* "f32[4,8] i64[4]", cut off where it is too long. */
+void lam_edge_plan_text(const lam_edge_plan *e, char text[LAM_EDGE_TEXT_BYTES]);
 uint64_t lam_edge_plan_hash(const lam_edge_plan *e);
 
 /* One end of an (edge, kind) that this rank has, or both of them where the edge stays on it. */
 typedef struct lam_port {
   const lam_edge_plan *plan;
-  int edge, kind; /* LAM_KIND_F activations, LAM_KIND_I gradients */
-  int peer;       /* -1: both ends are here */
+  int edge, kind;         /* LAM_KIND_F activations, LAM_KIND_I gradients */
+  int peer;               /* -1: both ends are here */
   bool sends;
-  int depth;             /* slots */
-  lam_channel *channel;  /* NULL: local */
-  unsigned char *memory; /* local: the slots */
-  DLTensor *views;       /* [depth, n_tensors]; a sender has one row */
-  int32_t *place;        /* [n_micro]: a local slot; receiver: the position in the sender's order */
-  const int32_t *order;  /* receiver [n_micro]: the sender's order */
-  uint8_t *done;         /* receiver [depth]: read for the last time, but an older message is not */
-  uint64_t taken, freed; /* receiver: messages pulled and given back since create */
-  uint64_t base;         /* receiver: messages of earlier steps */
-  unsigned char *slot;   /* being written */
-  int64_t waited;        /* ns in this step, after the first action began */
+  int depth;              /* slots */
+  lam_channel *channel;   /* NULL: local */
+  unsigned char *memory;  /* local: the slots */
+  unsigned char *slot;    /* being written */
+  DLTensor *views;        /* [depth, n_tensors]; a sender over a channel has one row */
+  int32_t *place;         /* [n_micro]: a local slot; receiver: the place in the sender's order */
+  const int32_t *order;   /* receiver [n_micro]: the sender's order */
+  uint8_t *done;          /* receiver [depth]: read for the last time, behind one that is not */
+  uint64_t taken, freed;  /* receiver: messages pulled and given back since create */
+  uint64_t base;          /* receiver: messages of earlier steps */
+  int64_t waited;         /* ns in this step, after the first action began */
 } lam_port;
 
-/* Wait for the message of `micro`, and check that it is that; wait for a free slot; send it; it was read for the last time. */
+/* Wait for the message of `micro`, and check that it is that. */
 lam_status lam_port_pull(lam_pipeline *p, lam_port *port, int micro, DLTensor **out_in);
+/* Wait for a free slot. */
 lam_status lam_port_acquire(lam_port *port, int micro, DLTensor **out_out);
+/* `out`, as acquire gave it, is written: send it. */
 lam_status lam_port_push(lam_pipeline *p, lam_port *port, int micro, DLTensor *out);
+/* The message of `micro` was read for the last time. */
 lam_status lam_port_finish(lam_port *port, int micro);
 
-/* ---- The measure of a step (report.c) ---------------------------------------------------------------------------- */
+/* ---- The measure of a step (report.c) -------------------------------------------------------- */
 
 typedef struct lam_meter { /* ns, CLOCK_MONOTONIC */
   int64_t start, end;      /* of this rank's step */
@@ -73,10 +79,21 @@ typedef struct lam_meter { /* ns, CLOCK_MONOTONIC */
   int64_t busy, cpu, warm_up, waiting, last_end;
   uint32_t n_actions;
   uint64_t n_events, room;
-  lam_event *events; /* times still CLOCK_MONOTONIC */
+  lam_event *events;       /* times still CLOCK_MONOTONIC */
 } lam_meter;
 
-/* ---- The pipeline ------------------------------------------------------------------------------------------------ */
+void lam_meter_begin(lam_meter *m);
+/* Up to now this rank waited at `port`, for a message or a slot. */
+void lam_meter_waited(lam_pipeline *p, lam_port *port, int stage, int micro);
+/* Up to now the library did its own work. */
+void lam_meter_own(lam_meter *m);
+/* Up to now ran the functions of one action, or of a fused pair (b not NULL); cpu < 0: not read. */
+void lam_meter_worked(lam_pipeline *p, const lam_action *a, const lam_action *b, int part,
+                      int64_t cpu);
+void lam_meter_end(lam_meter *m);
+int64_t lam_clock_cpu_ns(void); /* of this thread; a system call */
+
+/* ---- The pipeline ---------------------------------------------------------------------------- */
 
 typedef struct lam_stage_call {
   lam_stage_fn function; /* NULL: nothing to do */
@@ -84,29 +101,27 @@ typedef struct lam_stage_call {
 } lam_stage_call;
 
 typedef struct lam_pipe_stage {
-  lam_stage is; /* as the host gave it */
+  lam_stage is;                            /* as the host gave it */
   int number;
-  bool keeps; /* inputs stay until the micro-batch's last backward action */
+  bool keeps;                              /* inputs stay until the last backward action */
   lam_stage_call calls[LAM_KIND_B + 1][2]; /* by kind: what an action calls, in this order */
-  lam_port *in, *out;    /* activations; NULL at the pipeline's ends */
+  lam_port *in, *out;                      /* activations; NULL at the pipeline's ends */
   lam_port *grad_in, *grad_out;
-  int backwards_left; /* in this step; then reduce_grad */
-  int64_t lasted
-      [LAM_KIND_B +
-       1]; /* ns, the last call of a kind: is it long enough to read the thread's CPU clock? */
+  int backwards_left;                      /* in this step; then reduce_grad */
+  int64_t lasted[LAM_KIND_B + 1];          /* ns, the last call of a kind */
 } lam_pipe_stage;
 
 struct lam_pipeline {
   lam_context *ctx;
-  lam_group *group; /* NULL, or more than one rank */
+  lam_group *group;             /* NULL, or more than one rank */
   const lam_schedule *schedule;
   int rank;
   bool forward_only, one_clock; /* one_clock: all ranks share CLOCK_MONOTONIC */
   const lam_action *actions;    /* this rank's list */
   int64_t n_actions;
-  lam_pipe_stage *stages;
-  int n_stages;         /* this rank's */
-  int32_t *stage_index; /* [schedule->n_stages]: into stages; -1 = another rank's */
+  lam_pipe_stage *stages;       /* this rank's */
+  int n_stages;
+  int32_t *stage_index;         /* [schedule->n_stages]: into stages; -1 = another rank's */
   lam_edge_plan *edges;
   lam_port *ports;
   int n_ports;
@@ -115,12 +130,12 @@ struct lam_pipeline {
   lam_meter meter;
   int64_t step;
   double loss;
-  const lam_action *last; /* completed in this step, or NULL */
-  lam_status broken;      /* what ended the group's world, and why */
+  const lam_action *last;       /* completed in this step, or NULL */
+  lam_status broken;            /* what ended the group's world, and why */
   char error[LAM_MESSAGE_BYTES];
 };
 
-/* Does this rank's run take notice of the action? Transfers of a lowered table are the channels' business. */
+/* Does this run heed the action? Transfers of a lowered table are the channels' business. */
 static inline bool lam_pipeline_runs(const lam_pipeline *p, const lam_action *a) {
   return a->kind == LAM_KIND_F || (a->kind <= LAM_KIND_B && !p->forward_only);
 }
@@ -132,23 +147,14 @@ static inline bool lam_makes_gradient(const lam_action *a) {
   return a->kind == LAM_KIND_B || a->kind == LAM_KIND_I;
 }
 
-/* Ends the group's world with this thread's message, which it keeps for every later step. Returns status. */
-lam_status lam_pipeline_end_world(lam_pipeline *p, lam_status status);
-/* runtime_agree.c: copy and check what the host gave; then all ranks compare. keeps: [n_stages] of the whole pipeline. */
+/* runtime_agree.c: copies and checks what the host gave; then all ranks compare. keeps [n_stages]:
+ * which stages of the whole pipeline keep their inputs. */
 lam_status lam_pipeline_read(lam_pipeline *p, const lam_pipeline_desc *desc);
 lam_status lam_pipeline_agree(lam_pipeline *p, uint8_t *keeps);
 /* runtime_plan.c: rings and local slots of every edge that touches this rank. */
 lam_status lam_pipeline_plan(lam_pipeline *p, const uint8_t *keeps);
-
-void lam_meter_begin(lam_meter *m);
-void lam_meter_waited(lam_pipeline *p, lam_port *port, int stage,
-                      int micro); /* up to now, for a message or a slot */
-void lam_meter_work_began(lam_meter *m);
-void lam_meter_sent(lam_meter *m);
-/* The functions of one action, or of a fused pair (b not NULL), came back. */
-void lam_meter_worked(lam_pipeline *p, const lam_action *a, const lam_action *b, int part,
-                      int64_t cpu);
-void lam_meter_end(lam_meter *m);
-int64_t lam_clock_cpu_ns(void); /* of this thread; a system call */
+/* runtime.c: ends the group's world with this thread's message, and keeps it for every later step.
+ * Returns status. */
+lam_status lam_pipeline_end_world(lam_pipeline *p, lam_status status);
 
 #endif

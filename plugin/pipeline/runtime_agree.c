@@ -1,7 +1,9 @@
-/* runtime_agree.c: what a host gave to lam_pipeline_create, read and checked; then compared by all ranks.
+/* runtime_agree.c: what a host gave to lam_pipeline_create, read and checked; then compared by all
+ * ranks.
  *
- * Invariant: after lam_pipeline_agree every rank knows that all run the same schedule over the same edges, and which stages
- * keep their inputs; a rank that differs is named on all ranks, with both sides.
+ * Invariant: after lam_pipeline_agree every rank knows that all run the same schedule over the
+ * same edges, and which stages keep their inputs; a rank that differs is named on all ranks, with
+ * both sides.
  * Leaves slots to runtime_plan.c. */
 #include <fcntl.h>
 #include <stdio.h>
@@ -145,8 +147,8 @@ typedef struct edge_row {
   char text[LAM_EDGE_TEXT_BYTES];
 } edge_row;
 
-typedef struct
-    rank_row { /* then edge_row[n_edges], then one byte per stage: does this rank's stage keep its inputs? */
+/* Then come edge_row[n_edges], then one byte per stage: is it this rank's, and keeps its inputs? */
+typedef struct rank_row {
   uint64_t schedule, machine;
   uint64_t forward_only;
 } rank_row;
@@ -221,7 +223,8 @@ static lam_status judge_rows(lam_pipeline *p, unsigned char *rows, uint8_t *keep
   return LAM_OK;
 }
 
-/* The sizes of the rows are announced, so that ranks that disagree about them never exchange rows. */
+/* The sizes of the rows are announced, so that ranks that disagree about them never exchange
+ * rows. */
 static lam_status gather_rows(lam_pipeline *p, const void *own, void *rows, int64_t *first) {
   const lam_schedule *s = p->schedule;
   for (int r = 0; r <= s->n_ranks; r++) first[r] = r;

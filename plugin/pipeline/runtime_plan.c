@@ -1,8 +1,8 @@
-/* runtime_plan.c: which slots a rank's messages use: a ring per (edge, kind) between two ranks, and for edges that stay on
- * one rank slots given out once for all steps.
+/* runtime_plan.c: which slots a rank's messages use: a ring per (edge, kind) between two ranks,
+ * and for edges that stay on one rank slots given out once for all steps.
  *
- * Invariant: both ends of a ring compute the same depth from the same schedule, and open rings in the same order; no local
- * slot is given out again before its message was read for the last time.
+ * Invariant: both ends of a ring compute the same depth from the same schedule, and open rings in
+ * the same order; no local slot is given out again before its message was read for the last time.
  * Leaves the depth that cannot deadlock to ring.c, and what is in a slot to slots.c. */
 #include <stdlib.h>
 #include <string.h>
@@ -36,7 +36,8 @@ static int32_t take_slot(uint8_t *used) {
   return slot;
 }
 
-/* Walks this rank's list; a fused pair takes its slots together, before it gives any back. Returns how many are needed. */
+/* Walks this rank's list; a fused pair takes its slots together, before it gives any back.
+ * Returns how many are needed. */
 static int place_local(const lam_pipeline *p, const flow *f, int32_t *place, uint8_t *used) {
   int depth = 0;
   for (int64_t i = 0, next; i < p->n_actions; i = next) {
@@ -72,7 +73,8 @@ static lam_status open_local(lam_pipeline *p, const flow *f, lam_port *port) {
 
 /* -- edges between two ranks -- */
 
-/* One slot more than eager ranks with equal costs need, so that a sender whose receiver is a little late works on. */
+/* One slot more than eager ranks with equal costs need, so that a sender whose receiver is a
+ * little late works on. */
 static lam_status ring_depth(const lam_pipeline *p, const flow *f, int *out) {
   const int depth = lam_schedule_ring_depth(p->schedule, f->edge, f->kind, f->held),
             most = p->schedule->n_micro;

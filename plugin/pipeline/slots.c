@@ -1,8 +1,9 @@
 /* slots.c: what lies between two stages: the layout of a message, and its way through a port.
  *
- * Invariant: a message is read and written in its slot, never copied here; what a receiver hands on was checked against
- * what its own schedule expects next.
- * Leaves waiting, credit and the death of peers to comm/, how many slots there are to runtime_plan.c. */
+ * Invariant: a message is read and written in its slot, never copied here; what a receiver hands
+ * on was checked against what its own schedule expects next.
+ * Leaves waiting, credit and the death of peers to comm/, how many slots there are to
+ * runtime_plan.c. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -112,7 +113,8 @@ static int64_t *dims_of(unsigned char *slot, int t) {
   return (int64_t *)(slot + sizeof(lam_slot_head)) + t * MAX_DIMS;
 }
 
-/* Points a row of DLTensors at a slot. Their strides are NULL: compact, whatever their shape is lowered to. */
+/* Points a row of DLTensors at a slot. Their strides are NULL: compact, whatever their shape is
+ * lowered to. */
 static void bind_views(const lam_port *port, DLTensor *views, unsigned char *slot) {
   for (int t = 0; t < port->plan->n_tensors; t++) {
     const lam_shape *s = &port->plan->tensors[t];
@@ -152,7 +154,8 @@ lam_status lam_port_acquire(lam_port *port, int micro, DLTensor **out_out) {
   return LAM_OK;
 }
 
-/* A stage may lower dimensions, in place or by a shape of its own; everything else must be as it was handed out. */
+/* A stage may lower dimensions, in place or by a shape of its own; everything else must be as it
+ * was handed out. */
 static lam_status take_shape(const lam_port *port, int t, const DLTensor *out,
                              unsigned char *slot) {
   const lam_shape *most = &port->plan->tensors[t];
@@ -179,7 +182,8 @@ static uint64_t tensor_bytes(const lam_port *port, int t, const int64_t *dims) {
   return bytes;
 }
 
-/* What the message of `micro` in this step must say of itself, sizes aside; the engine numbers and seals it. */
+/* What the message of `micro` in this step must say of itself, sizes aside; the engine numbers
+ * and seals it. */
 static lam_wire wire_of(const lam_pipeline *p, const lam_port *port, int micro) {
   const lam_shape *first = &port->plan->tensors[0];
   return (lam_wire){.kind = (uint8_t)port->kind,

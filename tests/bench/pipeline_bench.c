@@ -1,12 +1,14 @@
-/* pipeline_bench.c: what a pipeline's action costs above its function: stages that do nothing, one message of 64 bytes an edge.
+/* pipeline_bench.c: what a pipeline's action costs above its function: stages that do nothing, one
+ * message of 64 bytes an edge.
  *
  *   pipeline_action_p1        one rank, one stage: nothing crosses
  *   pipeline_action_local     one rank, two stages: slots handed over
- *   pipeline_action_p2        two ranks, forward only: the step's time by its actions (a sender that runs ahead)
+ *   pipeline_action_p2        two ranks, forward only: the sender's time by action
  *   pipeline_overhead_p2      two ranks, 1F1B: neither in a function nor waiting, by action
- *   pipeline_turn_p2          two ranks, 1F1B: the step's time by action, where every action waits for the other rank
+ *   pipeline_turn_p2          two ranks, 1F1B: the step's time by action, waits included
  *   pipeline_clock            one reading of the clock, of which an action takes up to five
- * Prints `name median unit spread`; spread is half of what lies between the quartiles, over the median.
+ * Prints `name median unit spread`; spread is half of what lies between the quartiles, over the
+ * median.
  * Leaves rows and goals to ./lamella bench. */
 #include <pthread.h>
 #include <sched.h>

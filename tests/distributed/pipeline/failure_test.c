@@ -1,4 +1,5 @@
-/* failure_test.c: pipelines that cannot go on: every rank ends with an error that says where, soon, and can be closed.
+/* failure_test.c: pipelines that cannot go on: every rank ends with an error that says where,
+ * soon, and can be closed.
  * Leaves how an engine finds out about its peers to the tests of comm/. */
 #include <signal.h>
 #include <stdio.h>

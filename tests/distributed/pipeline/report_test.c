@@ -1,4 +1,5 @@
-/* report_test.c: what a step says of itself, what it holds, and that it takes nothing more than that while it runs.
+/* report_test.c: what a step says of itself, what it holds, and that it takes nothing more than
+ * that while it runs.
  * Leaves the pictures drawn from events to the schedule's tests. */
 #include <linux/audit.h>
 #include <linux/filter.h>

@@ -15,7 +15,13 @@ static void join_group(worker *w, const setup *at, int rank, int size) {
   lam_group_desc d = LAM_GROUP_DESC_INIT;
   d.rank = rank, d.size = size, d.id = at->id;
   d.deadline_ms = at->deadline_ms, d.first_deadline_ms = at->first_deadline_ms;
-  if (size > 1) CHECK_OK(lam_group_create(w->ctx, &d, &w->group));
+  lam_callbacks host = LAM_CALLBACKS_INIT;
+  w->post = (mail_rank){at->mail, rank};
+  host.user = &w->post, host.send = mail_send, host.recv = mail_recv;
+  if (size > 1 && at->mail)
+    CHECK_OK(lam_group_from_callbacks(w->ctx, &d, &host, &w->group));
+  else if (size > 1)
+    CHECK_OK(lam_group_create(w->ctx, &d, &w->group));
 }
 
 void worker_prepare(worker *w, const setup *at, int rank, int size) {

@@ -1,8 +1,10 @@
-/* worker.h: one rank of a pipeline over the toy model: its stages, context, group and pipeline, opened and closed together.
+/* worker.h: one rank of a pipeline over the toy model: its stages, context, group and pipeline,
+ * opened and closed together.
  * Leaves what is run on it to the tests. */
 #ifndef LAMELLA_TESTS_DISTRIBUTED_PIPELINE_WORKER_H_
 #define LAMELLA_TESTS_DISTRIBUTED_PIPELINE_WORKER_H_
 
+#include "tests/distributed/pipeline/mail.h"
 #include "tests/distributed/pipeline/model.h"
 
 typedef struct setup {             /* what all ranks are given */
@@ -12,6 +14,7 @@ typedef struct setup {             /* what all ranks are given */
   uint32_t flags;                  /* of the pipeline */
   uint32_t deadline_ms, first_deadline_ms;
   lam_context_desc hooks;          /* struct_size 0: none */
+  mail *mail;                      /* NULL: shm; else groups are made from callbacks over it */
 } setup;
 
 typedef struct worker {
@@ -22,11 +25,13 @@ typedef struct worker {
   int n_stages;
   lam_context *ctx;
   lam_group *group;                /* NULL for one rank */
+  mail_rank post;
   lam_pipeline_desc desc;
   lam_pipeline *pipeline;
 } worker;
 
-/* Everything but the pipeline, which worker_start makes from w->desc; worker_open is both. Close takes what there is. */
+/* Everything but the pipeline, which worker_start makes from w->desc; worker_open is both. Close
+ * takes what there is. */
 void worker_prepare(worker *w, const setup *at, int rank, int size);
 lam_status worker_start(worker *w);
 lam_status worker_open(worker *w, const setup *at, int rank, int size);

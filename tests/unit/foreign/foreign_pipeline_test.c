@@ -1,5 +1,6 @@
-/* foreign_pipeline_test.c: a pipeline whose every stage is made of foreign functions, forward and backward, trained with no
- * shim in between; and what it says when one of them fails. The library libtarget.so lies beside this program. */
+/* foreign_pipeline_test.c: a pipeline whose every stage is made of foreign functions, forward and
+ * backward, trained with no shim in between; and what it says when one of them fails. The library
+ * libtarget.so lies beside this program. */
 #include <dlfcn.h>
 #include <stdlib.h>
 #include <string.h>
