@@ -1,4 +1,5 @@
-/* backends.c: which devices, instruction sets and libraries are in this binary: the only #ifdefs in the tree.
+/* backends.c: which devices, instruction sets and libraries are in this binary: the only #ifdefs in
+ * the tree.
  * Invariant: a table that is in the binary can be named without running anything of it.
  * Leaves to the tables whether this machine has what they need. */
 #include "kernels/cpu/cpu.h"
@@ -18,7 +19,9 @@ const lam_device *lam_device_find(int32_t device_type) {
 
 static const lam_lanes *const lanes[] = {
 #if defined(__x86_64__)
-    &lam_lanes_avx512_bf16, &lam_lanes_avx512, &lam_lanes_avx2,
+    &lam_lanes_avx512_bf16,
+    &lam_lanes_avx512,
+    &lam_lanes_avx2,
 #endif
     &lam_lanes_c,
 };

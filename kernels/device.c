@@ -1,7 +1,7 @@
 /* device.c: the way into a device: every slot is called from here and nowhere else.
  *
- * Invariant: a slot is entered only past enter(): so a missing cell, an injected fault and a traced call are alike for all
- * devices and slots.
+ * Invariant: a slot is entered only past enter(): so a missing cell, an injected fault and a traced
+ * call are alike for all devices and slots.
  * Leaves checks of users' tensors to plugin/core; what is asserted here is a bug of the caller. */
 #include "kernels/device.h"
 
@@ -17,7 +17,9 @@ static const struct {
 };
 
 int lam_dtype_bytes(lam_dtype t) { return dtypes[t].bytes; }
-const char *lam_dtype_name(lam_dtype t) { return (unsigned)t < LAM_N_DTYPES ? dtypes[t].name : "an unknown dtype"; }
+const char *lam_dtype_name(lam_dtype t) {
+  return (unsigned)t < LAM_N_DTYPES ? dtypes[t].name : "an unknown dtype";
+}
 
 lam_matrix lam_matrix_rows(lam_matrix m, int64_t first, int64_t n) {
   assert(!m.packed && first >= 0 && n >= 0 && first + n <= m.rows);
@@ -41,7 +43,8 @@ static lam_status enter(const lam_device *d, bool has_slot, const char *slot) {
 
 static bool same_shape(lam_matrix a, lam_matrix b) { return a.rows == b.rows && a.cols == b.cols; }
 
-lam_status lam_device_gemm(const lam_device *d, const lam_workers *w, const lam_gemm *g, void *stream) {
+lam_status lam_device_gemm(const lam_device *d, const lam_workers *w, const lam_gemm *g,
+                           void *stream) {
   assert(w && g->a.cols == g->b.cols && g->d.rows == g->a.rows && g->d.cols == g->b.rows);
   assert(!lam_matrix_here(g->aux) || same_shape(g->aux, g->d));
   assert(!g->accumulate || (g->act == LAM_ACT_NONE && !lam_matrix_here(g->aux)));
@@ -49,55 +52,57 @@ lam_status lam_device_gemm(const lam_device *d, const lam_workers *w, const lam_
   return d->gemm->run(w, g, stream);
 }
 
-lam_status lam_device_copy(const lam_device *d, const lam_workers *w, lam_matrix from, lam_matrix to, void *stream) {
+lam_status lam_device_copy(const lam_device *d, const lam_workers *w, lam_matrix from,
+                           lam_matrix to, void *stream) {
   assert(w && same_shape(from, to) && !from.packed && !to.packed);
   LAM_TRY(enter(d, d->memory && d->memory->copy, "copy"));
   return d->memory->copy(w, from, to, stream);
 }
 
-lam_status lam_device_pack(const lam_device *d, const lam_workers *w, lam_matrix weight, int side, void *packed, int64_t cols,
-                           void *stream) {
+lam_status lam_device_pack(const lam_device *d, const lam_workers *w, lam_matrix weight, int side,
+                           void *packed, int64_t cols, void *stream) {
   assert(w && !weight.packed && (side == 0 || side == 1));
   LAM_TRY(enter(d, d->gemm && d->gemm->pack, "pack"));
   return d->gemm->pack(w, weight, side, packed, cols, stream);
 }
 
-lam_status lam_device_packed_cols(const lam_device *d, lam_dtype dtype, int64_t n, int64_t k, int side, int64_t *out_cols) {
+lam_status lam_device_packed_cols(const lam_device *d, lam_dtype dtype, int64_t n, int64_t k,
+                                  int side, int64_t *out_cols) {
   *out_cols = 0;
   LAM_TRY(enter(d, d->gemm && d->gemm->packed_cols, "packed_cols"));
   return d->gemm->packed_cols(dtype, n, k, side, out_cols);
 }
 
-lam_status lam_device_packed_open(const lam_device *d, const void *packed, uint64_t bytes, int *side, lam_dtype *dtype,
-                                  int64_t *n, int64_t *k) {
+lam_status lam_device_packed_open(const lam_device *d, const void *packed, uint64_t bytes,
+                                  int *side, lam_dtype *dtype, int64_t *n, int64_t *k) {
   LAM_TRY(enter(d, d->gemm && d->gemm->packed_open, "packed_open"));
   return d->gemm->packed_open(packed, bytes, side, dtype, n, k);
 }
 
-lam_status lam_device_act(const lam_device *d, const lam_workers *w, lam_act act, bool gated, lam_matrix z, lam_matrix y,
-                          void *stream) {
+lam_status lam_device_act(const lam_device *d, const lam_workers *w, lam_act act, bool gated,
+                          lam_matrix z, lam_matrix y, void *stream) {
   assert(w && z.rows == y.rows && z.cols == y.cols * (gated ? 2 : 1));
   LAM_TRY(enter(d, d->vector && d->vector->act, "act"));
   return d->vector->act(w, act, gated, z, y, stream);
 }
 
-lam_status lam_device_act_bwd(const lam_device *d, const lam_workers *w, lam_act act, bool gated, lam_matrix dy, lam_matrix z,
-                              lam_matrix dz, void *stream) {
+lam_status lam_device_act_bwd(const lam_device *d, const lam_workers *w, lam_act act, bool gated,
+                              lam_matrix dy, lam_matrix z, lam_matrix dz, void *stream) {
   assert(w && same_shape(z, dz) && z.rows == dy.rows && z.cols == dy.cols * (gated ? 2 : 1));
   LAM_TRY(enter(d, d->vector && d->vector->act_bwd, "act_bwd"));
   return d->vector->act_bwd(w, act, gated, dy, z, dz, stream);
 }
 
-lam_status lam_device_sum(const lam_device *d, const lam_workers *w, const lam_matrix *parts, int n, lam_matrix bias,
-                          lam_matrix residual, lam_matrix y, void *stream) {
+lam_status lam_device_sum(const lam_device *d, const lam_workers *w, const lam_matrix *parts, int n,
+                          lam_matrix bias, lam_matrix residual, lam_matrix y, void *stream) {
   assert(w && n > 0 && same_shape(parts[0], y) && same_shape(parts[n - 1], y));
   assert(!lam_matrix_here(residual) || same_shape(residual, y));
   LAM_TRY(enter(d, d->vector && d->vector->sum, "sum"));
   return d->vector->sum(w, parts, n, bias, residual, y, stream);
 }
 
-lam_status lam_device_column_sum(const lam_device *d, const lam_workers *w, lam_matrix dy, lam_matrix db, bool accumulate,
-                                 void *stream) {
+lam_status lam_device_column_sum(const lam_device *d, const lam_workers *w, lam_matrix dy,
+                                 lam_matrix db, bool accumulate, void *stream) {
   assert(w && db.rows * db.cols == dy.cols);
   LAM_TRY(enter(d, d->vector && d->vector->column_sum, "column_sum"));
   return d->vector->column_sum(w, dy, db, accumulate, stream);

@@ -1,8 +1,10 @@
-/* math.h: the scalar arithmetic of all devices: bf16, exp, the normal distribution, activations and their derivatives.
+/* math.h: the scalar arithmetic of all devices: bf16, exp, the normal distribution, activations and
+ * their derivatives.
  *
- * Invariant: no branch on data, no call into libm, no table: a loop over any of these functions becomes vector code, and
- * every element gets the same bits whichever lane it falls in. NaN in gives NaN out.
- * An includer may set LAM_INLINE (how to inline: say, __device__) and LAM_FMA (where the machine has it) first.
+ * Invariant: no branch on data, no call into libm, no table: a loop over any of these functions
+ * becomes vector code, and every element gets the same bits whichever lane it falls in. NaN in
+ * gives NaN out. An includer may set LAM_INLINE (how to inline: say, __device__) and LAM_FMA (where
+ * the machine has it) first.
  * Leaves loops, types in memory and rounding of results to each device. */
 #ifndef LAMELLA_KERNELS_MATH_H
 #define LAMELLA_KERNELS_MATH_H
@@ -31,7 +33,8 @@ LAM_INLINE float lam_f32_of_bits(uint32_t bits) {
 
 LAM_INLINE float lam_f32_of_bf16(uint16_t h) { return lam_f32_of_bits((uint32_t)h << 16); }
 
-/* Round to nearest, ties to even. A NaN keeps its sign and becomes quiet, since its low bits alone may carry it. */
+/* Round to nearest, ties to even. A NaN keeps its sign and becomes quiet, since its low bits alone
+ * may carry it. */
 LAM_INLINE uint16_t lam_bf16_of_f32(float x) {
   const uint32_t bits = lam_bits_of_f32(x);
   const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
@@ -42,8 +45,9 @@ LAM_INLINE uint16_t lam_bf16_of_f32(float x) {
 /* 2^k for k in [-126, 127]. */
 LAM_INLINE float lam_exp2_of_int(int32_t k) { return lam_f32_of_bits((uint32_t)(k + 127) << 23); }
 
-/* e^x within 1.1 ulp. x = k ln 2 + r, |r| <= ln 2 / 2, ln 2 in two parts (Cody, Waite). e^r = 1 + r + r^2 q(r), where q is
- * our own minimax fit (Remez; relative error 3.1e-9). Adding 1.5 * 2^23 leaves k in the low bits of the sum. */
+/* e^x within 1.1 ulp. x = k ln 2 + r, |r| <= ln 2 / 2, ln 2 in two parts (Cody, Waite). e^r = 1 + r
+ * + r^2 q(r), where q is our own minimax fit (Remez; relative error 3.1e-9). Adding 1.5 * 2^23
+ * leaves k in the low bits of the sum. */
 LAM_INLINE float lam_exp(float x) {
   x = x < -104.0f ? -104.0f : x; /* e^-104 rounds to 0 */
   x = x > 89.0f ? 89.0f : x;     /* e^89 is infinite */
@@ -57,15 +61,16 @@ LAM_INLINE float lam_exp(float x) {
   q = LAM_FMA(q, r, 0.166665206325f);
   q = LAM_FMA(q, r, 0.499999934479f);
   const float e = LAM_FMA(q * r, r, r) + 1.0f;
-  const int32_t half = k >> 1; /* in two steps, so that results below 2^-126 and above 2^127 come out right */
+  const int32_t half = k >> 1; /* two steps, for results below 2^-126 and above 2^127 */
   return e * lam_exp2_of_int(half) * lam_exp2_of_int(k - half);
 }
 
 LAM_INLINE float lam_sigmoid(float x) { return 1.0f / (1.0f + lam_exp(-x)); }
 
-/* The standard normal distribution: its cumulative probability and, times sqrt(2 pi), its density e^(-x^2/2).
- * Below zero, P(x) = e^(-x^2/2) g(-x) with g(u) = erfcx(u / sqrt 2) / 2, fitted (Remez, relative error 3.2e-8) by a polynomial
- * in t = 1 / (1 + 0.35 u): erfc's classic form (Hastings 1955), so that small probabilities keep their digits. */
+/* The standard normal distribution: its cumulative probability and, times sqrt(2 pi), its density
+ * e^(-x^2/2). Below zero, P(x) = e^(-x^2/2) g(-x) with g(u) = erfcx(u / sqrt 2) / 2, fitted (Remez,
+ * relative error 3.2e-8) by a polynomial in t = 1 / (1 + 0.35 u): erfc's classic form (Hastings
+ * 1955), so that small probabilities keep their digits. */
 LAM_INLINE float lam_normal(float x, float *density) {
   const float u = x < 0.0f ? -x : x;
   const float t = 1.0f / LAM_FMA(0.35f, u, 1.0f);
@@ -86,7 +91,8 @@ LAM_INLINE float lam_normal(float x, float *density) {
 
 /* -- activations and their derivatives -- */
 
-/* Far out every derivative is 0 or 1 in f32; a bounded argument keeps infinity times 0 out of it. NaN passes. */
+/* Far out every derivative is 0 or 1 in f32; a bounded argument keeps infinity times 0 out of it.
+ * NaN passes. */
 LAM_INLINE float lam_bounded(float x, float bound) {
   x = x > bound ? bound : x;
   return x < -bound ? -bound : x;

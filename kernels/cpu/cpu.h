@@ -11,21 +11,31 @@
 /* fn(arg, 0..n-1) over the workers; in turn where there is one piece or one worker. */
 void lam_cpu_spread(const lam_workers *w, int64_t n, void (*fn)(void *arg, int64_t i), void *arg);
 
-/* Calls fn for pieces of rows that together cover rows x cols, spread over the workers where that pays. */
+/* Calls fn for pieces of rows that together cover rows x cols, spread over the workers where that
+ * pays. */
 typedef void (*lam_piece_fn)(void *arg, int64_t row, int64_t col, int64_t n);
-void lam_cpu_each_piece(const lam_workers *w, int64_t rows, int64_t cols, lam_piece_fn fn, void *arg);
+void lam_cpu_each_piece(const lam_workers *w, int64_t rows, int64_t cols, lam_piece_fn fn,
+                        void *arg);
 
-/* This thread's memory for one purpose: 64-byte aligned, kept between calls, grown when asked for more, given back when the
- * thread ends. NULL when there is none, with a message written. */
-typedef enum lam_scratch_use { LAM_SCRATCH_PANELS, LAM_SCRATCH_LIBRARY, LAM_SCRATCH_RESULT, LAM_N_SCRATCH_USES } lam_scratch_use;
+/* This thread's memory for one purpose: 64-byte aligned, kept between calls, grown when asked for
+ * more, given back when the thread ends. NULL when there is none, with a message written. */
+typedef enum lam_scratch_use {
+  LAM_SCRATCH_PANELS,
+  LAM_SCRATCH_LIBRARY,
+  LAM_SCRATCH_RESULT,
+  LAM_N_SCRATCH_USES
+} lam_scratch_use;
 void *lam_cpu_scratch(lam_scratch_use use, uint64_t bytes);
 int64_t lam_cpu_scratch_bytes(void); /* held by all threads now */
 
 /* -- products -- */
 
-typedef enum lam_layout { /* how the rows of a packed matrix [N, K] lie; the numbers are part of the packed format */
-  LAM_LAYOUT_ROWS = 0,    /* one after another, as in a plain matrix */
-  LAM_LAYOUT_64 = 1,      /* blocks of 64 (48, ...) rows; in each, blocks of 16 f32 or 32 bf16 along K, K next to the rows */
+/* How the rows of a packed matrix [N, K] lie; the numbers are part of the packed format.
+ * ROWS: one after another, as in a plain matrix. The others: blocks of so many rows; in each,
+ * blocks of 16 f32 or 32 bf16 along K; a pair of bf16 stays together. */
+typedef enum lam_layout {
+  LAM_LAYOUT_ROWS = 0,
+  LAM_LAYOUT_64 = 1,
   LAM_LAYOUT_48 = 2,
   LAM_LAYOUT_32 = 3,
   LAM_LAYOUT_16 = 4,
@@ -35,37 +45,41 @@ uint64_t lam_layout_bytes(lam_layout layout, lam_dtype dtype, int64_t n, int64_t
 
 /* A library of matrix products, opened when first used. */
 typedef struct lam_library {
-  void *(*open)(void);                   /* its handle; NULL: not on this machine */
-  const char *(*describe)(void);         /* "oneDNN 2.6.3 avx512_core_bf16" */
-  uint32_t (*instruction_set)(void);     /* a number that packed data depends on */
-  bool (*takes)(const lam_gemm *g);      /* strides and dtypes it can work on; d by rows, no aux */
+  void *(*open)(void);               /* its handle; NULL: not on this machine */
+  const char *(*describe)(void);     /* "oneDNN 2.6.3 avx512_core_bf16" */
+  uint32_t (*instruction_set)(void); /* a number that packed data depends on */
+  bool (*takes)(const lam_gemm *g);  /* strides and dtypes it can work on; d by rows, no aux */
   lam_status (*run)(const lam_workers *w, const lam_gemm *g, lam_layout b_layout);
   lam_layout (*layout)(lam_dtype dtype, int64_t n, int64_t k); /* what it likes best for b [N, K] */
   lam_status (*pack)(const lam_workers *w, lam_matrix b, lam_layout layout, void *data);
 } lam_library;
 
-const lam_library *lam_gemm_library(void); /* the one in this binary (backends.c); NULL in sanitizer builds */
-const lam_library *lam_gemm_library_here(void); /* the same, NULL where it cannot be opened */
+const lam_library *lam_gemm_library(void); /* in this binary (backends.c); NULL: none */
+const lam_library *lam_gemm_library_here(void); /* NULL also where it cannot be opened */
 
 lam_status lam_gemm_run(const lam_workers *w, const lam_gemm *g, void *stream);
-bool lam_gemv_takes(const lam_gemm *g);                               /* few rows of a, b plain */
+bool lam_gemv_takes(const lam_gemm *g); /* few rows of a, b plain */
 lam_status lam_gemv_run(const lam_workers *w, const lam_gemm *g);
 lam_status lam_gemm_plain_run(const lam_workers *w, const lam_gemm *g); /* any strides, b plain */
 
 lam_status lam_pack_cols(lam_dtype dtype, int64_t n, int64_t k, int side, int64_t *out_cols);
-lam_status lam_pack_run(const lam_workers *w, lam_matrix weight, int side, void *packed, int64_t cols, void *stream);
-lam_status lam_pack_open(const void *packed, uint64_t bytes, int *side, lam_dtype *dtype, int64_t *n, int64_t *k);
+lam_status lam_pack_run(const lam_workers *w, lam_matrix weight, int side, void *packed,
+                        int64_t cols, void *stream);
+lam_status lam_pack_open(const void *packed, uint64_t bytes, int *side, lam_dtype *dtype,
+                         int64_t *n, int64_t *k);
 /* The layout of packed data that lam_pack_open accepted, and where it begins. */
 lam_layout lam_pack_layout(const void *packed, void **out_data);
 
 /* -- vectors -- */
 
-lam_status lam_act_run(const lam_workers *w, lam_act act, bool gated, lam_matrix z, lam_matrix y, void *stream);
-lam_status lam_act_bwd_run(const lam_workers *w, lam_act act, bool gated, lam_matrix dy, lam_matrix z, lam_matrix dz,
-                           void *stream);
-lam_status lam_sum_run(const lam_workers *w, const lam_matrix *parts, int n, lam_matrix bias, lam_matrix residual, lam_matrix y,
+lam_status lam_act_run(const lam_workers *w, lam_act act, bool gated, lam_matrix z, lam_matrix y,
                        void *stream);
-lam_status lam_column_sum_run(const lam_workers *w, lam_matrix dy, lam_matrix db, bool accumulate, void *stream);
+lam_status lam_act_bwd_run(const lam_workers *w, lam_act act, bool gated, lam_matrix dy,
+                           lam_matrix z, lam_matrix dz, void *stream);
+lam_status lam_sum_run(const lam_workers *w, const lam_matrix *parts, int n, lam_matrix bias,
+                       lam_matrix residual, lam_matrix y, void *stream);
+lam_status lam_column_sum_run(const lam_workers *w, lam_matrix dy, lam_matrix db, bool accumulate,
+                              void *stream);
 lam_status lam_copy_run(const lam_workers *w, lam_matrix from, lam_matrix to, void *stream);
 
 static inline int64_t lam_cuts(int64_t n, int64_t piece) { return (n + piece - 1) / piece; }

@@ -30,26 +30,31 @@ static void *open_library(void) {
   return library ? library->open() : NULL;
 }
 
-const lam_library *lam_gemm_library_here(void) { return open_library() ? lam_gemm_library() : NULL; }
+const lam_library *lam_gemm_library_here(void) {
+  return open_library() ? lam_gemm_library() : NULL;
+}
 
 static const char *describe(void) {
   static _Thread_local char text[160];
   const lam_library *library = lam_gemm_library_here();
-  snprintf(text, sizeof text, "%s, own loops: %s", library ? library->describe() : "plain C", lam_lanes_pick()->name);
+  snprintf(text, sizeof text, "%s, own loops: %s", library ? library->describe() : "plain C",
+           lam_lanes_pick()->name);
   return text;
 }
 
 static lam_status cpu_alloc(const lam_workers *w, uint64_t bytes, void **out) {
   *out = w->alloc(w->context, bytes);
   if (*out || bytes == 0) return LAM_OK;
-  return lam_fail(LAM_RESOURCE_EXHAUSTED, "cpu: %llu bytes could not be had", (unsigned long long)bytes);
+  return lam_fail(LAM_RESOURCE_EXHAUSTED, "cpu: %llu bytes could not be had",
+                  (unsigned long long)bytes);
 }
 
 static void cpu_free(const lam_workers *w, void *p, uint64_t bytes) {
   if (p) w->free(w->context, p, bytes);
 }
 
-static const lam_device_memory memory = {.alloc = cpu_alloc, .free = cpu_free, .copy = lam_copy_run};
+static const lam_device_memory memory = {
+    .alloc = cpu_alloc, .free = cpu_free, .copy = lam_copy_run};
 
 static const lam_device_gemm_table gemm = {
     .run = lam_gemm_run,

@@ -1,6 +1,7 @@
 /* eltwise.c: activations, their derivatives, copies.
  *
- * Invariant: f32 inside, one rounding at the store; operands may be the same memory, element for element.
+ * Invariant: f32 inside, one rounding at the store; operands may be the same memory, element for
+ * element.
  * Leaves the loops to lanes.h, the cutting to work.c. */
 #include <string.h>
 
@@ -11,8 +12,8 @@ static bool all_float(const char *who, const lam_matrix *ms, int n, lam_status *
   *out = LAM_OK;
   for (int i = 0; i < n; i++)
     if (lam_matrix_here(ms[i]) && !lam_is_float(ms[i].dtype))
-      *out = lam_fail(LAM_UNIMPLEMENTED, "cpu %s: operand %d is %s, the CPU has f32 and bf16", who, i,
-                      lam_dtype_name(ms[i].dtype));
+      *out = lam_fail(LAM_UNIMPLEMENTED, "cpu %s: operand %d is %s, the CPU has f32 and bf16", who,
+                      i, lam_dtype_name(ms[i].dtype));
   return *out == LAM_OK;
 }
 
@@ -30,10 +31,12 @@ static lam_line up_at(const act_call *c, lam_matrix z, int64_t row, int64_t col)
 
 static void act_piece(void *arg, int64_t row, int64_t col, int64_t n) {
   const act_call *c = arg;
-  c->lanes->act(c->act, lam_line_at(c->z, row, col), up_at(c, c->z, row, col), lam_line_at(c->y, row, col), n);
+  c->lanes->act(c->act, lam_line_at(c->z, row, col), up_at(c, c->z, row, col),
+                lam_line_at(c->y, row, col), n);
 }
 
-lam_status lam_act_run(const lam_workers *w, lam_act act, bool gated, lam_matrix z, lam_matrix y, void *stream) {
+lam_status lam_act_run(const lam_workers *w, lam_act act, bool gated, lam_matrix z, lam_matrix y,
+                       void *stream) {
   (void)stream;
   lam_status status;
   if (!all_float("act", (lam_matrix[]){z, y}, 2, &status)) return status;
@@ -44,12 +47,13 @@ lam_status lam_act_run(const lam_workers *w, lam_act act, bool gated, lam_matrix
 
 static void act_bwd_piece(void *arg, int64_t row, int64_t col, int64_t n) {
   const act_call *c = arg;
-  c->lanes->act_bwd(c->act, lam_line_at(c->dy, row, col), lam_line_at(c->z, row, col), up_at(c, c->z, row, col),
-                    lam_line_at(c->y, row, col), up_at(c, c->y, row, col), n);
+  c->lanes->act_bwd(c->act, lam_line_at(c->dy, row, col), lam_line_at(c->z, row, col),
+                    up_at(c, c->z, row, col), lam_line_at(c->y, row, col), up_at(c, c->y, row, col),
+                    n);
 }
 
-lam_status lam_act_bwd_run(const lam_workers *w, lam_act act, bool gated, lam_matrix dy, lam_matrix z, lam_matrix dz,
-                           void *stream) {
+lam_status lam_act_bwd_run(const lam_workers *w, lam_act act, bool gated, lam_matrix dy,
+                           lam_matrix z, lam_matrix dz, void *stream) {
   (void)stream;
   lam_status status;
   if (!all_float("act_bwd", (lam_matrix[]){dy, z, dz}, 3, &status)) return status;
@@ -80,7 +84,8 @@ static void move_piece(void *arg, int64_t row, int64_t col, int64_t n) {
     return;
   }
   for (int64_t i = 0; i < n; i++)
-    memcpy((char *)to.data + (size_t)(i * to.stride) * bytes, (const char *)from.data + (size_t)(i * from.stride) * bytes, bytes);
+    memcpy((char *)to.data + (size_t)(i * to.stride) * bytes,
+           (const char *)from.data + (size_t)(i * from.stride) * bytes, bytes);
 }
 
 lam_status lam_copy_run(const lam_workers *w, lam_matrix from, lam_matrix to, void *stream) {

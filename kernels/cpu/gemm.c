@@ -2,13 +2,16 @@
  *
  *   packed b                          the library, in the layout that the weight was packed in
  *   at most 8 rows of a               gemv.c: bound by memory, each weight read once
- *   what the library takes            the library; with aux, the activation follows in a second pass over rows in cache
+ *   what the library takes            the library; with aux, the activation follows as a second
+ *                                     pass over rows that are still in the cache
  *   the rest                          gemm_plain.c: odd strides, K = 0, no library
  *
- * Invariant: every shape and stride that device.h allows has a path. Leaves products themselves to those files. */
+ * Invariant: every shape and stride that device.h allows has a path. Leaves products themselves to
+ * those files. */
 #include "kernels/cpu/cpu.h"
 
-/* Strides of a dimension of at most one element mean nothing; give them values that say "by rows" or "by columns". */
+/* Strides of a dimension of at most one element mean nothing; give them values that say "by rows"
+ * or "by columns". */
 static lam_matrix with_plain_strides(lam_matrix m) {
   if (m.packed || !lam_matrix_here(m)) return m;
   if (m.cols <= 1) m.col_stride = 1;
@@ -21,7 +24,11 @@ static bool is_by_cols(lam_matrix m) { return m.col_stride != 1 && m.row_stride 
 
 /* d^T = b a^T: a weight gradient whose weight is stored [K, N]. */
 static lam_gemm transposed(const lam_gemm *g) {
-  return (lam_gemm){.a = g->b, .b = g->a, .d = lam_matrix_transposed(g->d), .act = g->act, .accumulate = g->accumulate};
+  return (lam_gemm){.a = g->b,
+                    .b = g->a,
+                    .d = lam_matrix_transposed(g->d),
+                    .act = g->act,
+                    .accumulate = g->accumulate};
 }
 
 static bool has(lam_matrix m) { return lam_matrix_here(m); }
@@ -30,10 +37,12 @@ static lam_status run_without_aux(const lam_workers *w, const lam_gemm *g, lam_l
   const lam_library *library = lam_gemm_library_here();
   if (library && library->takes(g)) return library->run(w, g, layout);
   if (layout == LAM_LAYOUT_ROWS) return lam_gemm_plain_run(w, g);
-  return lam_fail(LAM_UNIMPLEMENTED, "cpu gemm: packed weights need rows of d, and a bias, that are contiguous");
+  return lam_fail(LAM_UNIMPLEMENTED,
+                  "cpu gemm: packed weights need rows of d, and a bias, that are contiguous");
 }
 
-/* The pre-activation is written, then activated while it is in the cache: 128 rows and more cost the product under 3 %. */
+/* The pre-activation is written, then activated while it is in the cache: 128 rows and more cost
+ * the product under 3 %. */
 static lam_status run_with_aux(const lam_workers *w, const lam_gemm *g, lam_layout layout) {
   enum { LEAST_ROWS = 128, CACHE_BYTES = 4 << 20 };
   const int64_t fitting = CACHE_BYTES / (g->d.cols * lam_dtype_bytes(g->aux.dtype));
@@ -41,7 +50,8 @@ static lam_status run_with_aux(const lam_workers *w, const lam_gemm *g, lam_layo
   for (int64_t row = 0; row < g->d.rows; row += step) {
     const int64_t n = lam_least(step, g->d.rows - row);
     const lam_matrix aux = lam_matrix_rows(g->aux, row, n);
-    const lam_gemm part = {.a = lam_matrix_rows(g->a, row, n), .b = g->b, .bias = g->bias, .d = aux};
+    const lam_gemm part = {
+        .a = lam_matrix_rows(g->a, row, n), .b = g->b, .bias = g->bias, .d = aux};
     LAM_TRY(run_without_aux(w, &part, layout));
     LAM_TRY(lam_act_run(w, g->act, false, aux, lam_matrix_rows(g->d, row, n), NULL));
   }
@@ -65,12 +75,14 @@ static lam_status run_plain_b(const lam_workers *w, const lam_gemm *g) {
 static lam_status run_by_rows(const lam_workers *w, const lam_gemm *g, lam_layout layout) {
   lam_gemm part = *g;
   part.d = (lam_matrix){NULL, g->d.rows, g->d.cols, g->d.cols, 1, g->d.dtype, false};
-  part.d.data = lam_cpu_scratch(LAM_SCRATCH_RESULT, (uint64_t)(g->d.rows * g->d.cols * lam_dtype_bytes(g->d.dtype)));
+  part.d.data = lam_cpu_scratch(LAM_SCRATCH_RESULT,
+                                (uint64_t)(g->d.rows * g->d.cols * lam_dtype_bytes(g->d.dtype)));
   part.accumulate = false;
   if (!part.d.data) return LAM_RESOURCE_EXHAUSTED;
   LAM_TRY(run_without_aux(w, &part, layout));
   if (!g->accumulate) return lam_copy_run(w, part.d, g->d, NULL);
-  return lam_sum_run(w, (lam_matrix[]){g->d, part.d}, 2, (lam_matrix){0}, (lam_matrix){0}, g->d, NULL);
+  return lam_sum_run(w, (lam_matrix[]){g->d, part.d}, 2, (lam_matrix){0}, (lam_matrix){0}, g->d,
+                     NULL);
 }
 
 static lam_status run_packed_b(const lam_workers *w, lam_gemm *g) {

@@ -1,8 +1,11 @@
-/* gemm_onednn.c: products through oneDNN: which it takes, its threads, and the products that each thread keeps.
+/* gemm_onednn.c: products through oneDNN: which it takes, its threads, and the products that each
+ * thread keeps.
  *
- * Making a product costs 0.2 ms and more, so every thread keeps those it used last, by their whole shape; no locks, and a
- * thread that makes what another one has made gets it from oneDNN's own cache in 4 us.
- * Invariant: a call whose shape is in the cache makes nothing; a host's team size is what it was when a call returns.
+ * Making a product costs 0.2 ms and more, so every thread keeps those it used last, by their whole
+ * shape; no locks, and a thread that makes what another one has made gets it from oneDNN's own
+ * cache in 4 us.
+ * Invariant: a call whose shape is in the cache makes nothing; a host's team size is what it was
+ * when a call returns.
  * Leaves aux, few rows and what oneDNN does not take to gemm.c. */
 #include <pthread.h>
 #include <stdio.h>
@@ -85,25 +88,30 @@ static bool is_by_cols(lam_matrix m) { return m.row_stride == 1 && m.col_stride 
 static bool takes_bias(lam_matrix bias, lam_dtype dtype) {
   if (!lam_matrix_here(bias)) return true;
   const int64_t stride = bias.rows > 1 ? bias.row_stride : bias.col_stride;
-  return (bias.dtype == LAM_F32 || bias.dtype == dtype) && (stride == 1 || bias.rows * bias.cols == 1);
+  return (bias.dtype == LAM_F32 || bias.dtype == dtype) &&
+         (stride == 1 || bias.rows * bias.cols == 1);
 }
 
 static bool takes(const lam_gemm *g) {
   const lam_matrix a = g->a, b = g->b, d = g->d;
-  return lam_is_float(a.dtype) && a.dtype == b.dtype && (d.dtype == LAM_F32 || d.dtype == a.dtype) &&
-         (is_by_rows(a) || is_by_cols(a)) && (b.packed || is_by_rows(b) || is_by_cols(b)) && is_by_rows(d) &&
+  return lam_is_float(a.dtype) && a.dtype == b.dtype &&
+         (d.dtype == LAM_F32 || d.dtype == a.dtype) && (is_by_rows(a) || is_by_cols(a)) &&
+         (b.packed || is_by_rows(b) || is_by_cols(b)) && is_by_rows(d) &&
          !lam_matrix_here(g->aux) && takes_bias(g->bias, a.dtype) && a.cols > 0;
 }
 
 /* b.data: a plain matrix, or blocks of a layout. */
 static lam_onednn_shape shape_of(const lam_gemm *g, lam_layout layout, int n_threads) {
-  const bool a_by_cols = !is_by_rows(g->a), b_by_cols = layout == LAM_LAYOUT_ROWS && !is_by_rows(g->b);
+  const bool a_by_cols = !is_by_rows(g->a),
+             b_by_cols = layout == LAM_LAYOUT_ROWS && !is_by_rows(g->b);
   return (lam_onednn_shape){
       .m = g->a.rows,
       .n = g->b.rows,
       .k = g->a.cols,
       .a_stride = a_by_cols ? g->a.col_stride : g->a.row_stride,
-      .b_stride = layout != LAM_LAYOUT_ROWS ? 0 : b_by_cols ? g->b.col_stride : g->b.row_stride,
+      .b_stride = layout != LAM_LAYOUT_ROWS ? 0
+                  : b_by_cols               ? g->b.col_stride
+                                            : g->b.row_stride,
       .d_stride = g->d.row_stride,
       .a_by_cols = a_by_cols,
       .b_by_cols = b_by_cols,
@@ -166,20 +174,27 @@ static void run_piece(void *arg, int64_t i) {
 
 static lam_status run_in_pieces(const lam_workers *w, const lam_gemm *g, lam_layout layout) {
   enum { BLOCK_COLS = 192 }; /* whole blocks of every layout: 64, 48, 32, 16 */
-  pieces p = {.g = g, .layout = layout, .cols = lam_round_up(lam_cuts(g->b.rows, w->n_threads), BLOCK_COLS)};
+  pieces p = {.g = g,
+              .layout = layout,
+              .cols = lam_round_up(lam_cuts(g->b.rows, w->n_threads), BLOCK_COLS)};
   lam_cpu_spread(w, lam_cuts(g->b.rows, p.cols), run_piece, &p);
-  return p.status == LAM_OK ? LAM_OK : lam_fail(p.status, "cpu gemm: oneDNN failed in a piece for the host's pool");
+  return p.status == LAM_OK
+             ? LAM_OK
+             : lam_fail(p.status, "cpu gemm: oneDNN failed in a piece for the host's pool");
 }
 
 static lam_status run(const lam_workers *w, const lam_gemm *g, lam_layout layout) {
-  return w->own_pool && w->n_threads > 1 ? run_in_pieces(w, g, layout) : run_on_team(g, layout, w->n_threads);
+  return w->own_pool && w->n_threads > 1 ? run_in_pieces(w, g, layout)
+                                         : run_on_team(g, layout, w->n_threads);
 }
 
 /* -- the table -- */
 
 static void *open_handle(void) { return lam_onednn_open() ? lam_onednn_open()->library : NULL; }
 
-static uint32_t instruction_set(void) { return (uint32_t)lam_onednn_open()->dnnl_get_effective_cpu_isa(); }
+static uint32_t instruction_set(void) {
+  return (uint32_t)lam_onednn_open()->dnnl_get_effective_cpu_isa();
+}
 
 static const struct {
   uint32_t isa;

@@ -1,10 +1,11 @@
-/* gemv.c: products of a few rows with plain weights: decode. Every weight is read once, as fast as memory gives them.
+/* gemv.c: products of a few rows with plain weights: decode. Every weight is read once, as fast as
+ * memory gives them.
  *
  *   rows of b contiguous    -> dot: some rows of b at once, each a stream; sums in registers
  *   columns of b contiguous -> axpy: along n, eight rows deep; sums in the first-level cache
  *
- * On two cores of Zen 4, bf16, 1 x 11008 x 4096: 2.1 ms, 42 GB/s, what oneDNN takes on packed weights; it takes 3.6 ms on
- * plain ones, 5.4 ms where the columns are contiguous.
+ * On two cores of Zen 4, bf16, 1 x 11008 x 4096: 2.1 ms, 42 GB/s, what oneDNN takes on packed
+ * weights; it takes 3.6 ms on plain ones, 5.4 ms where the columns are contiguous.
  * Invariant: an element's sum runs over k in an order that K alone fixes.
  * Leaves more rows, and anything packed, to gemm.c. */
 #include <string.h>
@@ -12,7 +13,11 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/lanes.h"
 
-enum { DOT_COLS = 96, AXPY_COLS = 1024, TASK_BYTES = 256 * 1024 }; /* 96: a multiple of 8, 6, 4 and 3 rows */
+enum {
+  DOT_COLS = 96, /* whole groups of 8, 6, 4 or 3 rows */
+  AXPY_COLS = 1024,
+  TASK_BYTES = 256 * 1024
+};
 
 typedef struct gemv {
   const lam_lanes *lanes;
@@ -26,8 +31,8 @@ static bool by_rows(lam_matrix b) { return b.col_stride == 1 || b.cols <= 1; }
 
 bool lam_gemv_takes(const lam_gemm *g) {
   const lam_matrix a = g->a, b = g->b;
-  return a.rows <= LAM_FEW_ROWS && !b.packed && a.dtype == b.dtype && lam_is_float(b.dtype) && lam_is_float(g->d.dtype) &&
-         (by_rows(b) || b.row_stride == 1 || b.rows <= 1);
+  return a.rows <= LAM_FEW_ROWS && !b.packed && a.dtype == b.dtype && lam_is_float(b.dtype) &&
+         lam_is_float(g->d.dtype) && (by_rows(b) || b.row_stride == 1 || b.rows <= 1);
 }
 
 /* What follows the product of columns [col, col + n): y [m, ld] goes to d. */
@@ -46,7 +51,8 @@ static void finish(const gemv *v, const float *y, int64_t ld, int64_t col, int64
 static void dot_cols(const gemv *v, int64_t col, int64_t n) {
   const lam_matrix b = v->g->b;
   float y[LAM_FEW_ROWS][DOT_COLS];
-  v->dot->run((int)v->g->a.rows, v->x, v->ldx, lam_line_at(b, col, 0).data, b.row_stride, b.cols, n, y[0], DOT_COLS);
+  v->dot->run((int)v->g->a.rows, v->x, v->ldx, lam_line_at(b, col, 0).data, b.row_stride, b.cols, n,
+              y[0], DOT_COLS);
   finish(v, y[0], DOT_COLS, col, n);
 }
 
@@ -54,14 +60,16 @@ static void axpy_cols(const gemv *v, int64_t col, int64_t n) {
   const lam_matrix b = v->g->b;
   float y[LAM_FEW_ROWS][AXPY_COLS];
   memset(y, 0, sizeof y[0] * (size_t)v->g->a.rows);
-  (b.dtype == LAM_F32 ? v->lanes->axpy_f32 : v->lanes->axpy_bf16)((int)v->g->a.rows, v->x, v->ldx, lam_line_at(b, col, 0).data,
-                                                                  b.col_stride, b.cols, n, y[0], AXPY_COLS);
+  (b.dtype == LAM_F32 ? v->lanes->axpy_f32 : v->lanes->axpy_bf16)(
+      (int)v->g->a.rows, v->x, v->ldx, lam_line_at(b, col, 0).data, b.col_stride, b.cols, n, y[0],
+      AXPY_COLS);
   finish(v, y[0], AXPY_COLS, col, n);
 }
 
 static void run_task(void *arg, int64_t task) {
   const gemv *v = arg;
-  const int64_t first = task * v->cols_per_task, last = lam_least(v->g->b.rows, first + v->cols_per_task);
+  const int64_t first = task * v->cols_per_task,
+                last = lam_least(v->g->b.rows, first + v->cols_per_task);
   const int64_t step = v->dot ? DOT_COLS : AXPY_COLS;
   for (int64_t col = first; col < last; col += step)
     (v->dot ? dot_cols : axpy_cols)(v, col, lam_least(step, last - col));

@@ -1,8 +1,9 @@
 /* lanes.h: the inner loops of the CPU device, as one table per instruction set.
  *
- * A line is a row of elements in memory; every loop takes lines of f32 or bf16, works in f32 and rounds once, at the store.
- * Invariant: what an element becomes depends on its own operands only, not on its place in a line or on how a line was cut, so
- * that any split over workers gives the same bits.
+ * A line is a row of elements in memory; every loop takes lines of f32 or bf16, works in f32 and
+ * rounds once, at the store.
+ * Invariant: what an element becomes depends on its own operands only, not on its place in a line
+ * or on how a line was cut, so that any split over workers gives the same bits.
  * Leaves the cutting, the threads and all larger blocking to the callers in this folder. */
 #ifndef LAMELLA_KERNELS_CPU_LANES_H
 #define LAMELLA_KERNELS_CPU_LANES_H
@@ -18,19 +19,22 @@ typedef struct lam_line {
   lam_dtype dtype;
 } lam_line;
 
-/* What follows a product: d = act(product + bias) (+ d where accumulate); aux, where present, gets product + bias. */
+/* What follows a product: d = act(product + bias) (+ d where accumulate); aux, where present, gets
+ * product + bias. */
 typedef struct lam_finish {
   lam_line bias, aux, d;
   lam_act act;
   bool accumulate;
 } lam_finish;
 
-/* Products of m <= LAM_FEW_ROWS rows x [m, k] with rows of weights: y[i][j] = sum over k of x[i][k] w[j][k].
- * x is contiguous, of dtype x_dtype, each row padded with zeros to a multiple of k_step elements (ldx). */
+/* Products of m <= LAM_FEW_ROWS rows of x with rows of weights:
+ * y[i][j] = sum over k of x[i][k] w[j][k].
+ * x is contiguous, of dtype x_dtype, each row padded with zeros to a multiple of k_step elements. */
 typedef struct lam_dot {
   lam_dtype x_dtype;
   int k_step;
-  void (*run)(int m, const void *x, int64_t ldx, const void *w, int64_t ldw, int64_t k, int64_t n, float *y, int64_t ldy);
+  void (*run)(int m, const void *x, int64_t ldx, const void *w, int64_t ldw, int64_t k, int64_t n,
+              float *y, int64_t ldy);
 } lam_dot;
 
 typedef struct lam_lanes {
@@ -38,28 +42,34 @@ typedef struct lam_lanes {
   bool (*is_here)(void); /* this processor has the instructions */
 
   void (*copy)(lam_line from, lam_line to, int64_t n);
-  void (*act)(lam_act act, lam_line z, lam_line up, lam_line y, int64_t n); /* y = act(z), or act(z) * up where up is present */
+  /* y = act(z), or act(z) * up where up is present */
+  void (*act)(lam_act act, lam_line z, lam_line up, lam_line y, int64_t n);
   /* dz = dy act'(z); with `up` (then also dup): dz = dy up act'(z), dup = dy act(z) */
-  void (*act_bwd)(lam_act act, lam_line dy, lam_line z, lam_line up, lam_line dz, lam_line dup, int64_t n);
+  void (*act_bwd)(lam_act act, lam_line dy, lam_line z, lam_line up, lam_line dz, lam_line dup,
+                  int64_t n);
   /* y = parts[0] + parts[1] + ... + bias + residual at [row, col...] of each */
-  void (*sum)(const lam_matrix *parts, int n_parts, lam_line bias, lam_line residual, int64_t row, int64_t col, lam_line y,
-              int64_t n);
+  void (*sum)(const lam_matrix *parts, int n_parts, lam_line bias, lam_line residual, int64_t row,
+              int64_t col, lam_line y, int64_t n);
   void (*add)(lam_line x, float *total, int64_t n); /* total += x */
   void (*finish)(const float *product, const lam_finish *f, int64_t n);
 
   lam_dot dot_f32, dot_bf16;
   /* y[i][j] += sum over k of x[i][k] w[k][j], j < n: weights whose rows run along n. x f32. */
-  void (*axpy_f32)(int m, const float *x, int64_t ldx, const void *w, int64_t ldw, int64_t k, int64_t n, float *y, int64_t ldy);
-  void (*axpy_bf16)(int m, const float *x, int64_t ldx, const void *w, int64_t ldw, int64_t k, int64_t n, float *y, int64_t ldy);
+  void (*axpy_f32)(int m, const float *x, int64_t ldx, const void *w, int64_t ldw, int64_t k,
+                   int64_t n, float *y, int64_t ldy);
+  void (*axpy_bf16)(int m, const float *x, int64_t ldx, const void *w, int64_t ldw, int64_t k,
+                    int64_t n, float *y, int64_t ldy);
 
-  /* One tile of the plain gemm: c [tile_rows, tile_cols] += a b, from panels a [k][tile_rows] and b [k][tile_cols]. */
+  /* One tile of the plain gemm: c [tile_rows, tile_cols] += a b,
+   * from panels a [k][tile_rows] and b [k][tile_cols]. */
   int tile_rows, tile_cols;
   void (*tile)(int64_t k, const float *a, const float *b, float *c, int64_t ldc);
 } lam_lanes;
 
-const lam_lanes *lam_lanes_pick(void); /* the best that this processor has */
+const lam_lanes *lam_lanes_pick(void);    /* the best that this processor has */
 extern const lam_lanes *lam_lanes_forced; /* taken in its place where set: for tests */
-const lam_lanes *const *lam_lanes_all(int *n); /* every table in this binary, best first; the last one always runs */
+/* Every table in this binary, best first; the last one always runs. */
+const lam_lanes *const *lam_lanes_all(int *n);
 
 extern const lam_lanes lam_lanes_avx512_bf16, lam_lanes_avx512, lam_lanes_avx2, lam_lanes_c;
 

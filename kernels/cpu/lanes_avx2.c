@@ -16,7 +16,9 @@
 #define LANES_TILE_VECTORS 2
 #define LAM_FMA(a, b, c) __builtin_fmaf((a), (b), (c))
 
-static bool is_here(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+static bool is_here(void) {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
 
 LANES_TARGET static inline float sum_lanes(__m256 v) {
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));

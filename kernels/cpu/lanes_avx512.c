@@ -17,8 +17,9 @@
 #define LAM_FMA(a, b, c) __builtin_fmaf((a), (b), (c))
 
 static bool is_here(void) {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("fma");
 }
 
 #include "kernels/cpu/lanes_body.h"

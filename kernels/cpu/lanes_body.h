@@ -1,13 +1,20 @@
-/* lanes_body.h: the loops of lanes.h, written once. A lanes_*.c file sets what is below and includes it:
+/* lanes_body.h: the loops of lanes.h, written once. A lanes_*.c file sets what is below, and
+ * includes it:
  *
- *   LANES_TABLE, LANES_NAME   the table's name in C and in words  LANES_TARGET     attribute that allows the instructions
- *   LANES_FMA(a,b,c)   a * b + c on vectors                       LANES_WIDTH      floats in a vector
- *   LANES_HAS_PAIRS, LANES_PAIRS_FMA   the same on pairs of bf16  LANES_REGISTERS  vector registers, 16 or 32
- *   LANES_TILE_ROWS, LANES_TILE_VECTORS   the gemm tile's shape   LAM_FMA          as math.h
- *   LANES_SUM(v)       the lanes of a vector added up            is_here()        the processor has the instructions
+ *   LANES_TABLE, LANES_NAME   the table's name in C and in words
+ *   LANES_TARGET              attribute that allows the instructions
+ *   is_here()                 this processor has them
+ *   LANES_WIDTH               floats in a vector
+ *   LANES_REGISTERS           vector registers, 16 or 32
+ *   LANES_FMA(a, b, c)        a * b + c on vectors
+ *   LANES_SUM(v)              the lanes of a vector added up
+ *   LANES_HAS_PAIRS, LANES_PAIRS_FMA(a, b, c)   whether, and how, pairs of bf16 are multiplied
+ *   LANES_TILE_ROWS, LANES_TILE_VECTORS         the shape of the plain gemm's tile
+ *   LAM_FMA(a, b, c)          as math.h
  *
- * The elementwise loops work on blocks of a fixed size, which any compiler turns into vector code; the ends of a line go
- * through the same code in a padded block. Products are written with GNU vector types, to be sure of their registers.
+ * The elementwise loops work on blocks of a fixed size, which any compiler turns into vector code;
+ * the ends of a line go through the same code in a padded block. Products are written with GNU
+ * vector types, to be sure of their registers.
  * Invariant: as lanes.h. Leaves the choice of a table to backends.c. */
 #include "kernels/cpu/lanes.h"
 #include "kernels/math.h"
@@ -111,7 +118,8 @@ LANES_FN void act(lam_act a, lam_line z, lam_line up, lam_line y, int64_t n) {
   }
 }
 
-LANES_INLINE void map_bwd(map_fn f, map_fn grad, lam_line dy, lam_line z, lam_line up, lam_line dz, lam_line dup, int64_t n) {
+LANES_INLINE void map_bwd(map_fn f, map_fn grad, lam_line dy, lam_line z, lam_line up, lam_line dz,
+                          lam_line dup, int64_t n) {
   float g[BLOCK], v[BLOCK], u[BLOCK], du[BLOCK];
   for (int64_t at = 0; at < n; at += BLOCK) {
     const int w = block_at(at, n);
@@ -127,10 +135,13 @@ LANES_INLINE void map_bwd(map_fn f, map_fn grad, lam_line dy, lam_line z, lam_li
   }
 }
 
-LANES_FN void act_bwd(lam_act a, lam_line dy, lam_line z, lam_line up, lam_line dz, lam_line dup, int64_t n) {
+LANES_FN void act_bwd(lam_act a, lam_line dy, lam_line z, lam_line up, lam_line dz, lam_line dup,
+                      int64_t n) {
   switch (a) {
     case LAM_ACT_GELU: map_bwd(lam_gelu, lam_gelu_grad, dy, z, up, dz, dup, n); return;
-    case LAM_ACT_GELU_TANH: map_bwd(lam_gelu_tanh, lam_gelu_tanh_grad, dy, z, up, dz, dup, n); return;
+    case LAM_ACT_GELU_TANH:
+      map_bwd(lam_gelu_tanh, lam_gelu_tanh_grad, dy, z, up, dz, dup, n);
+      return;
     case LAM_ACT_SILU: map_bwd(lam_silu, lam_silu_grad, dy, z, up, dz, dup, n); return;
     case LAM_ACT_RELU: map_bwd(lam_relu, lam_relu_grad, dy, z, up, dz, dup, n); return;
     case LAM_ACT_RELU2: map_bwd(lam_relu2, lam_relu2_grad, dy, z, up, dz, dup, n); return;
@@ -140,13 +151,14 @@ LANES_FN void act_bwd(lam_act a, lam_line dy, lam_line z, lam_line up, lam_line 
 
 /* -- sums -- */
 
-LANES_FN void sum(const lam_matrix *parts, int n_parts, lam_line bias, lam_line residual, int64_t row, int64_t col, lam_line y,
-                  int64_t n) {
+LANES_FN void sum(const lam_matrix *parts, int n_parts, lam_line bias, lam_line residual,
+                  int64_t row, int64_t col, lam_line y, int64_t n) {
   float v[BLOCK], x[BLOCK];
   for (int64_t at = 0; at < n; at += BLOCK) {
     const int w = block_at(at, n);
     load(lam_line_at(parts[0], row, col), at, w, v);
-    for (int i = 1; i < n_parts; i++) load(lam_line_at(parts[i], row, col), at, w, x), add_block(v, x);
+    for (int i = 1; i < n_parts; i++)
+      load(lam_line_at(parts[i], row, col), at, w, x), add_block(v, x);
     if (bias.data) load(bias, at, w, x), add_block(v, x);
     if (residual.data) load(residual, at, w, x), add_block(v, x);
     store(y, at, w, v);
@@ -197,7 +209,12 @@ typedef float vec_any __attribute__((vector_size(4 * LANES_WIDTH), aligned(4), m
 typedef uint32_t vec_u32 __attribute__((vector_size(4 * LANES_WIDTH)));
 typedef uint16_t vec_u16_any __attribute__((vector_size(2 * LANES_WIDTH), aligned(2), may_alias));
 
-enum { K_STEP = 2 * LANES_WIDTH, SUMS = LANES_REGISTERS == 32 ? 24 : 10, AHEAD_BYTES = 4096, LINE_BYTES = 64 };
+enum {
+  K_STEP = 2 * LANES_WIDTH,
+  SUMS = LANES_REGISTERS == 32 ? 24 : 10,
+  AHEAD_BYTES = 4096,
+  LINE_BYTES = 64
+};
 
 LANES_INLINE vec vec_load(const char *p, lam_dtype dtype, int64_t at) {
   if (dtype == LAM_F32) return *(const vec_any *)(p + 4 * at);
@@ -214,7 +231,8 @@ typedef struct dot_rows {
 
 typedef vec dot_sums[LAM_FEW_ROWS][LAM_FEW_ROWS];
 
-/* K_STEP elements of every row. m, r and dtype are known when compiled: the m * r sums stay in registers. */
+/* K_STEP elements of every row. m, r and dtype are known when compiled: the m * r sums stay in
+ * registers. */
 LANES_INLINE void dot_step(int m, int r, lam_dtype dtype, dot_rows d, dot_sums sums) {
 #pragma GCC unroll 2
   for (int64_t at = 0; at < K_STEP; at += LANES_WIDTH) {
@@ -230,7 +248,8 @@ LANES_INLINE void dot_step(int m, int r, lam_dtype dtype, dot_rows d, dot_sums s
   }
 }
 
-/* The same for bf16 x and w where the processor multiplies pairs of bf16: a vector holds all K_STEP of them. */
+/* The same for bf16 x and w where the processor multiplies pairs of bf16: a vector holds all K_STEP
+ * of them. */
 LANES_INLINE void dot_step_pairs(int m, int r, dot_rows d, dot_sums sums) {
   vec w[LAM_FEW_ROWS];
 #pragma GCC unroll 8
@@ -253,23 +272,31 @@ LANES_INLINE void dot_step_any(int m, int r, lam_dtype dtype, dot_rows d, dot_su
 }
 
 /* What is left of w after the last whole step, beside zeros; x is padded already. */
-LANES_INLINE void dot_end(int m, int r, lam_dtype dtype, dot_rows d, int64_t n_left, dot_sums sums) {
+LANES_INLINE void dot_end(int m, int r, lam_dtype dtype, dot_rows d, int64_t n_left,
+                          dot_sums sums) {
   char w[LAM_FEW_ROWS][K_STEP * 4] = {{0}};
-  for (int j = 0; j < r; j++) memcpy(w[j], d.w + j * d.w_row_bytes, (size_t)n_left * (dtype == LAM_F32 ? 4 : 2));
+  for (int j = 0; j < r; j++)
+    memcpy(w[j], d.w + j * d.w_row_bytes, (size_t)n_left * (dtype == LAM_F32 ? 4 : 2));
   dot_step_any(m, r, dtype, (dot_rows){d.x, w[0], d.x_row_bytes, sizeof w[0]}, sums);
 }
 
-/* Asks memory for what dot_some reads a while from now: the same rows further on or, near their end, the next r rows. */
-LANES_INLINE void fetch_ahead(int r, dot_rows d, int64_t step_bytes, int64_t n_steps, int64_t n_left) {
+/* Asks memory for what dot_some reads a while from now: the same rows further on or, near their
+ * end, the next r rows. */
+LANES_INLINE void fetch_ahead(int r, dot_rows d, int64_t step_bytes, int64_t n_steps,
+                              int64_t n_left) {
   const int64_t n_ahead = AHEAD_BYTES / (r * step_bytes);
-  const int64_t at = (n_left > n_ahead ? n_ahead : n_ahead - n_steps) * step_bytes + (n_left > n_ahead ? 0 : r * d.w_row_bytes);
+  const int64_t at = (n_left > n_ahead ? n_ahead : n_ahead - n_steps) * step_bytes +
+                     (n_left > n_ahead ? 0 : r * d.w_row_bytes);
 #pragma GCC unroll 8
   for (int j = 0; j < r; j++)
-    for (int64_t line = 0; line < step_bytes; line += LINE_BYTES) __builtin_prefetch(d.w + j * d.w_row_bytes + at + line);
+    for (int64_t line = 0; line < step_bytes; line += LINE_BYTES)
+      __builtin_prefetch(d.w + j * d.w_row_bytes + at + line);
 }
 
-LANES_INLINE void dot_some(int m, int r, lam_dtype dtype, dot_rows d, int64_t k, float *y, int64_t ldy) {
-  const int64_t x_step = K_STEP * (in_pairs(dtype) ? 2 : 4), w_step = K_STEP * (dtype == LAM_F32 ? 4 : 2);
+LANES_INLINE void dot_some(int m, int r, lam_dtype dtype, dot_rows d, int64_t k, float *y,
+                           int64_t ldy) {
+  const int64_t x_step = K_STEP * (in_pairs(dtype) ? 2 : 4),
+                w_step = K_STEP * (dtype == LAM_F32 ? 4 : 2);
   const int64_t n_steps = k / K_STEP;
   dot_sums sums;
 #pragma GCC unroll 8
@@ -289,14 +316,16 @@ LANES_INLINE void dot_some(int m, int r, lam_dtype dtype, dot_rows d, int64_t k,
 }
 
 /* As many rows of w at once as there are registers for their sums; the last few one by one. */
-LANES_INLINE void dot_all(int m, lam_dtype dtype, dot_rows d, int64_t k, int64_t n, float *y, int64_t ldy) {
+LANES_INLINE void dot_all(int m, lam_dtype dtype, dot_rows d, int64_t k, int64_t n, float *y,
+                          int64_t ldy) {
   const int r = SUMS / m < LAM_FEW_ROWS ? SUMS / m : LAM_FEW_ROWS;
   int64_t j = 0;
   for (; j + r <= n; j += r, d.w += r * d.w_row_bytes) dot_some(m, r, dtype, d, k, y + j, ldy);
   for (; j < n; j++, d.w += d.w_row_bytes) dot_some(m, 1, dtype, d, k, y + j, ldy);
 }
 
-LANES_INLINE void dot(int m, lam_dtype dtype, dot_rows d, int64_t k, int64_t n, float *y, int64_t ldy) {
+LANES_INLINE void dot(int m, lam_dtype dtype, dot_rows d, int64_t k, int64_t n, float *y,
+                      int64_t ldy) {
   switch (m) {
     case 1: dot_all(1, dtype, d, k, n, y, ldy); return;
     case 2: dot_all(2, dtype, d, k, n, y, ldy); return;
@@ -309,27 +338,27 @@ LANES_INLINE void dot(int m, lam_dtype dtype, dot_rows d, int64_t k, int64_t n, 
   }
 }
 
-LANES_FN void dot_f32(int m, const void *x, int64_t ldx, const void *w, int64_t ldw, int64_t k, int64_t n, float *y,
-                      int64_t ldy) {
+LANES_FN void dot_f32(int m, const void *x, int64_t ldx, const void *w, int64_t ldw, int64_t k,
+                      int64_t n, float *y, int64_t ldy) {
   dot(m, LAM_F32, (dot_rows){x, w, 4 * ldx, 4 * ldw}, k, n, y, ldy);
 }
 
-LANES_FN void dot_bf16(int m, const void *x, int64_t ldx, const void *w, int64_t ldw, int64_t k, int64_t n, float *y,
-                       int64_t ldy) {
+LANES_FN void dot_bf16(int m, const void *x, int64_t ldx, const void *w, int64_t ldw, int64_t k,
+                       int64_t n, float *y, int64_t ldy) {
   dot(m, LAM_BF16, (dot_rows){x, w, (LANES_HAS_PAIRS ? 2 : 4) * ldx, 2 * ldw}, k, n, y, ldy);
 }
 
 /* Adds `depth` rows of w, each times its element of x, to m rows of y. */
-LANES_INLINE void axpy_rows(int depth, int m, lam_dtype dtype, const float *x, int64_t ldx, const char *w, int64_t w_row_bytes,
-                            int64_t n, float *y, int64_t ldy) {
+LANES_INLINE void axpy_rows(int depth, int m, lam_dtype dtype, const float *x, int64_t ldx,
+                            const char *w, int64_t w_row_bytes, int64_t n, float *y, int64_t ldy) {
   int64_t at = 0;
   for (; at + LANES_WIDTH <= n; at += LANES_WIDTH) {
     vec wv[LAM_FEW_ROWS];
 #pragma GCC unroll 8
     for (int p = 0; p < depth; p++) wv[p] = vec_load(w + p * w_row_bytes, dtype, at);
+    const char *next_rows = w + depth * w_row_bytes + at * (dtype == LAM_F32 ? 4 : 2);
 #pragma GCC unroll 8
-    for (int p = 0; p < depth; p++)
-      __builtin_prefetch(w + (p + depth) * w_row_bytes + at * (dtype == LAM_F32 ? 4 : 2)); /* the next rows */
+    for (int p = 0; p < depth; p++) __builtin_prefetch(next_rows + p * w_row_bytes);
     for (int i = 0; i < m; i++) {
       vec s = *(const vec_any *)(y + i * ldy + at);
 #pragma GCC unroll 8
@@ -345,21 +374,22 @@ LANES_INLINE void axpy_rows(int depth, int m, lam_dtype dtype, const float *x, i
       }
 }
 
-LANES_INLINE void axpy(int m, lam_dtype dtype, const float *x, int64_t ldx, const char *w, int64_t w_row_bytes, int64_t k,
-                       int64_t n, float *y, int64_t ldy) {
+LANES_INLINE void axpy(int m, lam_dtype dtype, const float *x, int64_t ldx, const char *w,
+                       int64_t w_row_bytes, int64_t k, int64_t n, float *y, int64_t ldy) {
   int64_t p = 0;
   for (; p + LAM_FEW_ROWS <= k; p += LAM_FEW_ROWS)
     axpy_rows(LAM_FEW_ROWS, m, dtype, x + p, ldx, w + p * w_row_bytes, w_row_bytes, n, y, ldy);
-  for (; p < k; p++) axpy_rows(1, m, dtype, x + p, ldx, w + p * w_row_bytes, w_row_bytes, n, y, ldy);
+  for (; p < k; p++)
+    axpy_rows(1, m, dtype, x + p, ldx, w + p * w_row_bytes, w_row_bytes, n, y, ldy);
 }
 
-LANES_FN void axpy_f32(int m, const float *x, int64_t ldx, const void *w, int64_t ldw, int64_t k, int64_t n, float *y,
-                       int64_t ldy) {
+LANES_FN void axpy_f32(int m, const float *x, int64_t ldx, const void *w, int64_t ldw, int64_t k,
+                       int64_t n, float *y, int64_t ldy) {
   axpy(m, LAM_F32, x, ldx, w, 4 * ldw, k, n, y, ldy);
 }
 
-LANES_FN void axpy_bf16(int m, const float *x, int64_t ldx, const void *w, int64_t ldw, int64_t k, int64_t n, float *y,
-                        int64_t ldy) {
+LANES_FN void axpy_bf16(int m, const float *x, int64_t ldx, const void *w, int64_t ldw, int64_t k,
+                        int64_t n, float *y, int64_t ldy) {
   axpy(m, LAM_BF16, x, ldx, w, 2 * ldw, k, n, y, ldy);
 }
 
@@ -386,7 +416,8 @@ LANES_FN void tile(int64_t k, const float *a, const float *b, float *c, int64_t 
 #pragma GCC unroll 16
   for (int i = 0; i < LANES_TILE_ROWS; i++)
 #pragma GCC unroll 4
-    for (int j = 0; j < LANES_TILE_VECTORS; j++) *(vec_any *)(c + i * ldc + j * LANES_WIDTH) += sums[i][j];
+    for (int j = 0; j < LANES_TILE_VECTORS; j++)
+      *(vec_any *)(c + i * ldc + j * LANES_WIDTH) += sums[i][j];
 }
 
 const lam_lanes LANES_TABLE = {

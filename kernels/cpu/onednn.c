@@ -1,7 +1,9 @@
 /* onednn.c: opens oneDNN when it is first needed, and runs what onednn_v2.c made.
  *
- * The copy that is in the process already is taken first. It is never closed: JIT code and OpenMP threads outlive a call.
- * Invariant: lam_onednn_open gives a library of a version that the rest was written for, with every function found, or NULL.
+ * The copy that is in the process already is taken first. It is never closed: JIT code and OpenMP
+ * threads outlive a call.
+ * Invariant: lam_onednn_open gives a library of a version that the rest was written for, with every
+ * function found, or NULL.
  * Leaves the choice between this and plain C to gemm.c. */
 #include "kernels/cpu/onednn.h"
 
@@ -12,7 +14,9 @@ static lam_onednn api;
 static bool is_open;
 
 /* A pointer to a function from dlsym, as POSIX spells it. */
-static bool find(const char *name, void *function) { return (*(void **)function = dlsym(api.library, name)) != NULL; }
+static bool find(const char *name, void *function) {
+  return (*(void **)function = dlsym(api.library, name)) != NULL;
+}
 
 static bool find_all(void) {
   bool all = true;
@@ -27,8 +31,9 @@ static void open_library(void) {
   api.library = dlopen(soname, RTLD_LAZY | RTLD_LOCAL | RTLD_NOLOAD);
   if (!api.library) api.library = dlopen(soname, RTLD_LAZY | RTLD_LOCAL);
   if (!api.library || !find_all() || api.dnnl_version()->major != 2) return;
-  is_open = api.dnnl_engine_create(&api.engine, dnnl_cpu, 0) == dnnl_success &&
-            api.dnnl_stream_create(&api.stream, api.engine, dnnl_stream_default_flags) == dnnl_success;
+  is_open =
+      api.dnnl_engine_create(&api.engine, dnnl_cpu, 0) == dnnl_success &&
+      api.dnnl_stream_create(&api.stream, api.engine, dnnl_stream_default_flags) == dnnl_success;
 }
 
 const lam_onednn *lam_onednn_open(void) {
@@ -38,9 +43,9 @@ const lam_onednn *lam_onednn_open(void) {
 }
 
 lam_status lam_onednn_failed(const char *what, dnnl_status_t status) {
-  const lam_status code = status == dnnl_out_of_memory    ? LAM_RESOURCE_EXHAUSTED
-                          : status == dnnl_unimplemented  ? LAM_UNIMPLEMENTED
-                                                          : LAM_INTERNAL;
+  const lam_status code = status == dnnl_out_of_memory   ? LAM_RESOURCE_EXHAUSTED
+                          : status == dnnl_unimplemented ? LAM_UNIMPLEMENTED
+                                                         : LAM_INTERNAL;
   return lam_fail(code, "cpu gemm: oneDNN could not %s (its status %d)", what, (int)status);
 }
 
@@ -59,7 +64,8 @@ lam_status lam_onednn_run(const lam_onednn_product *p, const lam_onednn_operands
   point(p->d, o->d);
   point(p->scratch, o->scratch);
   point(p->bias, o->bias);
-  const dnnl_status_t status = api.dnnl_primitive_execute(p->primitive, api.stream, p->bias ? 5 : 4, args);
+  const dnnl_status_t status =
+      api.dnnl_primitive_execute(p->primitive, api.stream, p->bias ? 5 : 4, args);
   return status == dnnl_success ? LAM_OK : lam_onednn_failed("run a product", status);
 }
 

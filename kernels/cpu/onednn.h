@@ -1,8 +1,10 @@
 /* onednn.h: one product, as oneDNN computes it: made once, run often.
  *
- * onednn.c opens the library and runs products; onednn_v2.c makes them, and is all that depends on oneDNN 2.x: for 3.x write
- * onednn_v3.c (descriptors become handles, post-ops lose their scale) and choose by version in onednn.c.
- * Invariant: a lam_onednn_product belongs to one thread. Leaves keeping products, and threads, to gemm_onednn.c. */
+ * onednn.c opens the library and runs products; onednn_v2.c makes them, and is all that depends on
+ * oneDNN 2.x: for 3.x write onednn_v3.c (descriptors become handles, post-ops lose their scale) and
+ * choose by version in onednn.c.
+ * Invariant: a lam_onednn_product belongs to one thread. Leaves keeping products, and threads, to
+ * gemm_onednn.c. */
 #ifndef LAMELLA_KERNELS_CPU_ONEDNN_H
 #define LAMELLA_KERNELS_CPU_ONEDNN_H
 
@@ -10,10 +12,12 @@
 
 #include "kernels/cpu/cpu.h"
 
-/* What a product is made for: d [m, n] = act(a [m, k] b [n, k]^T + bias) (+ d). All of it is the key of a cache: no padding. */
+/* What a product is made for: d [m, n] = act(a [m, k] b [n, k]^T + bias) (+ d). All of it is the
+ * key of a cache: no padding. */
 typedef struct lam_onednn_shape {
   int64_t m, n, k;
-  int64_t a_stride, b_stride, d_stride; /* between rows, or columns where `by_cols`; 0 where b is in a layout of blocks */
+  int64_t a_stride, b_stride,
+      d_stride; /* between rows, or columns where `by_cols`; 0 where b is in a layout of blocks */
   uint8_t a_by_cols, b_by_cols, b_layout, dtype;
   uint8_t d_dtype, bias_dtype, has_bias, act;
   uint32_t accumulate, n_threads;
@@ -30,16 +34,22 @@ typedef struct lam_onednn_operands {
 } lam_onednn_operands;
 
 /* The functions that are used, all found when the library is opened. */
-#define LAM_ONEDNN_FUNCTIONS(X)                                                                        \
-  X(dnnl_version) X(dnnl_get_effective_cpu_isa) X(dnnl_engine_create) X(dnnl_stream_create)            \
-  X(dnnl_primitive_create) X(dnnl_primitive_destroy) X(dnnl_primitive_execute)                         \
-  X(dnnl_primitive_desc_create) X(dnnl_primitive_desc_destroy) X(dnnl_primitive_desc_query_md)         \
-  X(dnnl_primitive_attr_create) X(dnnl_primitive_attr_destroy) X(dnnl_primitive_attr_set_post_ops)     \
-  X(dnnl_primitive_attr_set_scratchpad_mode) X(dnnl_post_ops_create) X(dnnl_post_ops_destroy)          \
-  X(dnnl_post_ops_append_eltwise) X(dnnl_post_ops_append_sum) X(dnnl_matmul_desc_init)                 \
-  X(dnnl_memory_desc_init_by_strides) X(dnnl_memory_desc_init_by_tag) X(dnnl_memory_desc_get_size)     \
-  X(dnnl_memory_desc_equal) X(dnnl_memory_create) X(dnnl_memory_destroy) X(dnnl_memory_set_data_handle) \
-  X(dnnl_reorder_primitive_desc_create)
+#define LAM_ONEDNN_FUNCTIONS(X)                                                                    \
+  X(dnnl_version)                                                                                  \
+  X(dnnl_get_effective_cpu_isa) X(dnnl_engine_create) X(dnnl_stream_create)                        \
+      X(dnnl_primitive_create) X(dnnl_primitive_destroy) X(dnnl_primitive_execute)                 \
+          X(dnnl_primitive_desc_create) X(dnnl_primitive_desc_destroy)                             \
+              X(dnnl_primitive_desc_query_md) X(dnnl_primitive_attr_create)                        \
+                  X(dnnl_primitive_attr_destroy) X(dnnl_primitive_attr_set_post_ops)               \
+                      X(dnnl_primitive_attr_set_scratchpad_mode) X(dnnl_post_ops_create)           \
+                          X(dnnl_post_ops_destroy) X(dnnl_post_ops_append_eltwise)                 \
+                              X(dnnl_post_ops_append_sum) X(dnnl_matmul_desc_init)                 \
+                                  X(dnnl_memory_desc_init_by_strides)                              \
+                                      X(dnnl_memory_desc_init_by_tag) X(dnnl_memory_desc_get_size) \
+                                          X(dnnl_memory_desc_equal) X(dnnl_memory_create)          \
+                                              X(dnnl_memory_destroy)                               \
+                                                  X(dnnl_memory_set_data_handle)                   \
+                                                      X(dnnl_reorder_primitive_desc_create)
 
 typedef struct lam_onednn {
   void *library;

@@ -1,9 +1,10 @@
 /* parallel.c: OpenMP through its run-time symbols, from the library that is loaded already.
  *
- * oneDNN brings an OpenMP library along; a second one in the same process would fight it for the cores, so the symbols are
- * looked up where oneDNN finds its own: in the program first, then beside oneDNN.
- * Invariant: a fork never leaves the child with a team whose threads stayed behind: the forking thread's team is dissolved
- * first, and both sides make a new one when they need it.
+ * oneDNN brings an OpenMP library along; a second one in the same process would fight it for the
+ * cores, so the symbols are looked up where oneDNN finds its own: in the program first, then beside
+ * oneDNN.
+ * Invariant: a fork never leaves the child with a team whose threads stayed behind: the forking
+ * thread's team is dissolved first, and both sides make a new one when they need it.
  * Leaves sanitizer builds without OpenMP, whose barriers they do not understand. */
 #include "kernels/cpu/parallel.h"
 
@@ -36,7 +37,9 @@ static void *openmp_library(void) {
 }
 
 /* A pointer to a function from dlsym, as POSIX spells it. */
-static void find(void *library, const char *name, void *function) { *(void **)function = dlsym(library, name); }
+static void find(void *library, const char *name, void *function) {
+  *(void **)function = dlsym(library, name);
+}
 
 static void open_openmp(void) {
   if (!lam_gemm_library()) return;
@@ -56,7 +59,8 @@ static bool have_openmp(void) {
   return openmp.GOMP_parallel != NULL;
 }
 
-/* One call's indices; threads take the next one until none is left, so that a slow core takes fewer. */
+/* One call's indices; threads take the next one until none is left, so that a slow core takes
+ * fewer. */
 typedef struct shared_work {
   void (*fn)(void *arg, int64_t i);
   void *arg;

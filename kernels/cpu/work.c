@@ -1,6 +1,7 @@
 /* work.c: cutting work into pieces for the workers, and each thread's own memory.
  *
- * Invariant: pieces depend on the shape alone, never on the number of workers; a thread's memory is freed when it ends.
+ * Invariant: pieces depend on the shape alone, never on the number of workers; a thread's memory is
+ * freed when it ends.
  * Leaves running the pieces to the context's parallel_for. */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -18,7 +19,10 @@ void lam_cpu_spread(const lam_workers *w, int64_t n, void (*fn)(void *arg, int64
 
 /* -- pieces of rows -- */
 
-enum { PIECE_MAX = 8192, TASK_ELEMENTS = 32768 }; /* starting a team costs 1-3 us, a task takes about 10 */
+enum {
+  PIECE_MAX = 8192,
+  TASK_ELEMENTS = 32768 /* about 10 us of work, as starting a team takes 1-3 us */
+};
 
 typedef struct pieces {
   lam_piece_fn fn;
@@ -30,11 +34,13 @@ static void run_pieces(void *arg, int64_t task) {
   const pieces *p = arg;
   const int64_t first = task / p->cuts_per_row * p->rows_per_task;
   const int64_t col = task % p->cuts_per_row * PIECE_MAX;
-  const int64_t last = lam_least(p->rows, first + p->rows_per_task), n = lam_least(PIECE_MAX, p->cols - col);
+  const int64_t last = lam_least(p->rows, first + p->rows_per_task),
+                n = lam_least(PIECE_MAX, p->cols - col);
   for (int64_t row = first; row < last; row++) p->fn(p->arg, row, col, n);
 }
 
-void lam_cpu_each_piece(const lam_workers *w, int64_t rows, int64_t cols, lam_piece_fn fn, void *arg) {
+void lam_cpu_each_piece(const lam_workers *w, int64_t rows, int64_t cols, lam_piece_fn fn,
+                        void *arg) {
   if (rows <= 0 || cols <= 0) return;
   const int64_t per_task = TASK_ELEMENTS / lam_least(cols, PIECE_MAX);
   pieces p = {fn, arg, rows, cols, per_task, lam_cuts(cols, PIECE_MAX)};
@@ -83,7 +89,8 @@ void *lam_cpu_scratch(lam_scratch_use use, uint64_t bytes) {
   block *b = &mine[use];
   if (b->bytes >= bytes && b->data) return b->data;
   if (grow(b, bytes)) return b->data;
-  lam_fail(LAM_RESOURCE_EXHAUSTED, "kernels: %llu bytes of scratch memory could not be had", (unsigned long long)bytes);
+  lam_fail(LAM_RESOURCE_EXHAUSTED, "kernels: %llu bytes of scratch memory could not be had",
+           (unsigned long long)bytes);
   return NULL;
 }
 

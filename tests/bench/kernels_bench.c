@@ -1,9 +1,10 @@
-/* kernels_bench.c: the CPU device's products against oneDNN called directly, and its vector work in GB/s.
+/* kernels_bench.c: the CPU device's products against oneDNN called directly, and its vector work in
+ * GB/s.
  *
  *   kernels_bench [threads] [rounds]      default: what OpenMP takes, 9
  *
- * Both sides take turns in every round, so that a noisy machine disturbs them alike; figures are medians. The peer runs on
- * weights that it packed itself, made and bound once: its own best case.
+ * Both sides take turns in every round, so that a noisy machine disturbs them alike; figures are
+ * medians. The peer runs on weights that it packed itself, made and bound once: its own best case.
  * Invariant: nothing here decides pass or fail. Leaves goals to the reader. */
 #include <dnnl.h>
 #include <stdio.h>
@@ -52,7 +53,8 @@ static void spread(void *context, int64_t n, void (*fn)(void *arg, int64_t i), v
   lam_cpu_parallel_for(n_threads, n, fn, arg);
 }
 
-/* In [-1, 1), from Knuth's 64-bit linear congruence: any numbers do, but zeros would make products cheaper. */
+/* In [-1, 1), from Knuth's 64-bit linear congruence: any numbers do, but zeros would make products
+ * cheaper. */
 static float random_float(void) {
   static uint64_t state = 1;
   state = state * 6364136223846793005u + 1442695040888963407u;
@@ -61,7 +63,8 @@ static float random_float(void) {
 
 static lam_matrix random_matrix(int64_t rows, int64_t cols, lam_dtype dtype) {
   const size_t bytes = (size_t)(rows * cols * lam_dtype_bytes(dtype));
-  lam_matrix m = {must(aligned_alloc(64, (bytes + 63) / 64 * 64)), rows, cols, cols, 1, dtype, false};
+  lam_matrix m = {
+      must(aligned_alloc(64, (bytes + 63) / 64 * 64)), rows, cols, cols, 1, dtype, false};
   for (int64_t i = 0; i < rows * cols; i++) {
     const float x = random_float();
     uint32_t bits;
@@ -98,7 +101,8 @@ static void pack_for_peer(peer *p, lam_matrix w, const dnnl_memory_desc_t *to) {
   dnnl_primitive_desc_t pd;
   dnnl_primitive_t reorder;
   dnnl_memory_t plain;
-  OK(dnnl_memory_desc_init_by_strides(&from, 2, (dnnl_dims_t){w.cols, w.rows}, type_of(w.dtype), (dnnl_dims_t){1, w.cols}));
+  OK(dnnl_memory_desc_init_by_strides(&from, 2, (dnnl_dims_t){w.cols, w.rows}, type_of(w.dtype),
+                                      (dnnl_dims_t){1, w.cols}));
   OK(dnnl_memory_create(&plain, &from, p->engine, w.data));
   p->b_data = must(aligned_alloc(64, (dnnl_memory_desc_get_size(to) + 63) / 64 * 64));
   OK(dnnl_memory_create(&p->b, to, p->engine, p->b_data));
@@ -118,9 +122,12 @@ static peer make_peer(lam_matrix a, lam_matrix w, lam_matrix d) {
   dnnl_primitive_desc_t pd;
   OK(dnnl_engine_create(&p.engine, dnnl_cpu, 0));
   OK(dnnl_stream_create(&p.stream, p.engine, dnnl_stream_default_flags));
-  OK(dnnl_memory_desc_init_by_tag(&am, 2, (dnnl_dims_t){a.rows, a.cols}, type_of(a.dtype), dnnl_ab));
-  OK(dnnl_memory_desc_init_by_tag(&bm, 2, (dnnl_dims_t){w.cols, w.rows}, type_of(w.dtype), dnnl_format_tag_any));
-  OK(dnnl_memory_desc_init_by_tag(&dm, 2, (dnnl_dims_t){d.rows, d.cols}, type_of(d.dtype), dnnl_ab));
+  OK(dnnl_memory_desc_init_by_tag(&am, 2, (dnnl_dims_t){a.rows, a.cols}, type_of(a.dtype),
+                                  dnnl_ab));
+  OK(dnnl_memory_desc_init_by_tag(&bm, 2, (dnnl_dims_t){w.cols, w.rows}, type_of(w.dtype),
+                                  dnnl_format_tag_any));
+  OK(dnnl_memory_desc_init_by_tag(&dm, 2, (dnnl_dims_t){d.rows, d.cols}, type_of(d.dtype),
+                                  dnnl_ab));
   OK(dnnl_matmul_desc_init(&matmul, &am, &bm, NULL, &dm));
   OK(dnnl_primitive_desc_create(&pd, &matmul, NULL, p.engine, NULL));
   OK(dnnl_primitive_create(&p.primitive, pd));
@@ -143,7 +150,8 @@ static void free_peer(peer *p) {
 
 static void run_peer(void *arg) {
   peer *p = arg;
-  const dnnl_exec_arg_t args[] = {{DNNL_ARG_SRC, p->a}, {DNNL_ARG_WEIGHTS, p->b}, {DNNL_ARG_DST, p->d}};
+  const dnnl_exec_arg_t args[] = {
+      {DNNL_ARG_SRC, p->a}, {DNNL_ARG_WEIGHTS, p->b}, {DNNL_ARG_DST, p->d}};
   OK(dnnl_primitive_execute(p->primitive, p->stream, 3, args));
 }
 
@@ -156,7 +164,9 @@ typedef struct product {
   lam_status (*run)(const lam_workers *w, const lam_gemm *g);
 } product;
 
-static lam_status run_device(const lam_workers *w, const lam_gemm *g) { return lam_device_gemm(&lam_device_cpu, w, g, NULL); }
+static lam_status run_device(const lam_workers *w, const lam_gemm *g) {
+  return lam_device_gemm(&lam_device_cpu, w, g, NULL);
+}
 
 static void run_product(void *arg) {
   const product *p = arg;
@@ -165,7 +175,8 @@ static void run_product(void *arg) {
 
 static lam_matrix packed(lam_matrix w) {
   int64_t cols = 0;
-  if (lam_device_packed_cols(&lam_device_cpu, w.dtype, w.rows, w.cols, 0, &cols) != LAM_OK) die("packed_cols");
+  if (lam_device_packed_cols(&lam_device_cpu, w.dtype, w.rows, w.cols, 0, &cols) != LAM_OK)
+    die("packed_cols");
   lam_matrix p = w;
   p.packed = true;
   p.data = must(aligned_alloc(64, (size_t)lam_round_up(w.rows * cols, 64)));
@@ -198,7 +209,8 @@ static void measure(contestant *c, int n) {
 }
 
 static void compare_products(int64_t m, int64_t n, int64_t k, lam_dtype dtype) {
-  const lam_matrix a = random_matrix(m, k, dtype), w = random_matrix(n, k, dtype), d = random_matrix(m, n, dtype);
+  const lam_matrix a = random_matrix(m, k, dtype), w = random_matrix(n, k, dtype),
+                   d = random_matrix(m, n, dtype);
   lam_matrix w_packed = packed(w), w_cols = random_matrix(k, n, dtype);
   peer p = make_peer(a, w, d);
   product with_packed = {{.a = a, .b = w_packed, .d = d}, run_device};
@@ -213,9 +225,9 @@ static void compare_products(int64_t m, int64_t n, int64_t k, lam_dtype dtype) {
   const int count = m > LAM_FEW_ROWS ? 5 : 4;
   measure(c, count);
   const double base = median(c[0].times, n_rounds);
-  printf("%4s %4lld x %5lld x %5lld  peer %8.3f ms (%4.0f GFLOP/s, %4.1f GB/s)", lam_dtype_name(dtype), (long long)m,
-         (long long)n, (long long)k, base * 1e3, 2e-9 * (double)(m * n * k) / base,
-         1e-9 * (double)(n * k * lam_dtype_bytes(dtype)) / base);
+  printf("%4s %4lld x %5lld x %5lld  peer %8.3f ms (%4.0f GFLOP/s, %4.1f GB/s)",
+         lam_dtype_name(dtype), (long long)m, (long long)n, (long long)k, base * 1e3,
+         2e-9 * (double)(m * n * k) / base, 1e-9 * (double)(n * k * lam_dtype_bytes(dtype)) / base);
   for (int i = 1; i < count; i++) {
     const double t = median(c[i].times, n_rounds);
     printf("  %s %.3f ms %.2fx", c[i].name, t * 1e3, t / base);
@@ -236,24 +248,29 @@ typedef struct vector_call {
 
 static void run_act(void *arg) {
   const vector_call *v = arg;
-  if (lam_device_act(&lam_device_cpu, &workers, v->act, v->gated, v->z, v->y, NULL) != LAM_OK) die("act");
+  if (lam_device_act(&lam_device_cpu, &workers, v->act, v->gated, v->z, v->y, NULL) != LAM_OK)
+    die("act");
 }
 
 static void run_act_bwd(void *arg) {
   const vector_call *v = arg;
-  if (lam_device_act_bwd(&lam_device_cpu, &workers, v->act, v->gated, v->dy, v->z, v->dz, NULL) != LAM_OK) die("act_bwd");
+  if (lam_device_act_bwd(&lam_device_cpu, &workers, v->act, v->gated, v->dy, v->z, v->dz, NULL) !=
+      LAM_OK)
+    die("act_bwd");
 }
 
 static void run_sum(void *arg) {
   const vector_call *v = arg;
   const lam_matrix none = {0};
-  if (lam_device_sum(&lam_device_cpu, &workers, v->parts, 2, none, none, v->y, NULL) != LAM_OK) die("sum");
+  if (lam_device_sum(&lam_device_cpu, &workers, v->parts, 2, none, none, v->y, NULL) != LAM_OK)
+    die("sum");
 }
 
 static void run_column_sum(void *arg) {
   const vector_call *v = arg;
   lam_matrix db = lam_matrix_rows(v->parts[0], 0, 1);
-  if (lam_device_column_sum(&lam_device_cpu, &workers, v->dy, db, false, NULL) != LAM_OK) die("column_sum");
+  if (lam_device_column_sum(&lam_device_cpu, &workers, v->dy, db, false, NULL) != LAM_OK)
+    die("column_sum");
 }
 
 static void run_memcpy(void *arg) {
@@ -264,12 +281,13 @@ static void run_memcpy(void *arg) {
 static void compare_vectors(int64_t rows, int64_t cols, lam_dtype dtype) {
   static const char *const names[] = {"none", "gelu", "gelu_tanh", "silu", "relu", "relu2"};
   const double element = lam_dtype_bytes(dtype), n = (double)(rows * cols);
-  vector_call v = {.gated = false,
-                   .z = random_matrix(rows, cols, dtype),
-                   .y = random_matrix(rows, cols, dtype),
-                   .dy = random_matrix(rows, cols, dtype),
-                   .dz = random_matrix(rows, cols, dtype),
-                   .parts = {random_matrix(rows, cols, LAM_F32), random_matrix(rows, cols, LAM_F32)}};
+  vector_call v = {
+      .gated = false,
+      .z = random_matrix(rows, cols, dtype),
+      .y = random_matrix(rows, cols, dtype),
+      .dy = random_matrix(rows, cols, dtype),
+      .dz = random_matrix(rows, cols, dtype),
+      .parts = {random_matrix(rows, cols, LAM_F32), random_matrix(rows, cols, LAM_F32)}};
   contestant c[] = {{.name = "copy", .run = run_memcpy, .arg = &v},
                     {.name = "act", .run = run_act, .arg = &v},
                     {.name = "act_bwd", .run = run_act_bwd, .arg = &v},
@@ -280,22 +298,28 @@ static void compare_vectors(int64_t rows, int64_t cols, lam_dtype dtype) {
     const int count = act == LAM_ACT_GELU ? 5 : 3;
     v.act = (lam_act)act;
     measure(c, count);
-    printf("%4s %lld x %lld %-9s", lam_dtype_name(dtype), (long long)rows, (long long)cols, names[act]);
-    for (int i = 0; i < count; i++) printf("  %s %.1f GB/s", c[i].name, 1e-9 * n * bytes[i] / median(c[i].times, n_rounds));
+    printf("%4s %lld x %lld %-9s", lam_dtype_name(dtype), (long long)rows, (long long)cols,
+           names[act]);
+    for (int i = 0; i < count; i++)
+      printf("  %s %.1f GB/s", c[i].name, 1e-9 * n * bytes[i] / median(c[i].times, n_rounds));
     puts("");
     fflush(stdout);
   }
-  free(v.z.data), free(v.y.data), free(v.dy.data), free(v.dz.data), free(v.parts[0].data), free(v.parts[1].data);
+  free(v.z.data), free(v.y.data), free(v.dy.data), free(v.dz.data), free(v.parts[0].data),
+      free(v.parts[1].data);
 }
 
 int main(int argc, char **argv) {
   n_threads = argc > 1 ? atoi(argv[1]) : lam_cpu_host_threads();
   n_rounds = argc > 2 ? atoi(argv[2]) : 9;
-  if (n_threads < 1 || n_rounds < 1 || n_rounds > ROUNDS_MAX) return fprintf(stderr, "kernels_bench [threads] [rounds]\n"), 1;
+  if (n_threads < 1 || n_rounds < 1 || n_rounds > ROUNDS_MAX)
+    return fprintf(stderr, "kernels_bench [threads] [rounds]\n"), 1;
   lam_cpu_set_team(n_threads);
   workers = (lam_workers){.n_threads = n_threads, .parallel_for = spread};
-  printf("%s, %d threads, medians of %d rounds; ratios to oneDNN called directly on weights it packed\n",
-         lam_device_cpu.describe(), n_threads, n_rounds);
+  printf(
+      "%s, %d threads, medians of %d rounds; ratios to oneDNN called directly on weights it "
+      "packed\n",
+      lam_device_cpu.describe(), n_threads, n_rounds);
   static const lam_dtype dtypes[] = {LAM_BF16, LAM_F32};
   static const int64_t rows[] = {512, 64, 8, 1};
   for (int t = 0; t < 2; t++)

@@ -1,8 +1,10 @@
-/* calls_test.c: what a call costs beside its work: no allocation of ours, no system call, once its shape is known.
+/* calls_test.c: what a call costs beside its work: no allocation of ours, no system call, once its
+ * shape is known.
  *
- * malloc and its kin are this program's own, and count; system calls are counted by a tracing parent, from one marker (a
- * call no one else makes) to the next. oneDNN's run of a product allocates a few small nodes of its own; those come
- * through the C++ library and are told apart by their caller. */
+ * malloc and its kin are this program's own, and count; system calls are counted by a tracing
+ * parent, from one marker (a call no one else makes) to the next. oneDNN's run of a product
+ * allocates a few small nodes of its own; those come through the C++ library and are told apart by
+ * their caller. */
 #include <dlfcn.h>
 #include <errno.h>
 #include <signal.h>
@@ -35,8 +37,12 @@ static void count(const void *caller) {
 
 #define EXPORT __attribute__((visibility("default")))
 EXPORT void *malloc(size_t n) { return count(__builtin_return_address(0)), __libc_malloc(n); }
-EXPORT void *calloc(size_t n, size_t each) { return count(__builtin_return_address(0)), __libc_calloc(n, each); }
-EXPORT void *realloc(void *p, size_t n) { return count(__builtin_return_address(0)), __libc_realloc(p, n); }
+EXPORT void *calloc(size_t n, size_t each) {
+  return count(__builtin_return_address(0)), __libc_calloc(n, each);
+}
+EXPORT void *realloc(void *p, size_t n) {
+  return count(__builtin_return_address(0)), __libc_realloc(p, n);
+}
 EXPORT int posix_memalign(void **out, size_t alignment, size_t n) {
   count(__builtin_return_address(0));
   *out = __libc_memalign(alignment, n);
@@ -51,11 +57,15 @@ typedef struct calls {
 
 static calls make_calls(lam_dtype dtype) {
   rng r = {seed()};
-  calls c = {.a = box_random(&r, 160, 200, dtype, BY_ROWS),   .few = box_random(&r, 3, 200, dtype, BY_ROWS),
-             .w = box_random(&r, 300, 200, dtype, BY_ROWS),   .bias = box_random(&r, 1, 300, dtype, BY_ROWS),
-             .d = box_new(160, 300, dtype, BY_ROWS),          .d_few = box_new(3, 300, dtype, BY_ROWS),
-             .aux = box_new(160, 300, dtype, BY_ROWS),        .parts = {box_random(&r, 160, 300, LAM_F32, BY_ROWS),
-                                                                        box_random(&r, 160, 300, LAM_F32, BY_ROWS)}};
+  calls c = {.a = box_random(&r, 160, 200, dtype, BY_ROWS),
+             .few = box_random(&r, 3, 200, dtype, BY_ROWS),
+             .w = box_random(&r, 300, 200, dtype, BY_ROWS),
+             .bias = box_random(&r, 1, 300, dtype, BY_ROWS),
+             .d = box_new(160, 300, dtype, BY_ROWS),
+             .d_few = box_new(3, 300, dtype, BY_ROWS),
+             .aux = box_new(160, 300, dtype, BY_ROWS),
+             .parts = {box_random(&r, 160, 300, LAM_F32, BY_ROWS),
+                       box_random(&r, 160, 300, LAM_F32, BY_ROWS)}};
   int64_t cols = 0;
   CHECK_OK(lam_device_packed_cols(&lam_device_cpu, dtype, 300, 200, 0, &cols));
   c.packed = box_new(300, (cols + 3) / 4, LAM_F32, BY_ROWS);
@@ -65,7 +75,8 @@ static calls make_calls(lam_dtype dtype) {
 }
 
 static void free_calls(calls *c) {
-  box_free(&c->a), box_free(&c->few), box_free(&c->w), box_free(&c->bias), box_free(&c->d), box_free(&c->d_few);
+  box_free(&c->a), box_free(&c->few), box_free(&c->w), box_free(&c->bias), box_free(&c->d),
+      box_free(&c->d_few);
   box_free(&c->aux), box_free(&c->parts[0]), box_free(&c->parts[1]), box_free(&c->packed);
 }
 
@@ -75,13 +86,19 @@ static lam_status call_all(const calls *c, const lam_workers *w) {
   const lam_matrix views[] = {c->parts[0].m, c->parts[1].m}, none = {0};
   const lam_gemm products[] = {
       {.a = c->a.m, .b = c->w.m, .bias = c->bias.m, .d = c->d.m, .act = LAM_ACT_GELU},
-      {.a = c->a.m, .b = c->w.m, .bias = c->bias.m, .d = c->d.m, .aux = c->aux.m, .act = LAM_ACT_GELU},
+      {.a = c->a.m,
+       .b = c->w.m,
+       .bias = c->bias.m,
+       .d = c->d.m,
+       .aux = c->aux.m,
+       .act = LAM_ACT_GELU},
       {.a = c->few.m, .b = c->w.m, .bias = c->bias.m, .d = c->d_few.m, .act = LAM_ACT_SILU},
       {.a = c->a.m, .b = c->packed.m, .d = c->d.m},
       {.a = c->few.m, .b = c->packed.m, .d = c->d_few.m},
       {.a = c->a.m, .b = c->w.m, .d = c->d.m, .accumulate = true},
   };
-  for (size_t i = 0; i < sizeof products / sizeof *products; i++) LAM_TRY(lam_device_gemm(cpu, w, &products[i], NULL));
+  for (size_t i = 0; i < sizeof products / sizeof *products; i++)
+    LAM_TRY(lam_device_gemm(cpu, w, &products[i], NULL));
   LAM_TRY(lam_gemm_plain_run(w, &products[0]));
   LAM_TRY(lam_device_act(cpu, w, LAM_ACT_GELU, false, c->d.m, c->aux.m, NULL));
   LAM_TRY(lam_device_act_bwd(cpu, w, LAM_ACT_GELU, false, c->d.m, c->aux.m, c->aux.m, NULL));
@@ -125,12 +142,14 @@ static void traced(const calls *c) {
   _exit(status == LAM_OK ? 0 : 1);
 }
 
-/* System calls between the child's two marks; -1 where it may not be traced. `out_last` names one of them. */
+/* System calls between the child's two marks; -1 where it may not be traced. `out_last` names one
+ * of them. */
 static int count_system_calls(pid_t child, long *out_last) {
   int status, n = 0, marks = 0, entering = 1;
   if (waitpid(child, &status, 0) != child || !WIFSTOPPED(status)) return -1;
   ptrace(PTRACE_SETOPTIONS, child, NULL, (void *)(uintptr_t)PTRACE_O_TRACESYSGOOD);
-  while (ptrace(PTRACE_SYSCALL, child, NULL, NULL) == 0 && waitpid(child, &status, 0) == child && WIFSTOPPED(status)) {
+  while (ptrace(PTRACE_SYSCALL, child, NULL, NULL) == 0 && waitpid(child, &status, 0) == child &&
+         WIFSTOPPED(status)) {
     struct user_regs_struct regs;
     if (WSTOPSIG(status) != (SIGTRAP | 0x80) || !(entering = !entering)) continue;
     if (ptrace(PTRACE_GETREGS, child, NULL, &regs) != 0) break;

@@ -19,9 +19,11 @@ TEST(device, is_found_by_its_dlpack_type) {
 TEST(device, missing_slots_are_named) {
   const lam_device empty = {.name = "stone"};
   const lam_matrix none = {0};
-  CHECK_STATUS(lam_device_gemm(&empty, workers(ALONE), &(lam_gemm){.act = LAM_ACT_NONE}, NULL), LAM_UNIMPLEMENTED);
+  CHECK_STATUS(lam_device_gemm(&empty, workers(ALONE), &(lam_gemm){.act = LAM_ACT_NONE}, NULL),
+               LAM_UNIMPLEMENTED);
   CHECK_STR(lam_last_error(), "stone has no gemm");
-  CHECK_STATUS(lam_device_act(&empty, workers(ALONE), LAM_ACT_GELU, false, none, none, NULL), LAM_UNIMPLEMENTED);
+  CHECK_STATUS(lam_device_act(&empty, workers(ALONE), LAM_ACT_GELU, false, none, none, NULL),
+               LAM_UNIMPLEMENTED);
   CHECK_STR(lam_last_error(), "stone has no act");
 }
 
@@ -35,13 +37,15 @@ static lam_status fail_sums(const lam_device *d, const char *slot) {
 
 TEST(device, every_call_passes_the_hook_which_may_fail_it) {
   float data[4] = {1, 2, 3, 4}, out[4] = {0};
-  const lam_matrix x = {data, 2, 2, 2, 1, LAM_F32, false}, y = {out, 2, 2, 2, 1, LAM_F32, false}, none = {0};
+  const lam_matrix x = {data, 2, 2, 2, 1, LAM_F32, false}, y = {out, 2, 2, 2, 1, LAM_F32, false},
+                   none = {0};
   lam_device_on_call = fail_sums;
   n_calls = 0;
   CHECK_OK(lam_device_copy(&lam_device_cpu, workers(ALONE), x, y, NULL));
   CHECK_STR(last_slot, "copy");
   out[0] = 9;
-  CHECK_STATUS(lam_device_sum(&lam_device_cpu, workers(ALONE), &x, 1, none, none, y, NULL), LAM_INTERNAL);
+  CHECK_STATUS(lam_device_sum(&lam_device_cpu, workers(ALONE), &x, 1, none, none, y, NULL),
+               LAM_INTERNAL);
   CHECK_STR(lam_last_error(), "cpu: injected");
   CHECK(out[0] == 9);
   CHECK_EQ(n_calls, 2);
@@ -53,8 +57,9 @@ TEST(device, dtypes_have_names_and_sizes) {
     lam_dtype dtype;
     const char *name;
     int bytes;
-  } known[] = {{LAM_F32, "f32", 4}, {LAM_BF16, "bf16", 2}, {LAM_F16, "f16", 2}, {LAM_F8E4M3, "f8e4m3", 1}, {LAM_F8E5M2, "f8e5m2", 1},
-               {LAM_F64, "f64", 8}, {LAM_I32, "i32", 4},   {LAM_I64, "i64", 8}, {LAM_U8, "u8", 1}};
+  } known[] = {{LAM_F32, "f32", 4},       {LAM_BF16, "bf16", 2},     {LAM_F16, "f16", 2},
+               {LAM_F8E4M3, "f8e4m3", 1}, {LAM_F8E5M2, "f8e5m2", 1}, {LAM_F64, "f64", 8},
+               {LAM_I32, "i32", 4},       {LAM_I64, "i64", 8},       {LAM_U8, "u8", 1}};
   for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
     CHECK_STR(lam_dtype_name(known[i].dtype), known[i].name);
     CHECK_EQ(lam_dtype_bytes(known[i].dtype), known[i].bytes);
@@ -65,9 +70,11 @@ TEST(device, dtypes_have_names_and_sizes) {
 TEST(device, slices_keep_strides) {
   float data[12];
   const lam_matrix m = {data, 3, 4, 4, 1, LAM_F32, false};
-  const lam_matrix rows = lam_matrix_rows(m, 1, 2), cols = lam_matrix_cols(lam_matrix_transposed(m), 1, 2);
+  const lam_matrix rows = lam_matrix_rows(m, 1, 2),
+                   cols = lam_matrix_cols(lam_matrix_transposed(m), 1, 2);
   CHECK(rows.data == data + 4 && rows.rows == 2 && rows.cols == 4 && rows.row_stride == 4);
-  CHECK(cols.data == data + 4 && cols.rows == 4 && cols.cols == 2 && cols.row_stride == 1 && cols.col_stride == 4);
+  CHECK(cols.data == data + 4 && cols.rows == 4 && cols.cols == 2 && cols.row_stride == 1 &&
+        cols.col_stride == 4);
 }
 
 /* -- workers -- */
@@ -80,7 +87,8 @@ TEST(parallel, runs_every_index_once) {
     memset((void *)seen, 0, sizeof seen);
     lam_cpu_parallel_for(threads, n, mark_index, (void *)seen);
     for (int i = 0; i < 1000; i++)
-      if (seen[i] != (i < n)) check_fail(CHECK_AT, "index %d ran %d times, not %d", i, (int)seen[i], i < n);
+      if (seen[i] != (i < n))
+        check_fail(CHECK_AT, "index %d ran %d times, not %d", i, (int)seen[i], i < n);
   }
 }
 
@@ -89,7 +97,8 @@ TEST(parallel, leaves_the_hosts_team_as_it_was) {
   CHECK(before >= 1);
   rng r = {seed()};
   box a = box_random(&r, 64, 64, LAM_F32, BY_ROWS), d = box_new(64, 64, LAM_F32, BY_ROWS);
-  CHECK_OK(lam_device_gemm(&lam_device_cpu, workers(ALONE), &(lam_gemm){.a = a.m, .b = a.m, .d = d.m}, NULL));
+  CHECK_OK(lam_device_gemm(&lam_device_cpu, workers(ALONE),
+                           &(lam_gemm){.a = a.m, .b = a.m, .d = d.m}, NULL));
   CHECK_EQ(lam_cpu_host_threads(), before);
   box_free(&a), box_free(&d);
 }
@@ -97,10 +106,12 @@ TEST(parallel, leaves_the_hosts_team_as_it_was) {
 static void multiply_in_child(int rank, int size, void *arg) {
   lam_gemm *g = arg;
   (void)rank, (void)size;
-  for (int i = 0; i < 3; i++) CHECK_OK(lam_device_gemm(&lam_device_cpu, workers(TWO_OPENMP), g, NULL));
+  for (int i = 0; i < 3; i++)
+    CHECK_OK(lam_device_gemm(&lam_device_cpu, workers(TWO_OPENMP), g, NULL));
 }
 
-/* OpenMP's threads stay behind when a process forks; a child that waited for them would wait for ever. */
+/* OpenMP's threads stay behind when a process forks; a child that waited for them would wait for
+ * ever. */
 TEST(parallel, a_forked_child_makes_a_team_of_its_own) {
   rng r = {seed()};
   box a = box_random(&r, 256, 256, LAM_F32, BY_ROWS), d = box_new(256, 256, LAM_F32, BY_ROWS);

@@ -1,4 +1,5 @@
-/* gemm_test.c: products on every path against double precision: any strides, sizes, dtypes, with all that may follow.
+/* gemm_test.c: products on every path against double precision: any strides, sizes, dtypes, with
+ * all that may follow.
  *
  * Leaves packed weights to pack_test.c. */
 #include <math.h>
@@ -15,7 +16,9 @@ static const char *const path_names[] = {"device", "plain", "few rows", "library
 static bool path_takes(path p, const lam_gemm *g) {
   switch (p) {
     case FEW_ROWS: return lam_gemv_takes(g) && g->d.rows > 0;
-    case LIBRARY: return lam_gemm_library_here() && lam_gemm_library_here()->takes(g) && g->d.rows > 0 && g->d.cols > 0;
+    case LIBRARY:
+      return lam_gemm_library_here() && lam_gemm_library_here()->takes(g) && g->d.rows > 0 &&
+             g->d.cols > 0;
     default: return true;
   }
 }
@@ -68,7 +71,8 @@ static void free_problem(problem *p) {
 }
 
 static void restore(problem *p) {
-  for (int64_t i = 0; i < p->d.m.rows * p->d.m.cols; i++) set(p->d.m, i / p->d.m.cols, i % p->d.m.cols, p->before[i]);
+  for (int64_t i = 0; i < p->d.m.rows * p->d.m.cols; i++)
+    set(p->d.m, i / p->d.m.cols, i % p->d.m.cols, p->before[i]);
 }
 
 /* Where aux is written the activation sees it rounded, so d errs by two roundings. */
@@ -86,10 +90,12 @@ static void check_problem(const problem *p) {
 }
 
 static void run_once(problem *p, path way, crew c, const kind *q) {
-  NOTE("%s, %s, crew %d: %s m=%lld n=%lld k=%lld -> %s, forms %d %d %d, act %d bias %d (%s) aux %d accumulate %d",
-       path_names[way], lam_lanes_pick()->name, c, lam_dtype_name(q->dtype), (long long)q->m, (long long)q->n,
-       (long long)q->k, lam_dtype_name(q->d_dtype), q->a, q->b, q->d, q->act, q->bias, lam_dtype_name(q->bias_dtype),
-       q->aux, q->accumulate);
+  NOTE(
+      "%s, %s, crew %d: %s m=%lld n=%lld k=%lld -> %s, forms %d %d %d, act %d bias %d (%s) aux %d "
+      "accumulate %d",
+      path_names[way], lam_lanes_pick()->name, c, lam_dtype_name(q->dtype), (long long)q->m,
+      (long long)q->n, (long long)q->k, lam_dtype_name(q->d_dtype), q->a, q->b, q->d, q->act,
+      q->bias, lam_dtype_name(q->bias_dtype), q->aux, q->accumulate);
   restore(p);
   if (CHECK_OK(run_path(way, workers(c), &p->g))) check_problem(p);
 }
@@ -108,18 +114,26 @@ static void run_everywhere(rng *r, kind q) {
 
 static const struct {
   lam_dtype in, out, bias;
-} dtypes[] = {{LAM_F32, LAM_F32, LAM_F32}, {LAM_BF16, LAM_BF16, LAM_BF16}, {LAM_BF16, LAM_F32, LAM_F32},
+} dtypes[] = {{LAM_F32, LAM_F32, LAM_F32},
+              {LAM_BF16, LAM_BF16, LAM_BF16},
+              {LAM_BF16, LAM_F32, LAM_F32},
               {LAM_BF16, LAM_BF16, LAM_F32}};
 enum { N_DTYPES = sizeof dtypes / sizeof *dtypes };
 
 TEST(gemm, sizes_that_fit_no_block) {
-  static const int64_t sizes[][3] = {{1, 1, 1},    {1, 3, 17},   {3, 17, 33},   {8, 65, 129},  {9, 33, 65},
-                                     {17, 1, 129}, {33, 129, 3}, {65, 65, 257}, {129, 33, 65}, {250, 530, 40}};
+  static const int64_t sizes[][3] = {{1, 1, 1},     {1, 3, 17},    {3, 17, 33},  {8, 65, 129},
+                                     {9, 33, 65},   {17, 1, 129},  {33, 129, 3}, {65, 65, 257},
+                                     {129, 33, 65}, {250, 530, 40}};
   rng r = {seed()};
   for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
     for (int t = 0; t < N_DTYPES; t++)
-      run_everywhere(&r, (kind){.m = sizes[s][0], .n = sizes[s][1], .k = sizes[s][2], .dtype = dtypes[t].in,
-                                .d_dtype = dtypes[t].out, .bias_dtype = dtypes[t].bias, .bias = s % 2 == 0});
+      run_everywhere(&r, (kind){.m = sizes[s][0],
+                                .n = sizes[s][1],
+                                .k = sizes[s][2],
+                                .dtype = dtypes[t].in,
+                                .d_dtype = dtypes[t].out,
+                                .bias_dtype = dtypes[t].bias,
+                                .bias = s % 2 == 0});
 }
 
 TEST(gemm, every_stride_of_every_operand) {
@@ -127,8 +141,14 @@ TEST(gemm, every_stride_of_every_operand) {
   FOR_EACH(m, 5, 34)
   for (int forms = 0; forms < N_FORMS * N_FORMS * N_FORMS; forms++)
     for (int t = 0; t < 2; t++)
-      run_everywhere(&r, (kind){.m = m, .n = 37, .k = 67, .dtype = dtypes[t].in, .d_dtype = dtypes[t].out,
-                                .a = forms % N_FORMS, .b = forms / N_FORMS % N_FORMS, .d = forms / N_FORMS / N_FORMS});
+      run_everywhere(&r, (kind){.m = m,
+                                .n = 37,
+                                .k = 67,
+                                .dtype = dtypes[t].in,
+                                .d_dtype = dtypes[t].out,
+                                .a = forms % N_FORMS,
+                                .b = forms / N_FORMS % N_FORMS,
+                                .d = forms / N_FORMS / N_FORMS});
 }
 
 TEST(gemm, every_activation_with_and_without_aux) {
@@ -137,8 +157,15 @@ TEST(gemm, every_activation_with_and_without_aux) {
   for (int act = 0; act < LAM_N_ACTS; act++)
     for (int t = 0; t < N_DTYPES; t++)
       for (int aux = 0; aux < 2; aux++)
-        run_everywhere(&r, (kind){.m = m, .n = 40, .k = 50, .dtype = dtypes[t].in, .d_dtype = dtypes[t].out,
-                                  .bias_dtype = dtypes[t].bias, .bias = true, .act = (lam_act)act, .aux = aux,
+        run_everywhere(&r, (kind){.m = m,
+                                  .n = 40,
+                                  .k = 50,
+                                  .dtype = dtypes[t].in,
+                                  .d_dtype = dtypes[t].out,
+                                  .bias_dtype = dtypes[t].bias,
+                                  .bias = true,
+                                  .act = (lam_act)act,
+                                  .aux = aux,
                                   .d = aux ? ROWS_WITH_GAPS : BY_ROWS});
 }
 
@@ -147,19 +174,35 @@ TEST(gemm, accumulates_into_what_was_there) {
   FOR_EACH(m, 4, 70)
   for (int t = 0; t < N_DTYPES; t++)
     for (int d = 0; d < N_FORMS; d++)
-      run_everywhere(&r, (kind){.m = m, .n = 66, .k = 130, .dtype = dtypes[t].in, .d_dtype = dtypes[t].out, .a = BY_COLS,
-                                .b = BY_COLS, .d = (form)d, .accumulate = true});
+      run_everywhere(&r, (kind){.m = m,
+                                .n = 66,
+                                .k = 130,
+                                .dtype = dtypes[t].in,
+                                .d_dtype = dtypes[t].out,
+                                .a = BY_COLS,
+                                .b = BY_COLS,
+                                .d = (form)d,
+                                .accumulate = true});
 }
 
 TEST(gemm, no_k_gives_the_bias_and_no_rows_or_columns_give_nothing) {
   rng r = {seed()};
   for (int t = 0; t < N_DTYPES; t++) {
     FOR_EACH(accumulate, 0, 1)
-    run_everywhere(&r, (kind){.m = 19, .n = 21, .k = 0, .dtype = dtypes[t].in, .d_dtype = dtypes[t].out,
-                              .bias_dtype = dtypes[t].bias, .bias = true, .accumulate = accumulate});
-    run_everywhere(&r, (kind){.m = 3, .n = 21, .k = 0, .dtype = dtypes[t].in, .d_dtype = dtypes[t].out});
-    run_everywhere(&r, (kind){.m = 0, .n = 7, .k = 5, .dtype = dtypes[t].in, .d_dtype = dtypes[t].out});
-    run_everywhere(&r, (kind){.m = 7, .n = 0, .k = 5, .dtype = dtypes[t].in, .d_dtype = dtypes[t].out});
+    run_everywhere(&r, (kind){.m = 19,
+                              .n = 21,
+                              .k = 0,
+                              .dtype = dtypes[t].in,
+                              .d_dtype = dtypes[t].out,
+                              .bias_dtype = dtypes[t].bias,
+                              .bias = true,
+                              .accumulate = accumulate});
+    run_everywhere(
+        &r, (kind){.m = 3, .n = 21, .k = 0, .dtype = dtypes[t].in, .d_dtype = dtypes[t].out});
+    run_everywhere(&r,
+                   (kind){.m = 0, .n = 7, .k = 5, .dtype = dtypes[t].in, .d_dtype = dtypes[t].out});
+    run_everywhere(&r,
+                   (kind){.m = 7, .n = 0, .k = 5, .dtype = dtypes[t].in, .d_dtype = dtypes[t].out});
   }
 }
 
@@ -167,15 +210,24 @@ TEST(gemm, whatever_else_chance_thinks_of) {
   rng r = {seed()};
   for (int i = 0; i < 150; i++) {
     const int t = (int)rng_int(&r, 0, N_DTYPES - 1), what = (int)rng_int(&r, 0, 2);
-    run_everywhere(&r, (kind){.m = rng_int(&r, 1, 80), .n = rng_int(&r, 1, 150), .k = rng_int(&r, 1, 300),
-                              .dtype = dtypes[t].in, .d_dtype = dtypes[t].out, .bias_dtype = dtypes[t].bias,
-                              .a = rng_int(&r, 0, 3), .b = rng_int(&r, 0, 3), .d = rng_int(&r, 0, 3),
-                              .bias = rng_int(&r, 0, 1), .act = what == 1 ? rng_int(&r, 1, 5) : LAM_ACT_NONE,
-                              .aux = what == 1 && rng_int(&r, 0, 1), .accumulate = what == 2});
+    run_everywhere(&r, (kind){.m = rng_int(&r, 1, 80),
+                              .n = rng_int(&r, 1, 150),
+                              .k = rng_int(&r, 1, 300),
+                              .dtype = dtypes[t].in,
+                              .d_dtype = dtypes[t].out,
+                              .bias_dtype = dtypes[t].bias,
+                              .a = rng_int(&r, 0, 3),
+                              .b = rng_int(&r, 0, 3),
+                              .d = rng_int(&r, 0, 3),
+                              .bias = rng_int(&r, 0, 1),
+                              .act = what == 1 ? rng_int(&r, 1, 5) : LAM_ACT_NONE,
+                              .aux = what == 1 && rng_int(&r, 0, 1),
+                              .accumulate = what == 2});
   }
 }
 
-/* The same rows, whole or in parts, by one worker or two: the same bits on the paths that are our own. */
+/* The same rows, whole or in parts, by one worker or two: the same bits on the paths that are our
+ * own. */
 TEST(gemm, own_paths_give_the_same_bits_however_rows_and_work_are_split) {
   rng r = {seed()};
   for (int t = 0; t < N_DTYPES; t++)
@@ -183,8 +235,15 @@ TEST(gemm, own_paths_give_the_same_bits_however_rows_and_work_are_split) {
       for (int f = 0; f < N_FORMS; f++) {
         const int64_t m = way == PLAIN ? 300 : 8, cut = way == PLAIN ? 77 : 3;
         NOTE("%s, dtypes %d, form %d", path_names[way], t, f);
-        problem p = make_problem(&r, (kind){.m = m, .n = 600, .k = 777, .dtype = dtypes[t].in, .d_dtype = dtypes[t].out,
-                                            .bias_dtype = dtypes[t].bias, .b = (form)f, .bias = true, .act = LAM_ACT_GELU});
+        problem p = make_problem(&r, (kind){.m = m,
+                                            .n = 600,
+                                            .k = 777,
+                                            .dtype = dtypes[t].in,
+                                            .d_dtype = dtypes[t].out,
+                                            .bias_dtype = dtypes[t].bias,
+                                            .b = (form)f,
+                                            .bias = true,
+                                            .act = LAM_ACT_GELU});
         box d = box_copy(&p.d);
         CHECK_OK(run_path((path)way, workers(ALONE), &p.g));
         for (int64_t row = 0; row < m; row += cut) {
@@ -204,7 +263,8 @@ TEST(gemm, what_is_not_a_number_stays_so_where_it_belongs) {
   FOR_EACH(m, 3, 20)
   for (int way = 0; way < N_PATHS; way++)
     for (int t = 0; t < N_DTYPES; t++) {
-      problem p = make_problem(&r, (kind){.m = m, .n = 30, .k = 40, .dtype = dtypes[t].in, .d_dtype = dtypes[t].out});
+      problem p = make_problem(
+          &r, (kind){.m = m, .n = 30, .k = 40, .dtype = dtypes[t].in, .d_dtype = dtypes[t].out});
       NOTE("%s, m=%d, dtypes %d", path_names[way], m, t);
       set(p.a.m, 1, 7, (double)NAN);
       set(p.a.m, 2, 5, (double)INFINITY);
@@ -212,7 +272,8 @@ TEST(gemm, what_is_not_a_number_stays_so_where_it_belongs) {
         for (int64_t j = 0; j < 30; j++) {
           CHECK(get(p.d.m, 0, j) == get(p.d.m, 0, j));
           CHECK(get(p.d.m, 1, j) != get(p.d.m, 1, j));
-          CHECK(get(p.d.m, 2, j) == (get(p.b.m, j, 5) > 0 ? (double)INFINITY : -(double)INFINITY) || get(p.b.m, j, 5) == 0);
+          CHECK(get(p.d.m, 2, j) == (get(p.b.m, j, 5) > 0 ? (double)INFINITY : -(double)INFINITY) ||
+                get(p.b.m, j, 5) == 0);
         }
       free_problem(&p);
     }
@@ -233,7 +294,8 @@ static void multiply_often(int rank, int size, void *arg) {
 
 TEST(gemm, many_threads_may_call_at_once) {
   rng r = {seed()};
-  problem p = make_problem(&r, (kind){.m = 40, .n = 90, .k = 70, .dtype = LAM_BF16, .d_dtype = LAM_F32});
+  problem p =
+      make_problem(&r, (kind){.m = 40, .n = 90, .k = 70, .dtype = LAM_BF16, .d_dtype = LAM_F32});
   shared_problem s = {.p = &p};
   for (int i = 0; i < 4; i++) s.d[i] = box_new(40, 90, LAM_F32, BY_ROWS);
   run_threads(4, multiply_often, &s);
@@ -246,8 +308,10 @@ TEST(gemm, many_threads_may_call_at_once) {
 
 TEST(gemm, other_dtypes_are_refused_by_name) {
   float zero[4] = {0};
-  const lam_matrix f16 = {zero, 2, 2, 2, 1, LAM_F16, false}, f32 = {zero, 2, 2, 2, 1, LAM_F32, false};
-  CHECK_STATUS(lam_device_gemm(&lam_device_cpu, workers(ALONE), &(lam_gemm){.a = f16, .b = f16, .d = f32}, NULL),
+  const lam_matrix f16 = {zero, 2, 2, 2, 1, LAM_F16, false},
+                   f32 = {zero, 2, 2, 2, 1, LAM_F32, false};
+  CHECK_STATUS(lam_device_gemm(&lam_device_cpu, workers(ALONE),
+                               &(lam_gemm){.a = f16, .b = f16, .d = f32}, NULL),
                LAM_UNIMPLEMENTED);
   CHECK_CONTAINS(lam_last_error(), "f16 times f16 gives f32");
 }

@@ -1,4 +1,5 @@
-/* math_test.c: the scalar functions over the whole of f32, in steps, against libm in double precision. */
+/* math_test.c: the scalar functions over the whole of f32, in steps, against libm in double
+ * precision. */
 #include "kernels/math.h"
 
 #include <math.h>
@@ -16,7 +17,8 @@ static float silu(float x) { return lam_silu(x); }
 static float silu_grad(float x) { return lam_silu_grad(x); }
 
 /* The largest error over a step through all finite floats, in units of `unit(x, want)`. */
-static double worst_of(function f, double (*want)(double), double (*unit)(double x, double want), float *at) {
+static double worst_of(function f, double (*want)(double), double (*unit)(double x, double want),
+                       float *at) {
   double worst = 0;
   for (uint64_t bits = 0; bits < 0xff800000u; bits += 977) {
     const float x = lam_f32_of_bits((uint32_t)bits);
@@ -41,7 +43,9 @@ static double gelu_want(double x) { return act_of(LAM_ACT_GELU, x); }
 static double gelu_tanh_want(double x) { return x < -1e3 ? 0 : act_of(LAM_ACT_GELU_TANH, x); }
 static double silu_want(double x) { return act_of(LAM_ACT_SILU, x); }
 static double gelu_grad_want(double x) { return act_grad_of(LAM_ACT_GELU, x); }
-static double gelu_tanh_grad_want(double x) { return fabs(x) > 1e3 ? x > 0 : act_grad_of(LAM_ACT_GELU_TANH, x); }
+static double gelu_tanh_grad_want(double x) {
+  return fabs(x) > 1e3 ? x > 0 : act_grad_of(LAM_ACT_GELU_TANH, x);
+}
 static double silu_grad_want(double x) { return act_grad_of(LAM_ACT_SILU, x); }
 
 TEST(math, errors_stay_in_their_bounds_over_all_floats) {
@@ -78,9 +82,11 @@ TEST(math, small_probabilities_keep_their_digits) {
 }
 
 TEST(math, ends_of_the_range) {
-  CHECK(lam_exp(-INFINITY) == 0 && lam_exp(INFINITY) == INFINITY && lam_exp(-200) == 0 && lam_exp(200) == INFINITY);
+  CHECK(lam_exp(-INFINITY) == 0 && lam_exp(INFINITY) == INFINITY && lam_exp(-200) == 0 &&
+        lam_exp(200) == INFINITY);
   CHECK(lam_exp(0) == 1 && isnan(lam_exp(NAN)));
   CHECK(lam_gelu_grad(INFINITY) == 1 && lam_gelu_grad(-INFINITY) == 0 && isnan(lam_gelu_grad(NAN)));
-  CHECK(lam_gelu_tanh_grad(INFINITY) == 1 && lam_gelu_tanh_grad(-INFINITY) == 0 && isnan(lam_gelu_tanh_grad(NAN)));
+  CHECK(lam_gelu_tanh_grad(INFINITY) == 1 && lam_gelu_tanh_grad(-INFINITY) == 0 &&
+        isnan(lam_gelu_tanh_grad(NAN)));
   CHECK(lam_silu_grad(INFINITY) == 1 && lam_silu_grad(-INFINITY) == 0 && isnan(lam_silu_grad(NAN)));
 }

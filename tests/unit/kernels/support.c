@@ -15,11 +15,14 @@ enum { GAP = 5, OFFSET = 3, PATTERN = 0xa5 };
 
 static lam_matrix shaped(int64_t rows, int64_t cols, lam_dtype dtype, form f) {
   const int64_t gap = f == ROWS_WITH_GAPS || f == COLS_WITH_GAPS ? GAP : 0;
-  if (f == BY_ROWS || f == ROWS_WITH_GAPS) return (lam_matrix){NULL, rows, cols, cols + gap, 1, dtype, false};
+  if (f == BY_ROWS || f == ROWS_WITH_GAPS)
+    return (lam_matrix){NULL, rows, cols, cols + gap, 1, dtype, false};
   return (lam_matrix){NULL, rows, cols, 1, rows + gap, dtype, false};
 }
 
-static int64_t lines_of(const lam_matrix *m) { return m->col_stride == 1 ? m->rows * m->row_stride : m->cols * m->col_stride; }
+static int64_t lines_of(const lam_matrix *m) {
+  return m->col_stride == 1 ? m->rows * m->row_stride : m->cols * m->col_stride;
+}
 
 box box_new(int64_t rows, int64_t cols, lam_dtype dtype, form f) {
   box b = {.m = shaped(rows, cols, dtype, f)};
@@ -62,10 +65,12 @@ void check_around(const box *b, const char *what) {
   const size_t bytes = (size_t)lam_dtype_bytes(m.dtype);
   for (int64_t i = 0; i < m.rows; i++)
     for (int64_t j = 0; j < m.cols; j++)
-      memset((char *)m.data + (size_t)(i * m.row_stride + j * m.col_stride) * bytes, PATTERN, bytes);
+      memset((char *)m.data + (size_t)(i * m.row_stride + j * m.col_stride) * bytes, PATTERN,
+             bytes);
   for (uint64_t i = 0; i < b->bytes; i++)
     if (copy[i] != PATTERN) {
-      check_fail(CHECK_AT, "%s: byte %llu beside its elements was written", what, (unsigned long long)i);
+      check_fail(CHECK_AT, "%s: byte %llu beside its elements was written", what,
+                 (unsigned long long)i);
       break;
     }
   free(copy);
@@ -77,7 +82,8 @@ static void *at(lam_matrix m, int64_t row, int64_t col) {
 
 double get(lam_matrix m, int64_t row, int64_t col) {
   const void *p = at(m, row, col);
-  return m.dtype == LAM_F32 ? (double)*(const float *)p : (double)lam_f32_of_bf16(*(const uint16_t *)p);
+  return m.dtype == LAM_F32 ? (double)*(const float *)p
+                            : (double)lam_f32_of_bf16(*(const uint16_t *)p);
 }
 
 void set(lam_matrix m, int64_t row, int64_t col, double v) {
@@ -101,7 +107,8 @@ void check_same(lam_matrix a, lam_matrix b) {
   for (int64_t i = 0; i < a.rows; i++)
     for (int64_t j = 0; j < a.cols; j++)
       if (memcmp(at(a, i, j), at(b, i, j), (size_t)lam_dtype_bytes(a.dtype)) != 0) {
-        check_fail(CHECK_AT, "element [%lld, %lld] differs: %.9g, %.9g", (long long)i, (long long)j, get(a, i, j), get(b, i, j));
+        check_fail(CHECK_AT, "element [%lld, %lld] differs: %.9g, %.9g", (long long)i, (long long)j,
+                   get(a, i, j), get(b, i, j));
         return;
       }
 }
@@ -155,7 +162,9 @@ const lam_lanes *lanes_here(int i) {
 
 static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
 static double normal(double x) { return 0.5 * erfc(-x * M_SQRT1_2); }
-static double gelu_tanh_sigmoid(double x) { return sigmoid(2 * sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)); }
+static double gelu_tanh_sigmoid(double x) {
+  return sigmoid(2 * sqrt(2 / M_PI) * (x + 0.044715 * x * x * x));
+}
 
 double act_of(lam_act act, double x) {
   switch (act) {
@@ -172,7 +181,8 @@ double act_grad_of(lam_act act, double x) {
   const double s = sigmoid(x), t = gelu_tanh_sigmoid(x);
   switch (act) {
     case LAM_ACT_GELU: return normal(x) + x * exp(-x * x / 2) / sqrt(2 * M_PI);
-    case LAM_ACT_GELU_TANH: return t + x * t * (1 - t) * 2 * sqrt(2 / M_PI) * (1 + 3 * 0.044715 * x * x);
+    case LAM_ACT_GELU_TANH:
+      return t + x * t * (1 - t) * 2 * sqrt(2 / M_PI) * (1 + 3 * 0.044715 * x * x);
     case LAM_ACT_SILU: return s + x * s * (1 - s);
     case LAM_ACT_RELU: return isnan(x) ? x : x > 0;
     case LAM_ACT_RELU2: return isnan(x) ? x : x > 0 ? 2 * x : 0;
@@ -201,12 +211,14 @@ void product_of(const lam_gemm *g, const double *before, double *want, double *z
     }
 }
 
-/* Partial sums of K random products grow as sqrt(K) / 3; each of K additions errs by half a unit of one: together, as chance
- * has it, K u / 6 and seldom four times that. An activation stretches an error by its slope, for relu2 up to 2 |z|. */
+/* Partial sums of K random products grow as sqrt(K) / 3; each of K additions errs by half a unit of
+ * one: together, as chance has it, K u / 6 and seldom four times that. An activation stretches an
+ * error by its slope, for relu2 up to 2 |z|. */
 double product_tolerance(const lam_gemm *g) {
   const double k = (double)g->a.cols, u = 0x1p-24;
   const double slope = g->act == LAM_ACT_RELU2 ? 2 * (sqrt(k) + 1) : 1.2;
-  return slope * 2 * u * (k + 8) + 2e-6 * (g->act != LAM_ACT_NONE); /* oneDNN's own activations are good to 1e-6 */
+  const double library = g->act == LAM_ACT_NONE ? 0 : 2e-6; /* what oneDNN's activations err */
+  return slope * 2 * u * (k + 8) + library;
 }
 
 double rounding_of(lam_dtype t) { return t == LAM_BF16 ? 0x1p-8 : 0x1p-24; }
