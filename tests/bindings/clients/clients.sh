@@ -1,0 +1,52 @@
+#!/bin/bash
+# clients.sh: compiles the clients as a host's own build would, with every compiler and DLPack that
+# is here, and runs them.
+#
+# Invariant: only public headers and the shared object are used; a warning is an error.
+# DLPack 0.6 is Debian's; 1.x is the header in dlpack1/, included by lamella.h, before it, after it.
+set -u
+filter=${1:-}
+here=tests/bindings/clients
+out=${TEST_TMPDIR:-$(mktemp -d)}
+n_passed=0 n_failed=0
+export LD_LIBRARY_PATH=abi
+ln -sf "$PWD/abi/liblamella.so.0" "$out/liblamella.so"
+
+warnings="-Wall -Wextra -pedantic -Werror"
+one="-isystem $here/dlpack1"
+dlpacks=("0.6:" "0.6_first:-DDLPACK_FIRST"
+  "1.x:$one" "1.x_first:$one -DDLPACK_FIRST" "1.x_last:$one -DDLPACK_LAST")
+
+# build_and_run NAME COMPILER SOURCE FLAGS [ARGUMENTS]
+build_and_run() {
+  local program=$out/$1 compiler=$2 source=$here/$3 flags=$4
+  shift 4
+  $compiler $warnings $flags -Iabi $source -o $program -L$out -llamella -ldl && $program "$@"
+}
+
+# The same as one test: no warning, and exit status 0.
+client() {
+  local name=clients.$1 compiler=$2 said
+  case $name in *"$filter"*) ;; *) return ;; esac
+  if ! command -v $compiler > /dev/null; then
+    echo "skip $name: $compiler is not installed"
+  elif said=$(build_and_run "$@" 2>&1); then
+    echo "ok $name"
+    n_passed=$((n_passed + 1))
+  else
+    echo "$said" | head -40
+    echo "FAIL $name"
+    n_failed=$((n_failed + 1))
+  fi
+}
+
+for dlpack in "${dlpacks[@]}"; do
+  version=${dlpack%%:*} flags=${dlpack#*:}
+  for c in gcc clang; do client c11_${c}_dlpack_$version $c client.c "-std=c11 $flags"; done
+  for c in g++ clang++; do client cpp17_${c}_dlpack_$version $c client.cc "-std=c++17 $flags"; done
+done
+for c in gcc clang; do
+  client dlopen_$c $c client_dlopen.c "-std=c11 -Wl,--as-needed" "$PWD/abi/liblamella.so.0"
+done
+echo "$n_passed passed, $n_failed failed"
+[ $n_failed -eq 0 ]
