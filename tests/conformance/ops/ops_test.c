@@ -16,19 +16,18 @@ TEST(table, every_row_has_a_reference) {
   }
 }
 
-static void run_random(ranks *all, uint32_t op, bool bf16) {
+static void run_random(ranks *all, uint32_t op, bool bf16, int n) {
   static problem problems[PROBLEMS];
   rng r = {seed() + op * 8 + (uint64_t)all->p * 2 + bf16};
-  for (int i = 0; i < PROBLEMS; i++) problem_make(&problems[i], &r, op, all->p, bf16, i);
-  problems_run(all, problems, PROBLEMS);
-  for (int i = 0; i < PROBLEMS; i++) problem_free(&problems[i]);
+  for (int i = 0; i < n; i++) problem_make(&problems[i], &r, op, all->p, bf16, i);
+  problems_run(all, problems, n);
+  for (int i = 0; i < n; i++) problem_free(&problems[i]);
 }
 
 static void run_row(uint32_t op) {
-  FOR_EACH(p, 1, 2, 3, 4) {
+  FOR_EACH(p, 1, 2, 3, 4) FOR_EACH(bf16, 0, 1) {
     ranks all = {.p = p, .open = open_shm};
-    run_random(&all, op, false);
-    run_random(&all, op, true);
+    run_random(&all, op, bf16, PROBLEMS);
   }
 }
 
@@ -63,3 +62,87 @@ ROW_TEST(ffn)
 ROW_TEST(ffn_dgrad)
 ROW_TEST(ffn_wgrad)
 ROW_TEST(ffn_bwd)
+
+TEST(callbacks, give_every_row_the_same_meaning) {
+  for (uint32_t op = 0; op < LAM_OP_END_; op++) {
+    const reference *ref = reference_find(op);
+    if (!ref || !ref->run) continue;
+    FOR_EACH(p, 2, 3) {
+      ranks all = {.p = p, .open = open_callbacks};
+      run_random(&all, op, p == 3, PROBLEMS / 4);
+    }
+  }
+}
+
+/* -- chunks: rows enough for more than one, chosen by size -- */
+
+enum { MANY_ROWS = 520 };
+
+static problem many_rows(uint32_t op, int p, bool bf16, int64_t chunks) {
+  problem pr = {.op = op, .p = p, .ndim = 2, .S = MANY_ROWS, .B = 1, .K = 24, .N = 20, .F = 12};
+  rng r = {seed()};
+  pr.bf16 = bf16;
+  pr.split = pr.unit = pr.bias = 1;
+  pr.chunks = chunks;
+  pr.act = row_has(op, "act") ? ACT_SILU : ACT_NONE;
+  pr.seq = row_has(op, "seq") ? MANY_ROWS : 0;
+  problem_fill(&pr, &r);
+  return pr;
+}
+
+TEST(chunks, of_any_number_give_the_same) {
+  static const uint32_t ops[] = {LAM_OP_linear_col_dgrad, LAM_OP_linear_col_bwd,
+                                 LAM_OP_linear_row,       LAM_OP_ffn,
+                                 LAM_OP_ffn_dgrad,        LAM_OP_ffn_bwd};
+  for (size_t i = 0; i < sizeof ops / sizeof *ops; i++) FOR_EACH(p, 1, 2, 3) FOR_EACH(bf16, 0, 1) {
+      problem problems[4];
+      ranks all = {.p = p, .open = open_shm};
+      for (int chunks = 0; chunks < 4; chunks++)
+        problems[chunks] = many_rows(ops[i], p, bf16, chunks);
+      problems_run(&all, problems, 4);
+      for (int chunks = 0; chunks < 4; chunks++) problem_free(&problems[chunks]);
+    }
+}
+
+/* How many chunks lam_infer tells for linear_row of so many rows. */
+static uint32_t told_chunks(const lam_group *g, int64_t rows, int64_t chunks) {
+  int64_t x_shape[] = {rows, 8}, w_shape[] = {8, 8};
+  const DLTensor x = {NULL, {kDLCPU, 0}, 2, {kDLFloat, 32, 1}, x_shape, NULL, 0};
+  const DLTensor w = {NULL, {kDLCPU, 0}, 2, {kDLFloat, 32, 1}, w_shape, NULL, 0};
+  const DLTensor *inputs[] = {&x, &w};
+  const lam_attr attrs[] = {lam_attr_i(g ? lam_group_handle(g) : 0),
+                            lam_attr_i(1),
+                            lam_attr_i(0),
+                            lam_attr_i(0),
+                            lam_attr_i(0),
+                            lam_attr_i(chunks)};
+  lam_inferred told = LAM_INFERRED_INIT;
+  lam_call call = LAM_CALL_INIT;
+  call.op = LAM_OP_linear_row;
+  call.inputs = inputs;
+  call.attrs = attrs;
+  call.n_inputs = 2;
+  call.n_attrs = 6;
+  return CHECK_OK(lam_infer(NULL, &call, &told)) ? told.n_chunks : 0;
+}
+
+static void ask(int rank, int size, void *arg) {
+  ranks *all = arg;
+  lam_group *g = NULL;
+  (void)size;
+  REQUIRE_OK(open_shm(all, NULL, rank, &g));
+  CHECK_EQ(told_chunks(g, 0, 0), 1);
+  CHECK_EQ(told_chunks(g, 511, 0), 1);
+  CHECK_EQ(told_chunks(g, 512, 0), 2);
+  CHECK_EQ(told_chunks(g, 2048, 0), 8);
+  CHECK_EQ(told_chunks(g, 512, 5), 5);
+  CHECK_EQ(told_chunks(g, 3, 5), 3); /* no chunk without a row */
+  CHECK_EQ(told_chunks(NULL, 2048, 0), 1);
+  lam_group_destroy(g);
+}
+
+TEST(chunks, are_chosen_by_size_and_told) {
+  ranks all = {.p = 2, .open = open_shm};
+  REQUIRE_OK(lam_group_id_create(&all.id));
+  run_threads(2, ask, &all);
+}

@@ -12,8 +12,7 @@
 #include "tests/check.h"
 #include "tests/conformance/ops/reference.h"
 
-/* How a run's group is made: the same problems run over every engine. NULL id: one rank, no
- * group. */
+/* How a run's group is made: the same problems run over every engine. */
 typedef struct ranks ranks;
 typedef lam_status (*open_group_fn)(const ranks *all, lam_context *ctx, int rank,
                                     lam_group **out_group);
@@ -21,9 +20,9 @@ struct ranks {
   int p;
   open_group_fn open;
   lam_group_id id;
-  void *user;
 };
 lam_status open_shm(const ranks *all, lam_context *ctx, int rank, lam_group **out_group);
+lam_status open_callbacks(const ranks *all, lam_context *ctx, int rank, lam_group **out_group);
 
 bool row_has(uint32_t op, const char *attr);
 
