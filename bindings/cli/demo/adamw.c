@@ -1,6 +1,8 @@
-/* adamw.c: the optimizer (Loshchilov and Hutter 2019) on f32 weights; a bf16 copy is made again from them.
+/* adamw.c: the optimizer (Loshchilov and Hutter 2019) on f32 weights; a bf16 copy is made again
+ * from them.
  *
- * Invariant: gradients are zero afterwards, so every product of the next step may add to them. Matrices decay, norms do not. */
+ * Invariant: gradients are zero afterwards, so every product of the next step may add to them.
+ * Matrices decay, norms do not. */
 #include <math.h>
 
 #include "bindings/cli/demo/demo.h"
@@ -8,10 +10,13 @@
 
 /* Up over the first steps, then along a cosine down to a tenth. */
 adamw adamw_at(int64_t step, int64_t steps) {
-  const double highest = 3e-3, warm = 6, at = (double)step, rest = steps > warm ? (double)steps - warm : 1;
-  const double rate = at < warm ? highest * (at + 1) / warm
-                                : highest * (0.55 + 0.45 * cos(3.141592653589793 * (at - warm) / rest));
-  return (adamw){.rate = (float)rate, .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f, .decay = 0.01f};
+  const double highest = 3e-3, warm = 6, at = (double)step,
+               rest = steps > warm ? (double)steps - warm : 1;
+  const double rate = at < warm
+                          ? highest * (at + 1) / warm
+                          : highest * (0.55 + 0.45 * cos(3.141592653589793 * (at - warm) / rest));
+  return (adamw){
+      .rate = (float)rate, .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f, .decay = 0.01f};
 }
 
 void adamw_step(param *p, adamw a, int64_t step) {

@@ -1,9 +1,12 @@
-/* attention.c: causal attention of some heads, forward and backward, in tiles that stay in the cache.
+/* attention.c: causal attention of some heads, forward and backward, in tiles that stay in the
+ * cache.
  *
- * qkv [T, 3A]: a row holds the token's queries of all heads here, then keys, then values. Each (sequence, head) pair is on
- * its own: its q, k, v are copied to f32, queries are taken BLOCK at a time against the keys up to them.
- * The backward does not keep probabilities: it makes them again from the scores and each query's lse (their log sum exp).
- * Invariant: one inner loop, `tile`, does all the products; sequence and head size are multiples of 32. */
+ * qkv [T, 3A]: a row holds the token's queries of all heads here, then keys, then values. Each
+ * (sequence, head) pair is on its own: its q, k, v are copied to f32, queries are taken BLOCK at a
+ * time against the keys up to them. The backward does not keep probabilities: it makes them again
+ * from the scores and each query's lse (their log sum exp).
+ * Invariant: one inner loop, `tile`, does all the products; sequence and head size are multiples
+ * of 32. */
 #include <math.h>
 
 #include "bindings/cli/demo/demo.h"
@@ -50,10 +53,12 @@ static inline void tile(view a, view b, view c, int64_t depth, bool accumulate) 
   }
 }
 
-static void product(view a, view b, view c, int64_t rows, int64_t cols, int64_t depth, bool accumulate) {
+static void product(view a, view b, view c, int64_t rows, int64_t cols, int64_t depth,
+                    bool accumulate) {
   for (int64_t j = 0; j < cols; j += TILE_COLS)
     for (int64_t i = 0; i < rows; i += TILE_ROWS)
-      tile(moved(a, i), (view){b.at + j, b.row, 1}, (view){c.at + i * c.row + j, c.row, 1}, depth, accumulate);
+      tile(moved(a, i), (view){b.at + j, b.row, 1}, (view){c.at + i * c.row + j, c.row, 1}, depth,
+           accumulate);
 }
 
 /* What one (sequence, head) pair needs: n = sequence, d = head size. */
@@ -61,7 +66,8 @@ typedef struct room {
   view q, k, v, o;         /* [n, d] */
   view k_turned, v_turned; /* [d, n] */
   view d_q, d_k, d_v, d_o; /* [n, d] */
-  view p, d_p;             /* [BLOCK, n] probabilities of one block of queries, and the gradient of its scores */
+  view p,
+      d_p; /* [BLOCK, n] probabilities of one block of queries, and the gradient of its scores */
 } room;
 
 enum { MATRICES = 10 };
@@ -84,19 +90,25 @@ static room room_of(float *all, int64_t n, int64_t d) {
 
 /* -- a head's columns of a matrix, to f32 and back -- */
 
-static void copy_in(matrix from, int64_t first_row, int64_t first_col, int64_t n, int64_t d, view to) {
+static void copy_in(matrix from, int64_t first_row, int64_t first_col, int64_t n, int64_t d,
+                    view to) {
   for (int64_t t = 0; t < n; t++) {
     const int64_t at = (first_row + t) * from.cols + first_col;
-    if (from.bits == 16) read_bf16((const uint16_t *)from.data + at, d, to.at + t * to.row);
-    else memcpy(to.at + t * to.row, (const float *)from.data + at, (size_t)d * 4);
+    if (from.bits == 16)
+      read_bf16((const uint16_t *)from.data + at, d, to.at + t * to.row);
+    else
+      memcpy(to.at + t * to.row, (const float *)from.data + at, (size_t)d * 4);
   }
 }
 
-static void copy_out(view from, int64_t n, int64_t d, matrix to, int64_t first_row, int64_t first_col) {
+static void copy_out(view from, int64_t n, int64_t d, matrix to, int64_t first_row,
+                     int64_t first_col) {
   for (int64_t t = 0; t < n; t++) {
     const int64_t at = (first_row + t) * to.cols + first_col;
-    if (to.bits == 16) write_bf16(from.at + t * from.row, d, (uint16_t *)to.data + at);
-    else memcpy((float *)to.data + at, from.at + t * from.row, (size_t)d * 4);
+    if (to.bits == 16)
+      write_bf16(from.at + t * from.row, d, (uint16_t *)to.data + at);
+    else
+      memcpy((float *)to.data + at, from.at + t * from.row, (size_t)d * 4);
   }
 }
 
@@ -120,8 +132,10 @@ static float softmax(float *row, int64_t n, int64_t width, float scale) {
   return logf(total) + top * scale;
 }
 
-/* The probabilities again from scores and lse, and d score = p (d p - sum of p d p) scale in d_p's place. */
-static void softmax_backward(float *row, float *d_p, int64_t n, int64_t width, float scale, float lse, float sum) {
+/* The probabilities again from scores and lse, and in d_p's place
+ * d score = p (d p - sum of p d p) scale. */
+static void softmax_backward(float *row, float *d_p, int64_t n, int64_t width, float scale,
+                             float lse, float sum) {
   for (int64_t j = n; j < width; j++) row[j] = UNSEEN;
   for (int64_t j = 0; j < width; j += LANES) {
     const lanes x = *lanes_at(row + j) * scale - lse;
@@ -138,7 +152,8 @@ static void forward_one(room r, int64_t n, int64_t d, float *lse) {
   for (int64_t i = 0; i < n; i += BLOCK) {
     const int64_t width = i + BLOCK; /* the keys that this block's queries may see */
     product(moved(r.q, i), r.k_turned, r.p, BLOCK, width, d, false);
-    for (int64_t t = 0; t < BLOCK; t++) lse[i + t] = softmax(r.p.at + t * r.p.row, i + t + 1, width, scale);
+    for (int64_t t = 0; t < BLOCK; t++)
+      lse[i + t] = softmax(r.p.at + t * r.p.row, i + t + 1, width, scale);
     product(r.p, r.v, moved(r.o, i), BLOCK, d, width, false);
   }
 }
@@ -186,8 +201,8 @@ void attention_forward(matrix qkv, int sequence, int heads, float *all, matrix o
   }
 }
 
-void attention_backward(matrix qkv, int sequence, int heads, float *all, matrix o, const float *lse, matrix d_o,
-                        matrix d_qkv) {
+void attention_backward(matrix qkv, int sequence, int heads, float *all, matrix o, const float *lse,
+                        matrix d_o, matrix d_qkv) {
   const int64_t n = sequence, a = o.cols, d = a / heads;
 #pragma omp parallel for
   for (int64_t pair = 0; pair < o.rows / n * heads; pair++) {

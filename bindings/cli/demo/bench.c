@@ -1,7 +1,9 @@
-/* bench.c: how fast the demo's training step is on this machine, as lines `name figure unit` from rank 0.
+/* bench.c: how fast the demo's training step is on this machine, as lines `name figure unit` from
+ * rank 0.
  *
- * One worker: beside the step, the time of the same products alone, called one after the other on the same weights: what
- * they cannot share in is what the demo's own loops cost. A pipeline: beside the step what the simulator predicts for it.
+ * One worker: beside the step, the time of the same products alone, called one after the other on
+ * the same weights: what they cannot share in is what the demo's own loops cost. A pipeline:
+ * beside the step what the simulator predicts for it.
  * Invariant: both are measured in turn, several times; a line is the median. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,15 +18,18 @@ static void say(const worker *w, const char *name, double figure, const char *un
 
 /* -- the products alone -- */
 
-typedef struct operands { /* input, output, input's gradient [T, widest]; a gradient of the largest weight */
+typedef struct
+    operands { /* input, output, input's gradient [T, widest]; a gradient of the largest weight */
   matrix x, y, d_x;
   float *d_w;
 } operands;
 
 static lam_status three_products(const worker *w, const param *p, const operands *o) {
   const int64_t t = w->o->tokens;
-  const matrix x = matrix_at(o->x.data, t, p->w.cols, p->w.bits), y = matrix_at(o->y.data, t, p->w.rows, p->w.bits);
-  const matrix d_x = matrix_at(o->d_x.data, t, p->w.cols, p->w.bits), d_w = matrix_at(o->d_w, p->w.rows, p->w.cols, 32);
+  const matrix x = matrix_at(o->x.data, t, p->w.cols, p->w.bits),
+               y = matrix_at(o->y.data, t, p->w.rows, p->w.bits);
+  const matrix d_x = matrix_at(o->d_x.data, t, p->w.cols, p->w.bits),
+               d_w = matrix_at(o->d_w, p->w.rows, p->w.cols, 32);
   TRY(call_op(w->ctx, LAM_OP_linear, IN(x, p->w), OUT(y), NULL, 0));
   TRY(call_op(w->ctx, LAM_OP_linear_dgrad, IN(y, p->w), OUT(d_x), NULL, 0));
   return call_op(w->ctx, LAM_OP_linear_wgrad, IN(y, x), OUT(d_w), NULL, 0);
@@ -59,8 +64,10 @@ static lam_status open_operands(const worker *w, operands *o) {
   o->d_w = calloc((size_t)largest, 4);
   if (!o->x.data || !o->y.data || !o->d_x.data || !o->d_w)
     return fail(LAM_RESOURCE_EXHAUSTED, "no memory for the products");
-  uint16_t *x = o->x.data; /* any small numbers: 0x3f80 is the upper half of 1.0 in f32, and 1.0 in bf16 */
-  for (uint64_t i = 0; i < matrix_bytes(o->x) / 2; i++) x[i] = (uint16_t)(0x3f80 + hash(1, i) % 128);
+  uint16_t *x =
+      o->x.data; /* any small numbers: 0x3f80 is the upper half of 1.0 in f32, and 1.0 in bf16 */
+  for (uint64_t i = 0; i < matrix_bytes(o->x) / 2; i++)
+    x[i] = (uint16_t)(0x3f80 + hash(1, i) % 128);
   return LAM_OK;
 }
 
@@ -81,7 +88,8 @@ static lam_status one_round(worker *w, line *l, const operands *o, int64_t step,
   const int64_t began = now_ns();
   TRY(lam_pipeline_run(l->pipeline, step, NULL));
   const int64_t ran = now_ns();
-  for (int i = 0; i < w->model.n_params; i++) adamw_step(&w->model.params[i], adamw_at(step, 1000), step);
+  for (int i = 0; i < w->model.n_params; i++)
+    adamw_step(&w->model.params[i], adamw_at(step, 1000), step);
   const int64_t stepped = now_ns();
   if (w->size == 1) TRY(products_of_step(w, o));
   times[0] = (double)(stepped - began) * 1e-6;

@@ -35,14 +35,17 @@ static void describe(const matrix *m, int n, tensors *out) {
     const bool vector = m[i].rows == VECTOR;
     out->shape[i][0] = vector ? m[i].cols : m[i].rows;
     out->shape[i][1] = m[i].cols;
-    out->tensor[i] = (DLTensor){.data = m[i].data, .device = {kDLCPU, 0}, .ndim = vector ? 1 : 2,
-                                .dtype = matrix_dtype(m[i]), .shape = out->shape[i]};
+    out->tensor[i] = (DLTensor){.data = m[i].data,
+                                .device = {kDLCPU, 0},
+                                .ndim = vector ? 1 : 2,
+                                .dtype = matrix_dtype(m[i]),
+                                .shape = out->shape[i]};
     out->list[i] = m[i].data ? &out->tensor[i] : NULL;
   }
 }
 
-lam_status call_op(lam_context *ctx, uint32_t op, const matrix *in, int n_in, const matrix *out, int n_out,
-                   const lam_attr *attrs, int n_attrs) {
+lam_status call_op(lam_context *ctx, uint32_t op, const matrix *in, int n_in, const matrix *out,
+                   int n_out, const lam_attr *attrs, int n_attrs) {
   tensors inputs, outputs;
   describe(in, n_in, &inputs);
   describe(out, n_out, &outputs);

@@ -1,7 +1,8 @@
-/* data.c: a text's bytes as tokens, in micro-batches that depend on nothing but the seed, the step and the place.
+/* data.c: a text's bytes as tokens, in micro-batches that depend on nothing but the seed, the step
+ * and the place.
  *
- * Invariant: every worker cuts the same micro-batch without asking another: the first stage reads its tokens, the last its
- * targets. Leaves what is done with them to stage.c. */
+ * Invariant: every worker cuts the same micro-batch without asking another: the first stage reads
+ * its tokens, the last its targets. Leaves what is done with them to stage.c. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -22,20 +23,23 @@ static lam_status read_all(FILE *file, const char *path, text *out) {
     return fail(LAM_INVALID_ARGUMENT, "--text %s: not a plain file", path);
   out->n = info.st_size;
   out->bytes = memory_take((uint64_t)out->n);
-  if (!out->bytes) return fail(LAM_RESOURCE_EXHAUSTED, "--text %s: no memory for %lld bytes", path, (long long)out->n);
+  if (!out->bytes)
+    return fail(LAM_RESOURCE_EXHAUSTED, "--text %s: no memory for %lld bytes", path,
+                (long long)out->n);
   if (fread(out->bytes, 1, (size_t)out->n, file) != (size_t)out->n)
     return fail(LAM_INVALID_ARGUMENT, "--text %s: cannot be read: %s", path, strerror(errno));
   return LAM_OK;
 }
 
 lam_status text_read(const options *o, text *out) {
+  *out = (text){0};
   FILE *file = fopen(o->text, "rb");
   if (!file) return fail(LAM_NOT_FOUND, "--text %s: %s", o->text, strerror(errno));
   lam_status status = read_all(file, o->text, out);
   fclose(file);
   if (status == LAM_OK && out->n < o->sequence + 1)
-    status = fail(LAM_INVALID_ARGUMENT, "--text %s: has %lld bytes, a sequence needs %d", o->text, (long long)out->n,
-                  o->sequence + 1);
+    status = fail(LAM_INVALID_ARGUMENT, "--text %s: has %lld bytes, a sequence needs %d", o->text,
+                  (long long)out->n, o->sequence + 1);
   return status;
 }
 
@@ -44,7 +48,8 @@ void text_free(text *t) {
   *t = (text){0};
 }
 
-void text_batch(const text *t, const options *o, int64_t step, int micro, uint8_t *tokens, uint8_t *targets) {
+void text_batch(const text *t, const options *o, int64_t step, int micro, uint8_t *tokens,
+                uint8_t *targets) {
   for (int i = 0; i < o->sequences; i++) {
     const uint64_t place = (uint64_t)(step * MAX_MICRO + micro) * 256 + (uint64_t)i;
     const uint64_t start = hash((uint64_t)o->seed, place) % (uint64_t)(t->n - o->sequence);

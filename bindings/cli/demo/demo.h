@@ -1,17 +1,21 @@
-/* demo.h: what the files of the demo share. The demo is a host of Lamella: it trains a small Transformer decoder on bytes of
- * text, its layers spread over worker processes, and uses nothing of Lamella but <lamella.h>.
+/* demo.h: what the files of the demo share. The demo is a host of Lamella: it trains a small
+ * Transformer decoder on bytes of text, its layers spread over worker processes, and uses nothing
+ * of Lamella but <lamella.h>.
  *
  *   options.c    the command line, and which layers go to which stage
  *   data.c       text to micro-batches
  *   model.c      the weights of one worker: its layers, its share of each matrix
- *   layer.c      one decoder layer, forward and backward; attention.c, norm.c, loss.c: what Lamella leaves to its host
+ *   layer.c      one decoder layer, forward and backward
+ *   attention.c, norm.c, loss.c   what Lamella leaves to its host
  *   stage.c      the layers of a worker as the two functions that a Lamella pipeline calls
  *   adamw.c      the optimizer
- *   worker.c     groups, pipelines; train.c: the steps; observe.c, report.c: where the time and the memory went
+ *   worker.c     groups, pipelines; train.c: the steps
+ *   observe.c, report.c, bench.c  where the time went
  *   save.c       the whole model into one safetensors file
  *   call.c       matrices, and operator calls on them; memory.c: every byte taken is counted
  *
- * Letters: T tokens of a micro-batch, H hidden size, A this worker's share of H in attention, F its share of the FFN width.
+ * Letters: T tokens of a micro-batch, H hidden size, A this worker's share of H in attention, F
+ * its share of the FFN width.
  * Invariant: every function that can fail returns a lam_status, and the reason is error_text(). */
 #ifndef LAMELLA_DEMO_H_
 #define LAMELLA_DEMO_H_
@@ -25,23 +29,24 @@ enum { VOCAB = 256, MAX_STAGES = 16, MAX_WORKERS = 64, MAX_MICRO = 64, MAX_LAYER
 /* Writes the reason and gives back `code`. Lamella's own failures keep theirs. */
 lam_status fail(lam_status code, const char *format, ...) __attribute__((format(printf, 2, 3)));
 const char *error_text(void);
-#define TRY(expr)                                  \
-  do {                                             \
-    const lam_status try_ = (expr);                \
-    if (try_ != LAM_OK) return try_;               \
+#define TRY(expr)                    \
+  do {                               \
+    const lam_status try_ = (expr);  \
+    if (try_ != LAM_OK) return try_; \
   } while (0)
 
 /* -- options.c -- */
 
 typedef struct options {
   const char *text, *schedule, *assign, *dtype, *draw, *save, *out;
-  int pp, tp, layers, hidden, sequence, sequences, micro_batches, steps, threads, check, bench;
-  int64_t seed;
+  int pp, tp, layers, hidden, sequence, sequences, micro_batches;
+  int steps, seed, threads, check, bench;
   /* Made from the above. */
-  int bits;                        /* of an element of weights and activations: 32 (f32) or 16 (bf16) */
-  int heads, head_size, ffn;       /* of the whole model */
-  int64_t tokens;                  /* T: of a micro-batch */
-  int first_layer[MAX_STAGES + 1]; /* stage s holds layers first_layer[s] .. first_layer[s + 1] - 1, counted from 0 */
+  int bits;                  /* of an element of weights and activations: 32 (f32) or 16 (bf16) */
+  int heads, head_size, ffn; /* of the whole model */
+  int64_t tokens;            /* T: of a micro-batch */
+  /* Stage s holds layers first_layer[s] .. first_layer[s + 1] - 1, counted from 0. */
+  int first_layer[MAX_STAGES + 1];
 } options;
 
 lam_status options_parse(int argc, char **argv, options *out);
@@ -51,29 +56,32 @@ void print_plan(const options *o);
 
 /* -- memory.c: all memory of the demo, and what Lamella asks for through its context -- */
 
-void *memory_take(uint64_t bytes);             /* 64-byte aligned, zeroed; NULL when there is none */
+void *memory_take(uint64_t bytes); /* 64-byte aligned, zeroed; NULL when there is none */
 void memory_give(void *p, uint64_t bytes);
 uint64_t memory_peak(void);
 void *memory_hook_take(void *user, uint64_t bytes, uint64_t alignment); /* lam_context_desc.alloc */
 void memory_hook_give(void *user, void *p, uint64_t bytes);
 /* What worker (stage, part) should take at most, by formula. */
 uint64_t memory_predict(const options *o, int stage, int part);
-int in_flight(const char *schedule, int stages, int micro_batches, int stage); /* micro-batches held at once */
+/* Micro-batches that a stage holds at once. */
+int in_flight(const char *schedule, int stages, int micro_batches, int stage);
 
 /* -- call.c -- */
 
-enum { VECTOR = -1 };
-typedef struct matrix { /* row-major; rows VECTOR = one dimension; bits 32 = f32, 16 = bf16; data NULL = absent */
-  void *data;
+enum { VECTOR = -1 };   /* as rows: one dimension only */
+typedef struct matrix { /* row-major */
+  void *data;           /* NULL = absent */
   int64_t rows, cols;
-  int bits;
+  int bits; /* 32 = f32, 16 = bf16 */
 } matrix;
 
 static inline matrix matrix_at(void *data, int64_t rows, int64_t cols, int bits) {
   matrix m = {data, rows, cols, bits};
   return m;
 }
-static inline uint64_t matrix_bytes(matrix m) { return (uint64_t)(m.rows * m.cols) * (uint64_t)m.bits / 8; }
+static inline uint64_t matrix_bytes(matrix m) {
+  return (uint64_t)(m.rows * m.cols) * (uint64_t)m.bits / 8;
+}
 DLDataType matrix_dtype(matrix m);
 
 #define LIST(type, ...) \
@@ -82,9 +90,11 @@ DLDataType matrix_dtype(matrix m);
 #define OUT(...) LIST(matrix, __VA_ARGS__)
 #define ATTRS(...) LIST(lam_attr, __VA_ARGS__)
 #define ABSENT matrix_at(NULL, 0, 0, 32)
-/* call_op(ctx, LAM_OP_linear, IN(x, w), OUT(y), ATTRS(lam_attr_s("gelu"))) */
-lam_status call_op(lam_context *ctx, uint32_t op, const matrix *in, int n_in, const matrix *out, int n_out,
-                   const lam_attr *attrs, int n_attrs);
+#define I(value) lam_attr_i(value)
+#define S(text) lam_attr_s(text)
+/* call_op(ctx, LAM_OP_linear, IN(x, w), OUT(y), ATTRS(S("gelu"))) */
+lam_status call_op(lam_context *ctx, uint32_t op, const matrix *in, int n_in, const matrix *out,
+                   int n_out, const lam_attr *attrs, int n_attrs);
 
 /* -- data.c -- */
 
@@ -95,8 +105,9 @@ typedef struct text {
 
 lam_status text_read(const options *o, text *out);
 void text_free(text *t);
-/* Micro-batch `micro` of `step`: T tokens and the T tokens that follow them. The same on every worker. */
-void text_batch(const text *t, const options *o, int64_t step, int micro, uint8_t *tokens, uint8_t *targets);
+/* Micro-batch `micro` of `step`: T tokens, and for each the one that follows it in the text. */
+void text_batch(const text *t, const options *o, int64_t step, int micro, uint8_t *tokens,
+                uint8_t *targets);
 uint64_t hash(uint64_t a, uint64_t b); /* scatters (a, b) evenly */
 
 /* -- model.c -- */
@@ -105,11 +116,13 @@ typedef struct span { /* half open */
   int64_t begin, end;
 } span;
 
-typedef struct param { /* one weight: what the whole is, which part of it is here, and what training keeps for it */
+/* One weight: what the whole is, which part of it is here, and what training keeps for it. */
+typedef struct param {
   char name[48];
   int64_t whole_rows, whole_cols;
-  span rows[3], cols;  /* the part: these rows of the whole, one block after the other, and these columns */
+  span rows[3]; /* the part: these rows of the whole, one block after the other */
   int n_rows;
+  span cols;           /* and these columns */
   bool split;          /* else every part of the tensor-parallel group holds all of it */
   float deviation;     /* of its first values; 0 = all ones */
   matrix w;            /* what the products read */
@@ -123,11 +136,11 @@ typedef struct model { /* the weights of worker (stage, part) */
   const options *o;
   int stage, part;
   int n_layers, n_params;
-  int64_t attention, ffn;                /* A, F */
-  param *params;                         /* the layers' first, N_LAYER_PARAMS each */
-  param *embedding, *position;           /* first stage, else NULL */
-  param *last_norm, *head;               /* last stage, else NULL */
-  span heads;                            /* which of the model's heads are here */
+  int64_t attention, ffn;      /* A, F */
+  param *params;               /* the layers' first, N_LAYER_PARAMS each */
+  param *embedding, *position; /* first stage, else NULL */
+  param *last_norm, *head;     /* last stage, else NULL */
+  span heads;                  /* which of the model's heads are here */
 } model;
 
 /* Describes; model_fill takes memory and makes the first values, equal for any pp and tp. */
@@ -151,35 +164,41 @@ typedef struct layer_saved { /* what one layer keeps of one micro-batch until it
   float *r1, *r2;            /* [T]      1 / root mean square of x, of mid */
 } layer_saved;
 
-typedef struct layer_room { /* one for all layers and micro-batches: nothing in it outlives a call */
+typedef struct
+    layer_room { /* one for all layers and micro-batches: nothing in it outlives a call */
   lam_context *ctx;
-  int64_t tp;               /* handle of the tensor-parallel group */
-  matrix out;               /* [T, H] */
-  matrix d_h, d_mid;        /* [T, H] gradients */
-  matrix d_o, d_qkv;        /* [T, A], [T, 3A] */
-  float *attention;         /* attention_room_floats() */
+  int64_t tp;        /* handle of the tensor-parallel group */
+  matrix out;        /* [T, H] */
+  matrix d_h, d_mid; /* [T, H] gradients */
+  matrix d_o, d_qkv; /* [T, A], [T, 3A] */
+  float *attention;  /* attention_room_floats() */
 } layer_room;
 
 lam_status layer_forward(const model *m, int layer, layer_room *room, matrix x, layer_saved *s);
 /* d_y and d_x [T, H] may be the same memory. Gradients of the weights are added to. */
-lam_status layer_backward(const model *m, int layer, layer_room *room, matrix x, const layer_saved *s, matrix d_y,
-                          matrix d_x);
+lam_status layer_backward(const model *m, int layer, layer_room *room, matrix x,
+                          const layer_saved *s, matrix d_y, matrix d_x);
 
 /* Causal attention of `heads` heads over sequences of `sequence` rows. */
 int64_t attention_room_floats(int sequence, int head_size, int threads);
 void attention_forward(matrix qkv, int sequence, int heads, float *room, matrix o, float *lse);
-void attention_backward(matrix qkv, int sequence, int heads, float *room, matrix o, const float *lse, matrix d_o,
-                        matrix d_qkv);
+void attention_backward(matrix qkv, int sequence, int heads, float *room, matrix o,
+                        const float *lse, matrix d_o, matrix d_qkv);
 
-/* sum = x + add (add absent: sum is not written); y = sum * r * gain with r = 1 / root mean square of the row. */
+/* sum = x + add (add absent: sum is not written); y = sum * r * gain with r = 1 / root mean square
+ * of the row. */
 void norm_forward(matrix x, matrix add, const float *gain, matrix sum, matrix y, float *r);
-/* d_x = d_sum + the gradient through the norm (d_sum absent: 0); gain's gradient is added to. d_x may be d_sum. */
-void norm_backward(matrix d_y, matrix x, const float *gain, const float *r, matrix d_sum, matrix d_x, float *d_gain);
+/* d_x = d_sum + the gradient through the norm (d_sum absent: 0); gain's gradient is added to.
+ * d_x may be d_sum. */
+void norm_backward(matrix d_y, matrix x, const float *gain, const float *r, matrix d_sum,
+                   matrix d_x, float *d_gain);
 void add(matrix a, matrix b, matrix sum);
 
 /* x[t] = embedding[tokens[t]] + position[t % sequence] */
-void embed_forward(const uint8_t *tokens, int sequence, const float *embedding, const float *position, matrix x);
-void embed_backward(const uint8_t *tokens, int sequence, matrix d_x, float *d_embedding, float *d_position);
+void embed_forward(const uint8_t *tokens, int sequence, const float *embedding,
+                   const float *position, matrix x);
+void embed_backward(const uint8_t *tokens, int sequence, matrix d_x, float *d_embedding,
+                    float *d_position);
 
 /* Mean cross entropy of the rows; logits become its gradient times `scale`. */
 double cross_entropy(matrix logits, const uint8_t *targets, float scale);
@@ -201,9 +220,9 @@ typedef struct stage {
   model *m;
   const text *text;
   layer_room room;
-  matrix d;                       /* [T, H] the gradient on its way down */
+  matrix d;                                /* [T, H] the gradient on its way down */
   stage_saved *by_micro[MAX_MICRO], *idle; /* in flight; kept for the next */
-  int64_t cpu[2][MAX_MICRO];      /* thread CPU time of the last step's forwards and backwards, ns */
+  int64_t cpu[2][MAX_MICRO]; /* thread CPU time of the last step's forwards and backwards, ns */
 } stage;
 
 lam_status stage_create(model *m, const text *t, lam_context *ctx, int64_t tp, stage *out);
@@ -233,12 +252,12 @@ lam_status worker_open(const options *o, worker *out);
 void worker_close(worker *w);
 lam_status line_open(worker *w, const char *schedule, line *out);
 void line_close(line *l);
-/* `bytes` of every worker, in rank order, into `all` on rank 0. `mine` and `all` are multiples of 4 bytes. Collective. */
+/* `bytes` (a multiple of 4) of every worker, in rank order, into `all` on rank 0. Collective. */
 lam_status gather(worker *w, const void *mine, uint64_t bytes, void *all);
 lam_status worker_send(worker *w, int to, matrix data);
 lam_status worker_recv(worker *w, int from, matrix data);
 int64_t now_ns(void);
-int64_t cpu_ns(void); /* of this thread */
+int64_t cpu_ns(void);                 /* of this thread */
 double median(double *values, int n); /* sorts them */
 
 /* -- train.c, observe.c, report.c, save.c, bench.c -- */
@@ -260,6 +279,7 @@ lam_status save(worker *w, const char *path);
 lam_status bench(worker *w);
 /* One line of JSON to stdout. */
 void emit(const char *format, ...) __attribute__((format(printf, 1, 2)));
-void emit_text(const char *key, const char *text); /* "key": "text", escaped; no newline, part of a line */
+void emit_text(const char *key,
+               const char *text); /* "key": "text", escaped; no newline, part of a line */
 
 #endif

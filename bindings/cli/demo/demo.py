@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from bindings.cli import bazel, packages
-from bindings.cli.common import ROOT, Problem, say
+from bindings.cli.common import Problem, say
 from bindings.cli.demo import show, workers
 
 TARGET = "//bindings/cli/demo:lamella_demo"
@@ -54,7 +54,8 @@ def main(args):
 def build():
     if bazel.build([TARGET]) != 0:
         raise Problem("the demo does not build; see above")
-    return str(ROOT / "bazel-bin" / "bindings/cli/demo/lamella_demo")
+    # Not through the tree's bazel-bin link, which moves with every build of another configuration.
+    return str(Path(bazel.info("bazel-bin")) / "bindings/cli/demo/lamella_demo")
 
 
 class Demo:
@@ -69,16 +70,25 @@ class Demo:
                 self.model += [name, value]
         self.assign = ["--assign", args.assign] if args.assign else []
         self.plan = self.check()
+        self.make_folder()
         self.pp, self.tp = self.plan["pp"], self.plan["tp"]
 
     def check(self):
         """The program reads the options itself and says what it would do, or what is wrong with them."""
         pp = self.args.pp or (None if self.args.assign else "2")
         options = [*self.model, *self.assign, "--tp", self.args.tp, "--schedule", self.args.schedule]
-        done = subprocess.run([self.program, *options, *(["--pp", pp] if pp else []), "--check"], capture_output=True, text=True)
+        options += ["--pp", pp] if pp else []
+        options += ["--save", self.args.save] if self.args.save else []
+        done = subprocess.run([self.program, *options, "--check"], capture_output=True, text=True)
         if done.returncode != 0:
             raise Problem(done.stderr.strip().replace("lamella demo: ", "", 1), 2)
         return json.loads(done.stdout)
+
+    def make_folder(self):
+        try:
+            os.makedirs(self.args.out, exist_ok=True)
+        except OSError as error:
+            raise Problem("--out %s: %s" % (self.args.out, error.strerror), 2) from None
 
     def threads(self, n_workers):
         return max(1, self.cores // n_workers)
@@ -105,12 +115,8 @@ class Demo:
 
     def train_split(self):
         drawn = ",".join(dict.fromkeys(["layerwise", self.args.schedule]))
-        out = Path(self.args.out)
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise Problem("--out %s: %s" % (out, error.strerror), 2) from None
-        extra = [*self.assign, "--schedule", self.args.schedule, "--draw", drawn, "--out", str(out)]
+        extra = [*self.assign, "--schedule", self.args.schedule]
+        extra += ["--draw", drawn, "--out", self.args.out]
         if self.args.save:
             extra += ["--save", self.args.save]
         show.section("Training")

@@ -1,52 +1,61 @@
 /* layer.c: one decoder layer: x -> mid = x + out(attention(norm1(x))) -> y = mid + ffn(norm2(mid)).
  *
- * The four products are Lamella's: queries, keys and values by column split, attention's output by row split, and the gated
- * FFN, which is both with one sum. So a layer sums over the tensor-parallel group twice forward and twice backward, inside
- * the operators; everything between them is this worker's own.
+ * The four products are Lamella's: queries, keys and values by column split, attention's output by
+ * row split, and the gated FFN, which is both with one sum. So a layer sums over the
+ * tensor-parallel group twice forward and twice backward, inside the operators; everything between
+ * them is this worker's own.
  * Invariant: weight gradients are added to, in f32, for all micro-batches of a step. */
 #include "bindings/cli/demo/demo.h"
 
 lam_status layer_forward(const model *m, int layer, layer_room *room, matrix x, layer_saved *s) {
   const param *p = m->params + layer * N_LAYER_PARAMS;
-  const lam_attr tp = lam_attr_i(room->tp), yes = lam_attr_i(1), no = lam_attr_i(0), none = lam_attr_default();
-  const lam_attr whole = lam_attr_i(m->o->hidden), unit = lam_attr_i(m->o->head_size);
+  const int64_t tp = room->tp, hidden = m->o->hidden, head = m->o->head_size;
   const int heads = (int)(m->heads.end - m->heads.begin);
   lam_context *ctx = room->ctx;
 
   norm_forward(x, ABSENT, p[NORM1].master, ABSENT, s->h1, s->r1);
-  const lam_attr whole3 = lam_attr_i(3 * m->o->hidden), unit3 = lam_attr_i(3 * m->o->head_size);
-  TRY(call_op(ctx, LAM_OP_linear_col, IN(s->h1, p[QKV].w), OUT(s->qkv), /* group act save gather seq total unit */
-              ATTRS(tp, none, no, no, no, whole3, unit3)));
+  TRY(call_op(ctx, LAM_OP_linear_col, IN(s->h1, p[QKV].w), OUT(s->qkv),
+              /* group act save gather seq total unit */
+              ATTRS(I(tp), S(""), I(0), I(0), I(0), I(3 * hidden), I(3 * head))));
   attention_forward(s->qkv, m->o->sequence, heads, room->attention, s->o, s->lse);
-  TRY(call_op(ctx, LAM_OP_linear_row, IN(s->o, p[ATTENTION_OUT].w), OUT(room->out), /* group split seq total unit */
-              ATTRS(tp, yes, no, whole, unit)));
+  TRY(call_op(ctx, LAM_OP_linear_row, IN(s->o, p[ATTENTION_OUT].w), OUT(room->out),
+              /* group split seq total unit */
+              ATTRS(I(tp), I(1), I(0), I(hidden), I(head))));
+
   norm_forward(x, room->out, p[NORM2].master, s->mid, s->h2, s->r2);
   TRY(call_op(ctx, LAM_OP_ffn, IN(s->h2, p[GATE_UP].w, ABSENT, p[DOWN].w), OUT(room->out, s->aux),
-              ATTRS(tp, lam_attr_s("silu"), yes, yes))); /* group act gated save */
+              /* group act gated save */
+              ATTRS(I(tp), S("silu"), I(1), I(1))));
   add(s->mid, room->out, s->y);
   return LAM_OK;
 }
 
 static matrix grad_of(const param *p) { return matrix_at(p->grad, p->w.rows, p->w.cols, 32); }
 
-lam_status layer_backward(const model *m, int layer, layer_room *room, matrix x, const layer_saved *s, matrix d_y,
-                          matrix d_x) {
+lam_status layer_backward(const model *m, int layer, layer_room *room, matrix x,
+                          const layer_saved *s, matrix d_y, matrix d_x) {
   const param *p = m->params + layer * N_LAYER_PARAMS;
-  const lam_attr tp = lam_attr_i(room->tp), yes = lam_attr_i(1), no = lam_attr_i(0), chosen = lam_attr_i(0);
-  const lam_attr whole = lam_attr_i(m->o->hidden), unit = lam_attr_i(m->o->head_size), none = lam_attr_default();
+  const int64_t tp = room->tp, hidden = m->o->hidden, head = m->o->head_size;
   const int heads = (int)(m->heads.end - m->heads.begin);
+  const matrix d_gate_up = grad_of(&p[GATE_UP]), d_down = grad_of(&p[DOWN]);
   lam_context *ctx = room->ctx;
 
   TRY(call_op(ctx, LAM_OP_ffn_bwd, IN(d_y, s->h2, s->aux, p[GATE_UP].w, p[DOWN].w),
-              OUT(room->d_h, grad_of(&p[GATE_UP]), ABSENT, grad_of(&p[DOWN])),
-              ATTRS(tp, lam_attr_s("silu"), yes, no, chosen, yes))); /* group act gated seq chunks acc */
+              OUT(room->d_h, d_gate_up, ABSENT, d_down),
+              /* group act gated seq chunks acc */
+              ATTRS(I(tp), S("silu"), I(1), I(0), I(0), I(1))));
   norm_backward(room->d_h, s->mid, p[NORM2].master, s->r2, d_y, room->d_mid, p[NORM2].grad);
+
   TRY(call_op(ctx, LAM_OP_linear_row_bwd, IN(room->d_mid, s->o, p[ATTENTION_OUT].w),
-              OUT(room->d_o, grad_of(&p[ATTENTION_OUT])), /* group split seq total unit chunks dtype acc */
-              ATTRS(tp, yes, no, whole, unit, chosen, none, yes)));
-  attention_backward(s->qkv, m->o->sequence, heads, room->attention, s->o, s->lse, room->d_o, room->d_qkv);
-  TRY(call_op(ctx, LAM_OP_linear_col_bwd, IN(room->d_qkv, s->h1, p[QKV].w), OUT(room->d_h, grad_of(&p[QKV])),
-              ATTRS(tp, no, chosen, yes))); /* group seq chunks acc */
+              OUT(room->d_o, grad_of(&p[ATTENTION_OUT])),
+              /* group split seq total unit chunks dtype acc */
+              ATTRS(I(tp), I(1), I(0), I(hidden), I(head), I(0), I(0), I(1))));
+  attention_backward(s->qkv, m->o->sequence, heads, room->attention, s->o, s->lse, room->d_o,
+                     room->d_qkv);
+  TRY(call_op(ctx, LAM_OP_linear_col_bwd, IN(room->d_qkv, s->h1, p[QKV].w),
+              OUT(room->d_h, grad_of(&p[QKV])),
+              /* group seq chunks acc */
+              ATTRS(I(tp), I(0), I(0), I(1))));
   norm_backward(room->d_h, x, p[NORM1].master, s->r1, room->d_mid, d_x, p[NORM1].grad);
   return LAM_OK;
 }

@@ -1,10 +1,27 @@
-/* main.c: one worker of the demo. Started as a rank of a group (./lamella run, ./lamella demo), it trains its part of the
- * model; with --check it prints what would be done, with --bench how fast this machine does it.
+/* main.c: one worker of the demo. Started as a rank of a group (./lamella run, ./lamella demo), it
+ * trains its part of the model; with --check it prints what would be done, with --bench how fast
+ * this machine does it.
  *
- * Invariant: a mistake in the options ends with status 2, anything that fails later with status 1, each with one line. */
+ * Invariant: a mistake in the options ends with status 2, anything that fails later with status 1,
+ * each with one line. */
+#include <errno.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "bindings/cli/demo/demo.h"
+
+/* Whether the files named can be read and written: better known before training. */
+static lam_status check_files(const options *o) {
+  text t = {0};
+  lam_status status = text_read(o, &t);
+  text_free(&t);
+  FILE *file = status == LAM_OK && o->save ? fopen(o->save, "ab") : NULL;
+  if (status == LAM_OK && o->save && !file)
+    status = fail(LAM_INVALID_ARGUMENT, "--save %s: %s", o->save, strerror(errno));
+  if (file && ftell(file) == 0) remove(o->save);
+  if (file) fclose(file);
+  return status;
+}
 
 static int end(const worker *w, lam_status status) {
   if (status == LAM_OK) return 0;
@@ -16,10 +33,12 @@ static int end(const worker *w, lam_status status) {
 
 int main(int argc, char **argv) {
   options o;
-  if (options_parse(argc, argv, &o) != LAM_OK) return fprintf(stderr, "lamella demo: %s\n", error_text()), 2;
+  lam_status status = options_parse(argc, argv, &o);
+  if (status == LAM_OK && o.check) status = check_files(&o);
+  if (status != LAM_OK) return fprintf(stderr, "lamella demo: %s\n", error_text()), 2;
   if (o.check) return print_plan(&o), 0;
   worker w;
-  lam_status status = worker_open(&o, &w);
+  status = worker_open(&o, &w);
   if (status == LAM_OK) status = o.bench ? bench(&w) : train(&w);
   const int code = end(&w, status);
   worker_close(&w);

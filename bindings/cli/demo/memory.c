@@ -1,7 +1,8 @@
-/* memory.c: every byte that the demo takes, its own and what Lamella asks for through the context, is counted here; and the
- * formula for how many that should be.
+/* memory.c: every byte that the demo takes, its own and what Lamella asks for through the context,
+ * is counted here; and the formula for how many that should be.
  *
- * Invariant: the formula knows the options only; it never looks at what was taken. Shared memory of groups is not in here. */
+ * Invariant: the formula knows the options only; it never looks at what was taken. Shared memory
+ * of groups is not in here. */
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,22 +47,29 @@ int in_flight(const char *schedule, int stages, int micro_batches, int stage) {
   return micro_batches < stages - stage ? micro_batches : stages - stage;
 }
 
-/* A weight that products read: itself, its f32 master where it is bf16, gradient and two moments in f32. */
+/* A weight that products read: itself, its f32 master where it is bf16, and in f32 its gradient and
+ * two moments. */
 static double weight_bytes(const options *o) { return (o->bits == 16 ? 2 + 4 : 4) + 4 + 8; }
 
 uint64_t memory_predict(const options *o, int stage, int part) {
   lam_shard_info share = LAM_SHARD_INFO_INIT, ffn = LAM_SHARD_INFO_INIT;
-  if (lam_shard(o->hidden, o->head_size, 0, part, o->tp, &share) || lam_shard(o->ffn, 32, 0, part, o->tp, &ffn)) return 0;
-  const double t = (double)o->tokens, h = o->hidden, e = o->bits / 8, layers = o->first_layer[stage + 1] - o->first_layer[stage];
-  const double a = (double)(share.pieces[0].end - share.pieces[0].begin), f = (double)(ffn.pieces[0].end - ffn.pieces[0].begin);
+  if (lam_shard(o->hidden, o->head_size, 0, part, o->tp, &share) ||
+      lam_shard(o->ffn, 32, 0, part, o->tp, &ffn))
+    return 0;
+  const double t = (double)o->tokens, h = o->hidden, e = o->bits / 8,
+               layers = o->first_layer[stage + 1] - o->first_layer[stage];
+  const double a = (double)(share.pieces[0].end - share.pieces[0].begin),
+               f = (double)(ffn.pieces[0].end - ffn.pieces[0].begin);
   const bool first = stage == 0, last = stage == o->pp - 1;
 
   const double products = layers * (4 * a * h + 3 * f * h) + (last ? VOCAB * h : 0);
   const double others = layers * 2 * h + (first ? (VOCAB + o->sequence) * h : 0) + (last ? h : 0);
-  /* Per layer h1, mid, h2, y of H; q, k, v, o of A; gate, up of F; two norms' and each head's row of statistics. */
+  /* Per layer h1, mid, h2, y of H; q, k, v, o of A; gate, up of F; a number per token for each norm
+   * and head. */
   const double kept = layers * t * (e * (4 * h + 4 * a + 2 * f) + 4 * (2 + a / o->head_size)) +
                       (first ? t * h * e : 0) + (last ? t * e * (h + VOCAB) : -t * h * e);
-  /* Gradients on their way: two of H to and from the layer, one inside; of o, q, k, v; of gate, up and what they give. */
+  /* On their way through one layer: its output and three gradients of H; gradients of o, q, k, v;
+   * of gate, up and what they give. */
   const double passing = t * e * (4 * h + 4 * a + 3 * f);
   return (uint64_t)(products * weight_bytes(o) + others * 16 +
                     kept * in_flight(o->schedule, o->pp, o->micro_batches, stage) + passing);

@@ -1,10 +1,12 @@
-/* model.c: the weights of one worker: the layers of its stage, its share of every matrix that is split.
+/* model.c: the weights of one worker: the layers of its stage, its share of every matrix that is
+ * split.
  *
- * Query, key and value rows are split by heads, gate and up rows by FFN width (column split); the two matrices that follow
- * them lose the same columns (row split). Norms, embedding and head are whole on every part of a tensor-parallel group: their
- * gradients come out equal there, since all parts see the same activations.
- * Invariant: a weight's first value depends on the seed, its name's place and its row and column in the whole, never on pp or
- * tp. Leaves products to layer.c, updates to adamw.c. */
+ * Query, key and value rows are split by heads, gate and up rows by FFN width (column split); the
+ * two matrices that follow them lose the same columns (row split). Norms, embedding and head are
+ * whole on every part of a tensor-parallel group: their gradients come out equal there, since all
+ * parts see the same activations.
+ * Invariant: a weight's first value depends on the seed, its name's place and its row and column
+ * in the whole, never on pp or tp. Leaves products to layer.c, updates to adamw.c. */
 #include <math.h>
 #include <stdio.h>
 
@@ -15,18 +17,23 @@ static span piece(const lam_shard_info *share, int i) {
   return (span){share->pieces[i].begin, share->pieces[i].end};
 }
 
-static param *describe(param *p, const char *name, int layer, int64_t rows, int64_t cols, float deviation) {
-  *p = (param){.whole_rows = rows, .whole_cols = cols, .rows = {{0, rows}}, .n_rows = 1, .cols = {0, cols}};
-  if (layer >= 0) snprintf(p->name, sizeof p->name, "layers.%d.%s.weight", layer, name);
-  else snprintf(p->name, sizeof p->name, "%s.weight", name);
+static param *describe(param *p, const char *name, int layer, int64_t rows, int64_t cols,
+                       float deviation) {
+  *p = (param){
+      .whole_rows = rows, .whole_cols = cols, .rows = {{0, rows}}, .n_rows = 1, .cols = {0, cols}};
+  if (layer >= 0)
+    snprintf(p->name, sizeof p->name, "layers.%d.%s.weight", layer, name);
+  else
+    snprintf(p->name, sizeof p->name, "%s.weight", name);
   p->deviation = deviation;
   p->w = matrix_at(NULL, rows, cols, 32);
   return p;
 }
 
-/* Blocks of `whole` rows one after the other (q, k, v; gate, up): this worker holds `part` of each. */
+/* Blocks of `whole` rows one after the other (q, k, v; gate, up), `part` of each held here. */
 static void split_rows(param *p, int blocks, int64_t whole, span part) {
-  for (int i = 0; i < blocks; i++) p->rows[i] = (span){i * whole + part.begin, i * whole + part.end};
+  for (int i = 0; i < blocks; i++)
+    p->rows[i] = (span){i * whole + part.begin, i * whole + part.end};
   p->n_rows = blocks;
   p->w.rows = blocks * (part.end - part.begin);
   p->split = true;
@@ -40,7 +47,8 @@ static void split_cols(param *p, span part) {
 
 static void describe_layer(const options *o, int layer, span attention, span ffn, param *p) {
   const int64_t h = o->hidden, f = o->ffn;
-  const float in = 1 / sqrtf((float)h), out = in / sqrtf(2 * (float)o->layers); /* keeps the residual's size as it sums up */
+  const float in = 1 / sqrtf((float)h),
+              out = in / sqrtf(2 * (float)o->layers); /* keeps the residual's size as it sums up */
   describe(&p[NORM1], "norm1", layer, 1, h, 0);
   split_rows(describe(&p[QKV], "attention.qkv", layer, 3 * h, h, in), 3, h, attention);
   split_cols(describe(&p[ATTENTION_OUT], "attention.out", layer, h, h, out), attention);
@@ -68,7 +76,8 @@ lam_status model_describe(const options *o, int stage, int part, model *out) {
   TRY(lam_shard(o->hidden, o->head_size, 0, part, o->tp, &attention));
   TRY(lam_shard(o->ffn, 32, 0, part, o->tp, &ffn));
   const span a = piece(&attention, 0), f = piece(&ffn, 0);
-  *out = (model){.o = o, .stage = stage, .part = part, .attention = a.end - a.begin, .ffn = f.end - f.begin};
+  *out = (model){
+      .o = o, .stage = stage, .part = part, .attention = a.end - a.begin, .ffn = f.end - f.begin};
   out->heads = (span){a.begin / o->head_size, a.end / o->head_size};
   out->n_layers = o->first_layer[stage + 1] - o->first_layer[stage];
   out->n_params = out->n_layers * N_LAYER_PARAMS + 2 * (stage == 0) + 2 * (stage == o->pp - 1);
@@ -104,7 +113,8 @@ static void fill_rows(param *p, uint64_t seed) {
     const uint64_t row = hash(key, (uint64_t)param_whole_row(p, r));
     float *to = p->master + r * p->w.cols;
     for (int64_t c = 0; c < p->w.cols; c++) {
-      const int64_t bits = (int64_t)(hash(row, (uint64_t)(p->cols.begin + c)) >> 40) - 8388608; /* 24 bits, signed */
+      const int64_t bits =
+          (int64_t)(hash(row, (uint64_t)(p->cols.begin + c)) >> 40) - 8388608; /* 24 bits, signed */
       to[c] = p->deviation == 0 ? 1 : scale * (float)bits;
     }
     row_store(p->w, r, to);

@@ -1,7 +1,8 @@
-/* norm.c: RMSNorm with the residual sum before it, plain sums, and the embedding: all that walks over rows of the hidden size.
+/* norm.c: RMSNorm with the residual sum before it, plain sums, and the embedding: all that walks
+ * over rows of the hidden size.
  *
- * Invariant: arithmetic is f32 whatever the matrices hold, one rounding per stored element.
- * The gradient of y = x r g with r = (mean(x^2) + eps)^-1/2 is dx = r (dy g - x r mean(dy g x r)). */
+ * Invariant: arithmetic is f32 whatever the matrices hold, one rounding per stored element. The
+ * gradient of y = x r g with r = (mean(x^2) + eps)^-1/2 is dx = r (dy g - x r mean(dy g x r)). */
 #include <math.h>
 
 #include "bindings/cli/demo/demo.h"
@@ -51,9 +52,10 @@ void norm_forward(matrix x, matrix add, const float *gain, matrix sum, matrix y,
   }
 }
 
-void norm_backward(matrix d_y, matrix x, const float *gain, const float *r, matrix d_sum, matrix d_x, float *d_gain) {
+void norm_backward(matrix d_y, matrix x, const float *gain, const float *r, matrix d_sum,
+                   matrix d_x, float *d_gain) {
   const int64_t n = x.cols;
-#pragma omp parallel for reduction(+ : d_gain[ : n])
+#pragma omp parallel for reduction(+ : d_gain[:n])
   for (int64_t t = 0; t < x.rows; t++) {
     float room_dy[MAX_ROW], room_x[MAX_ROW], room_sum[MAX_ROW], room_dx[MAX_ROW];
     const float *dy = row_load(d_y, t, room_dy), *row = row_load(x, t, room_x);
@@ -71,7 +73,8 @@ void norm_backward(matrix d_y, matrix x, const float *gain, const float *r, matr
   }
 }
 
-void embed_forward(const uint8_t *tokens, int sequence, const float *embedding, const float *position, matrix x) {
+void embed_forward(const uint8_t *tokens, int sequence, const float *embedding,
+                   const float *position, matrix x) {
 #pragma omp parallel for
   for (int64_t t = 0; t < x.rows; t++) {
     float room[MAX_ROW], *to = row_open(x, t, room);
@@ -81,11 +84,13 @@ void embed_forward(const uint8_t *tokens, int sequence, const float *embedding, 
 }
 
 /* In token order on one thread, as two tokens may be the same. */
-void embed_backward(const uint8_t *tokens, int sequence, matrix d_x, float *d_embedding, float *d_position) {
+void embed_backward(const uint8_t *tokens, int sequence, matrix d_x, float *d_embedding,
+                    float *d_position) {
   for (int64_t t = 0; t < d_x.rows; t++) {
     float room[MAX_ROW];
     const float *row = row_load(d_x, t, room);
-    float *token = d_embedding + tokens[t] * d_x.cols, *place = d_position + t % sequence * d_x.cols;
+    float *token = d_embedding + tokens[t] * d_x.cols,
+          *place = d_position + t % sequence * d_x.cols;
     add_row(token, row, d_x.cols, token);
     add_row(place, row, d_x.cols, place);
   }

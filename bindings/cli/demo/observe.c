@@ -1,4 +1,5 @@
-/* observe.c: a few steps of one schedule, run to be looked at: their records of all workers, brought to rank 0.
+/* observe.c: a few steps of one schedule, run to be looked at: their records of all workers,
+ * brought to rank 0.
  *
  * Invariant: weights are not updated here. Leaves what the records mean to report.c. */
 #include <stdlib.h>
@@ -35,7 +36,8 @@ lam_status observe(worker *w, const char *schedule) {
   line l = {.name = schedule};
   const uint64_t bytes = (uint64_t)(OBSERVED * w->size) * sizeof(record);
   record *mine = malloc(sizeof *mine), *all = w->rank ? NULL : malloc(bytes);
-  lam_status status = !mine || (!all && !w->rank) ? fail(LAM_RESOURCE_EXHAUSTED, "no memory for records") : LAM_OK;
+  lam_status status =
+      !mine || (!all && !w->rank) ? fail(LAM_RESOURCE_EXHAUSTED, "no memory for records") : LAM_OK;
   if (status == LAM_OK) status = observe_steps(w, &l, mine, all);
   line_close(&l);
   free(mine);

@@ -1,7 +1,8 @@
 /* options.c: the command line of the demo's program, and which layers go to which stage.
  *
- * Invariant: options that options_parse gives back fit together; a mistake is one line that names the option, what was found
- * and what was expected. Leaves files and the number of workers that came to those who open them. */
+ * Invariant: options that options_parse gives back fit together; a mistake is one line that names
+ * the option, what was found and what was expected. Leaves files and the number of workers that
+ * came to those who open them. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,8 +42,8 @@ static lam_status read_number(int row, const char *value, void *to) {
   char *end;
   const long n = strtol(value, &end, 10);
   if (end == value || *end || n < table[row].min || n > table[row].max)
-    return fail(LAM_INVALID_ARGUMENT, "%s: found '%s', expected a number from %d to %d", table[row].name, value,
-                table[row].min, table[row].max);
+    return fail(LAM_INVALID_ARGUMENT, "%s: found '%s', expected a number from %d to %d",
+                table[row].name, value, table[row].min, table[row].max);
   *(int *)to = (int)n;
   return LAM_OK;
 }
@@ -62,17 +63,21 @@ static lam_status read_one(char **argv, int argc, int *i, options *o) {
   return fail(LAM_INVALID_ARGUMENT, "%s: no such option", name);
 }
 
-static lam_status one_of(const char *option, const char *value, size_t bytes, const char *const *known) {
+static lam_status one_of(const char *option, const char *value, size_t bytes,
+                         const char *const *known) {
   char list[128] = "";
   for (int i = 0; known[i]; i++) {
     if (strlen(known[i]) == bytes && !memcmp(known[i], value, bytes)) return LAM_OK;
     snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? ", " : "", known[i]);
   }
-  return fail(LAM_INVALID_ARGUMENT, "%s: found '%.*s', expected one of %s", option, (int)bytes, value, list);
+  return fail(LAM_INVALID_ARGUMENT, "%s: found '%.*s', expected one of %s", option, (int)bytes,
+              value, list);
 }
 
 static lam_status check_names(const options *o) {
-  static const char *const schedules[] = {"layerwise", "gpipe", "1f1b", NULL}, *const dtypes[] = {"f32", "bf16", NULL};
+  static const char *const schedules[] = {"layerwise", "gpipe", "1f1b", NULL}, *const dtypes[] = {
+                                                                                   "f32", "bf16",
+                                                                                   NULL};
   TRY(one_of("--schedule", o->schedule, strlen(o->schedule), schedules));
   TRY(one_of("--dtype", o->dtype, strlen(o->dtype), dtypes));
   for (const char *at = o->draw; *at; at += strcspn(at, ","), at += *at == ',')
@@ -86,10 +91,11 @@ static lam_status read_layer(const char *assign, const char **at, int layers, in
   char *end;
   const long n = strtol(*at, &end, 10);
   if (end == *at || **at < '0' || **at > '9')
-    return fail(LAM_INVALID_ARGUMENT, "--assign '%s': expected a layer's number at character %d", assign,
-                (int)(*at - assign) + 1);
+    return fail(LAM_INVALID_ARGUMENT, "--assign '%s': expected a layer's number at character %d",
+                assign, (int)(*at - assign) + 1);
   if (n < 1 || n > layers)
-    return fail(LAM_INVALID_ARGUMENT, "--assign '%s': layer %ld, but the model has layers 1 to %d (--layers)", assign, n,
+    return fail(LAM_INVALID_ARGUMENT,
+                "--assign '%s': layer %ld, but the model has layers 1 to %d (--layers)", assign, n,
                 layers);
   *at = end;
   *out = (int)n;
@@ -97,7 +103,8 @@ static lam_status read_layer(const char *assign, const char **at, int layers, in
 }
 
 /* One stage's list, "1-4" or "1,2,5": marks its layers with the stage. */
-static lam_status read_stage(const char *assign, const char **at, int layers, int stage, int *stage_of) {
+static lam_status read_stage(const char *assign, const char **at, int layers, int stage,
+                             int *stage_of) {
   int last = 0;
   for (bool more = true; more; more = **at == ',' && (*at)++) {
     int from = 0, to;
@@ -107,15 +114,19 @@ static lam_status read_stage(const char *assign, const char **at, int layers, in
       ++*at;
       TRY(read_layer(assign, at, layers, &to));
     }
-    if (to < from) return fail(LAM_INVALID_ARGUMENT, "--assign '%s': %d-%d runs backwards", assign, from, to);
+    if (to < from)
+      return fail(LAM_INVALID_ARGUMENT, "--assign '%s': %d-%d runs backwards", assign, from, to);
     for (int l = from; l <= to; last = l++) {
       if (stage_of[l - 1] >= 0)
-        return fail(LAM_INVALID_ARGUMENT, "--assign '%s': layer %d is given twice (stages %d and %d)", assign, l,
+        return fail(LAM_INVALID_ARGUMENT,
+                    "--assign '%s': layer %d is given twice (stages %d and %d)", assign, l,
                     stage_of[l - 1] + 1, stage + 1);
       if (last && l != last + 1)
         return fail(LAM_INVALID_ARGUMENT,
-                    "--assign '%s': stage %d goes from layer %d to layer %d: a stage must hold consecutive layers, "
-                    "since activations enter and leave it once", assign, stage + 1, last, l);
+                    "--assign '%s': stage %d goes from layer %d to layer %d: a stage must hold "
+                    "consecutive layers, "
+                    "since activations enter and leave it once",
+                    assign, stage + 1, last, l);
       stage_of[l - 1] = stage;
     }
   }
@@ -126,20 +137,26 @@ static lam_status read_assign(const char *assign, int layers, int pp, int *stage
   const char *at = assign;
   int stage = 0;
   for (;; at++, stage++) {
-    if (stage < pp) TRY(read_stage(assign, &at, layers, stage, stage_of));
-    else return fail(LAM_INVALID_ARGUMENT, "--assign '%s': more than the %d stages of --pp", assign, pp);
+    if (stage < pp)
+      TRY(read_stage(assign, &at, layers, stage, stage_of));
+    else
+      return fail(LAM_INVALID_ARGUMENT, "--assign '%s': more than the %d stages of --pp", assign,
+                  pp);
     if (*at != '|') break;
   }
   if (*at)
-    return fail(LAM_INVALID_ARGUMENT, "--assign '%s': found '%c' at character %d, expected ',' '-' or '|'", assign, *at,
+    return fail(LAM_INVALID_ARGUMENT,
+                "--assign '%s': found '%c' at character %d, expected ',' '-' or '|'", assign, *at,
                 (int)(at - assign) + 1);
   if (stage + 1 < pp)
-    return fail(LAM_INVALID_ARGUMENT, "--assign '%s': names %d stages, --pp says %d", assign, stage + 1, pp);
+    return fail(LAM_INVALID_ARGUMENT, "--assign '%s': names %d stages, --pp says %d", assign,
+                stage + 1, pp);
   return LAM_OK;
 }
 
 lam_status options_place(const char *assign, int layers, int pp, int *first_layer) {
-  if (pp > layers) return fail(LAM_INVALID_ARGUMENT, "--pp %d: more stages than layers (%d)", pp, layers);
+  if (pp > layers)
+    return fail(LAM_INVALID_ARGUMENT, "--pp %d: more stages than layers (%d)", pp, layers);
   for (int s = 0; s < pp && !assign; s++) {
     lam_shard_info part = LAM_SHARD_INFO_INIT;
     TRY(lam_shard(layers, 1, 0, s, pp, &part));
@@ -152,9 +169,11 @@ lam_status options_place(const char *assign, int layers, int pp, int *first_laye
   for (int l = 0; l < layers; l++) stage_of[l] = -1;
   TRY(read_assign(assign, layers, pp, stage_of));
   for (int l = layers - 1; l >= 0; l--) {
-    if (stage_of[l] < 0) return fail(LAM_INVALID_ARGUMENT, "--assign '%s': layer %d is on no stage", assign, l + 1);
+    if (stage_of[l] < 0)
+      return fail(LAM_INVALID_ARGUMENT, "--assign '%s': layer %d is on no stage", assign, l + 1);
     if (l && stage_of[l] < stage_of[l - 1])
-      return fail(LAM_INVALID_ARGUMENT, "--assign '%s': layer %d comes after layer %d but is on an earlier stage (%d)",
+      return fail(LAM_INVALID_ARGUMENT,
+                  "--assign '%s': layer %d comes after layer %d but is on an earlier stage (%d)",
                   assign, l + 1, l, stage_of[l] + 1);
     first_layer[stage_of[l]] = l;
   }
@@ -171,7 +190,8 @@ static int count_stages(const char *assign) {
 
 static lam_status make_shape(options *o) {
   if (o->hidden % 32 || o->sequence % 32)
-    return fail(LAM_INVALID_ARGUMENT, "%s: found %d, expected a multiple of 32", o->hidden % 32 ? "--hidden" : "--sequence",
+    return fail(LAM_INVALID_ARGUMENT, "%s: found %d, expected a multiple of 32",
+                o->hidden % 32 ? "--hidden" : "--sequence",
                 o->hidden % 32 ? o->hidden : o->sequence);
   o->bits = strcmp(o->dtype, "bf16") ? 32 : 16;
   o->head_size = o->hidden % 64 ? 32 : 64;
@@ -179,22 +199,34 @@ static lam_status make_shape(options *o) {
   o->ffn = (o->hidden * 8 / 3 + 31) / 32 * 32; /* gated: as many weights as 4 H without a gate */
   o->tokens = (int64_t)o->sequences * o->sequence;
   if (o->tp > o->heads)
-    return fail(LAM_INVALID_ARGUMENT, "--tp %d: the model has %d attention heads (hidden %d), and each worker needs one", o->tp,
-                o->heads, o->hidden);
+    return fail(LAM_INVALID_ARGUMENT,
+                "--tp %d: the model has %d attention heads (hidden %d), and each worker needs one",
+                o->tp, o->heads, o->hidden);
   if (o->pp * o->tp > MAX_WORKERS)
-    return fail(LAM_INVALID_ARGUMENT, "--pp %d --tp %d: found %d workers, expected at most %d", o->pp, o->tp, o->pp * o->tp,
-                MAX_WORKERS);
+    return fail(LAM_INVALID_ARGUMENT, "--pp %d --tp %d: found %d workers, expected at most %d",
+                o->pp, o->tp, o->pp * o->tp, MAX_WORKERS);
   return LAM_OK;
 }
 
 lam_status options_parse(int argc, char **argv, options *out) {
-  *out = (options){.text = "/usr/share/common-licenses/GPL-3", .schedule = "1f1b", .dtype = "f32", .draw = "",
-                   .tp = 1, .layers = 8, .hidden = 256, .sequence = 128, .sequences = 2, .micro_batches = 8,
-                   .steps = 40, .threads = 1, .seed = 1};
+  *out = (options){.text = "/usr/share/common-licenses/GPL-3",
+                   .schedule = "1f1b",
+                   .dtype = "f32",
+                   .draw = "",
+                   .tp = 1,
+                   .layers = 8,
+                   .hidden = 256,
+                   .sequence = 128,
+                   .sequences = 2,
+                   .micro_batches = 8,
+                   .steps = 40,
+                   .threads = 1,
+                   .seed = 1};
   for (int i = 1; i < argc;) TRY(read_one(argv, argc, &i, out));
   if (!out->pp) out->pp = out->assign ? count_stages(out->assign) : 1;
   if (out->pp > MAX_STAGES)
-    return fail(LAM_INVALID_ARGUMENT, "--assign: found %d stages, expected at most %d", out->pp, MAX_STAGES);
+    return fail(LAM_INVALID_ARGUMENT, "--assign: found %d stages, expected at most %d", out->pp,
+                MAX_STAGES);
   TRY(check_names(out));
   TRY(make_shape(out));
   return options_place(out->assign, out->layers, out->pp, out->first_layer);
@@ -206,11 +238,16 @@ static int64_t count_parameters(const options *o) {
 }
 
 void print_plan(const options *o) {
-  emit("{\"pp\": %d, \"tp\": %d, \"micro_batches\": %d, \"tokens\": %lld, \"steps\": %d, \"layers\": %d, \"hidden\": %d, ",
-       o->pp, o->tp, o->micro_batches, (long long)o->tokens * o->micro_batches, o->steps, o->layers, o->hidden);
-  emit("\"heads\": %d, \"ffn\": %d, \"sequence\": %d, \"dtype\": \"%s\", ", o->heads, o->ffn, o->sequence, o->dtype);
+  emit(
+      "{\"pp\": %d, \"tp\": %d, \"micro_batches\": %d, \"tokens\": %lld, \"steps\": %d, "
+      "\"layers\": %d, \"hidden\": %d, ",
+      o->pp, o->tp, o->micro_batches, (long long)o->tokens * o->micro_batches, o->steps, o->layers,
+      o->hidden);
+  emit("\"heads\": %d, \"ffn\": %d, \"sequence\": %d, \"dtype\": \"%s\", ", o->heads, o->ffn,
+       o->sequence, o->dtype);
   emit_text("text", o->text);
   emit(", \"stages\": [");
-  for (int s = 0; s < o->pp; s++) emit("%s[%d, %d]", s ? ", " : "", o->first_layer[s] + 1, o->first_layer[s + 1]);
+  for (int s = 0; s < o->pp; s++)
+    emit("%s[%d, %d]", s ? ", " : "", o->first_layer[s] + 1, o->first_layer[s + 1]);
   emit("], \"parameters\": %lld}\n", (long long)count_parameters(o));
 }

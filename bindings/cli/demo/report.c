@@ -1,10 +1,12 @@
-/* report.c: from the records of a few steps: what each worker's idle share was and what the simulator says it should be, the
- * grid of one step as text, and its pictures as files.
+/* report.c: from the records of a few steps: what each worker's idle share was and what the
+ * simulator says it should be, the grid of one step as text, and its pictures as files.
  *
- * Where every worker has its core, idle time is wall-clock time of the pipeline's own report. Where workers share cores,
- * wall-clock time says little; then the step is replayed from the thread CPU time of each forward and backward, in the
- * order and with the dependencies it had, as if each worker had a core of its own.
- * Invariant: predictions use median costs of all steps observed, never the figure that they stand beside. */
+ * Where every worker has its core, idle time is wall-clock time of the pipeline's own report.
+ * Where workers share cores, wall-clock time says little; then the step is replayed from the
+ * thread CPU time of each forward and backward, in the order and with the dependencies it had, as
+ * if each worker had a core of its own.
+ * Invariant: predictions use median costs of all steps observed, never the figure that they stand
+ * beside. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,11 +24,14 @@ typedef struct observed {
   int n_steps;
 } observed;
 
-static const record *record_of(const observed *o, int step, int rank) { return &o->records[step * o->w->size + rank]; }
+static const record *record_of(const observed *o, int step, int rank) {
+  return &o->records[step * o->w->size + rank];
+}
 
 /* An action's time: on the wall, or of the thread's CPU. */
 static double duration(const observed *o, const record *r, const lam_event *e) {
-  return o->w->crowded ? (double)r->cpu[e->kind == LAM_KIND_B][e->micro] : (double)(e->end - e->start);
+  return o->w->crowded ? (double)r->cpu[e->kind == LAM_KIND_B][e->micro]
+                       : (double)(e->end - e->start);
 }
 
 static bool is_work(const lam_event *e) { return e->kind == LAM_KIND_F || e->kind == LAM_KIND_B; }
@@ -66,7 +71,8 @@ static lam_status simulate_part(const observed *o, int part, prediction *out) {
   lam_simulated simulated = LAM_SIMULATED_INIT;
   TRY(lam_schedule_simulate(o->l->schedule, &costs, &simulated));
   if (simulated.makespan > out->step) out->step = simulated.makespan;
-  for (int s = 0; s < pp; s++) out->idle[s * tp + part] = 1 - m * (forward[s] + backward[s]) / simulated.makespan;
+  for (int s = 0; s < pp; s++)
+    out->idle[s * tp + part] = 1 - m * (forward[s] + backward[s]) / simulated.makespan;
   return LAM_OK;
 }
 
@@ -115,7 +121,8 @@ static double replay_part(const observed *o, int step, int part, double *idle) {
   return end;
 }
 
-/* Widens [first, last] to this worker's first start and last end; all workers of a machine share one clock. */
+/* Widens [first, last] to this worker's first start and last end; all workers of a machine share
+ * one clock. */
 static void work_bounds(const record *r, int64_t *first, int64_t *last) {
   for (uint64_t i = 0; i < r->report.n_events; i++) {
     if (!is_work(&r->events[i])) continue;
@@ -135,7 +142,8 @@ static double measure_step(const observed *o, int step, double *idle) {
   int64_t first = INT64_MAX, last = 0;
   for (int r = 0; r < o->w->size; r++) work_bounds(record_of(o, step, r), &first, &last);
   length = (double)(last - first);
-  for (int r = 0; r < o->w->size; r++) idle[r] = 1 - (double)record_of(o, step, r)->report.busy / length;
+  for (int r = 0; r < o->w->size; r++)
+    idle[r] = 1 - (double)record_of(o, step, r)->report.busy / length;
   return length;
 }
 
@@ -149,7 +157,8 @@ static lam_status draw(const lam_event *events, uint64_t n, const char *format, 
   return lam_events_draw(events, n, format, *out, bytes + 1, &bytes);
 }
 
-static lam_status write_picture(const observed *o, const lam_event *events, uint64_t n, const char *format, const char *ending) {
+static lam_status write_picture(const observed *o, const lam_event *events, uint64_t n,
+                                const char *format, const char *ending) {
   char path[512], *picture = NULL;
   snprintf(path, sizeof path, "%s/%s.%s", o->w->o->out, o->l->name, ending);
   lam_status status = draw(events, n, format, &picture);
@@ -202,20 +211,29 @@ static void tell_worker(const observed *o, int rank, const prediction *p, double
   static const struct {
     const char *name;
     size_t at;
-  } fields[] = {{"busy", offsetof(lam_pipeline_report, busy)},       {"cpu", offsetof(lam_pipeline_report, cpu)},
-                {"warm_up", offsetof(lam_pipeline_report, warm_up)}, {"drain", offsetof(lam_pipeline_report, drain)},
-                {"waiting", offsetof(lam_pipeline_report, waiting)}, {"overhead", offsetof(lam_pipeline_report, overhead)}};
-  emit("%s{\"stage\": %d, \"part\": %d, \"idle\": %.5f, \"predicted\": %.5f, \"forward\": %.4f, \"backward\": %.4f",
-       rank ? ", " : "", rank / o->w->o->tp, rank % o->w->o->tp, idle, p->idle[rank], p->forward[rank] * 1e-6,
-       p->backward[rank] * 1e-6);
-  for (int i = 0; i < 6; i++) emit(", \"%s\": %.4f", fields[i].name, median_field(o, rank, fields[i].at));
+  } fields[] = {{"busy", offsetof(lam_pipeline_report, busy)},
+                {"cpu", offsetof(lam_pipeline_report, cpu)},
+                {"warm_up", offsetof(lam_pipeline_report, warm_up)},
+                {"drain", offsetof(lam_pipeline_report, drain)},
+                {"waiting", offsetof(lam_pipeline_report, waiting)},
+                {"overhead", offsetof(lam_pipeline_report, overhead)}};
+  emit(
+      "%s{\"stage\": %d, \"part\": %d, \"idle\": %.5f, \"predicted\": %.5f, \"forward\": %.4f, "
+      "\"backward\": %.4f",
+      rank ? ", " : "", rank / o->w->o->tp, rank % o->w->o->tp, idle, p->idle[rank],
+      p->forward[rank] * 1e-6, p->backward[rank] * 1e-6);
+  for (int i = 0; i < 6; i++)
+    emit(", \"%s\": %.4f", fields[i].name, median_field(o, rank, fields[i].at));
   emit("}");
 }
 
-static lam_status tell(const observed *o, const prediction *p, double length, int typical, double idle[][MAX_WORKERS]) {
+static lam_status tell(const observed *o, const prediction *p, double length, int typical,
+                       double idle[][MAX_WORKERS]) {
   const worker *w = o->w;
-  emit("{\"report\": \"%s\", \"shared_cores\": %s, \"step\": %.4f, \"simulated\": %.4f, \"workers\": [", o->l->name,
-       w->crowded ? "true" : "false", length * 1e-6, p->step * 1e-6);
+  emit(
+      "{\"report\": \"%s\", \"shared_cores\": %s, \"step\": %.4f, \"simulated\": %.4f, "
+      "\"workers\": [",
+      o->l->name, w->crowded ? "true" : "false", length * 1e-6, p->step * 1e-6);
   for (int rank = 0; rank < w->size; rank++) {
     double shares[MAX_STEPS];
     for (int k = 0; k < o->n_steps; k++) shares[k] = idle[k][rank];

@@ -1,7 +1,9 @@
-/* save.c: the whole model as one safetensors file: 8 bytes of length, a JSON header, the tensors one after the other.
+/* save.c: the whole model as one safetensors file: 8 bytes of length, a JSON header, the tensors
+ * one after the other.
  *
- * Every worker sends its parts to rank 0 in the order that model_describe gives, so rank 0 knows what comes: it describes the
- * sender's weights itself, and puts each row where it belongs in the whole.
+ * Every worker sends its parts to rank 0 in the order that model_describe gives, so rank 0 knows
+ * what comes: it describes the sender's weights itself, and puts each row where it belongs in the
+ * whole.
  * Invariant: the file is the same for any pp and tp that computed the same bits. */
 #include <errno.h>
 #include <stdio.h>
@@ -11,7 +13,9 @@
 #include "bindings/cli/demo/demo.h"
 #include "bindings/cli/demo/rows.h"
 
-static matrix whole_of(const param *p) { return matrix_at(NULL, p->whole_rows, p->whole_cols, p->w.bits); }
+static matrix whole_of(const param *p) {
+  return matrix_at(NULL, p->whole_rows, p->whole_cols, p->w.bits);
+}
 
 /* -- header -- */
 
@@ -30,7 +34,8 @@ static void add_text(header *h, const char *text) {
 static void add_tensor(header *h, const param *p) {
   char entry[256];
   const uint64_t end = h->data + matrix_bytes(whole_of(p));
-  snprintf(entry, sizeof entry, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%lld,%lld],\"data_offsets\":[%llu,%llu]}",
+  snprintf(entry, sizeof entry,
+           "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%lld,%lld],\"data_offsets\":[%llu,%llu]}",
            h->data ? "," : "{", p->name, p->w.bits == 16 ? "BF16" : "F32", (long long)p->whole_rows,
            (long long)p->whole_cols, (unsigned long long)h->data, (unsigned long long)end);
   add_text(h, entry);
@@ -50,7 +55,8 @@ static lam_status write_header(const options *o, FILE *file) {
   add_text(&h, "}");
   while (h.bytes % 8) add_text(&h, " ");
   const uint64_t length = h.bytes;
-  if (status == LAM_OK && (fwrite(&length, 8, 1, file) != 1 || fwrite(h.text, 1, h.bytes, file) != h.bytes))
+  if (status == LAM_OK &&
+      (fwrite(&length, 8, 1, file) != 1 || fwrite(h.text, 1, h.bytes, file) != h.bytes))
     status = fail(LAM_INVALID_ARGUMENT, "--save: %s", strerror(errno));
   free(h.text);
   return status;
@@ -61,13 +67,15 @@ static lam_status write_header(const options *o, FILE *file) {
 static void place(const param *p, matrix part, matrix whole) {
   for (int64_t r = 0; r < part.rows; r++) {
     char *to = row_at(whole, param_whole_row(p, r));
-    memcpy(to + p->cols.begin * p->w.bits / 8, row_at(part, r), (size_t)(part.cols * part.bits / 8));
+    memcpy(to + p->cols.begin * p->w.bits / 8, row_at(part, r),
+           (size_t)(part.cols * part.bits / 8));
   }
 }
 
-/* Part `part` of tensor i of a stage: from this rank's own memory, or from the worker that has it. */
+/* Part `part` of tensor i of a stage: from this rank's memory, or from the worker that has it. */
 static lam_status fetch(worker *w, int stage, int part, int i, matrix whole) {
-  if (stage == w->index && part == w->part) return place(&w->model.params[i], w->model.params[i].w, whole), LAM_OK;
+  if (stage == w->index && part == w->part)
+    return place(&w->model.params[i], w->model.params[i].w, whole), LAM_OK;
   model theirs = {0};
   TRY(model_describe(w->o, stage, part, &theirs));
   const param *p = &theirs.params[i];
@@ -98,7 +106,8 @@ static lam_status write_all(worker *w, FILE *file) {
   for (int stage = 0; stage < w->o->pp && status == LAM_OK; stage++) {
     model m = {0};
     status = model_describe(w->o, stage, 0, &m);
-    for (int i = 0; i < m.n_params && status == LAM_OK; i++) status = write_tensor(w, stage, &m.params[i], i, file);
+    for (int i = 0; i < m.n_params && status == LAM_OK; i++)
+      status = write_tensor(w, stage, &m.params[i], i, file);
     model_free(&m);
   }
   return status;
@@ -115,7 +124,8 @@ lam_status save(worker *w, const char *path) {
   FILE *file = fopen(path, "wb");
   if (!file) return fail(LAM_INVALID_ARGUMENT, "--save %s: %s", path, strerror(errno));
   lam_status status = write_all(w, file);
-  if (fclose(file) && status == LAM_OK) status = fail(LAM_INVALID_ARGUMENT, "--save %s: %s", path, strerror(errno));
+  if (fclose(file) && status == LAM_OK)
+    status = fail(LAM_INVALID_ARGUMENT, "--save %s: %s", path, strerror(errno));
   if (status == LAM_OK) emit("{"), emit_text("saved", path), emit("}\n");
   return status;
 }

@@ -1,7 +1,9 @@
 /* train.c: the training steps, and the lines of JSON in which rank 0 tells what happens.
  *
- * A step is: the pipeline's forwards and backwards, AdamW on this worker's weights, one sum that brings the loss to all.
- * Invariant: every rank makes the same calls in the same order. Leaves what is drawn of it to the launcher, demo.py. */
+ * A step is: the pipeline's forwards and backwards, AdamW on this worker's weights, one sum that
+ * brings the loss to all.
+ * Invariant: every rank makes the same calls in the same order. Leaves what is drawn of it to the
+ * launcher, demo.py. */
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -19,9 +21,12 @@ void emit(const char *format, ...) {
 void emit_text(const char *key, const char *text) {
   printf("\"%s\": \"", key);
   for (; *text; text++) {
-    if (*text == '"' || *text == '\\') printf("\\%c", *text);
-    else if ((unsigned char)*text < 32) printf("\\u%04x", *text);
-    else putchar(*text);
+    if (*text == '"' || *text == '\\')
+      printf("\\%c", *text);
+    else if ((unsigned char)*text < 32)
+      printf("\\u%04x", *text);
+    else
+      putchar(*text);
   }
   putchar('"');
 }
@@ -29,7 +34,8 @@ void emit_text(const char *key, const char *text) {
 static lam_status share_loss(worker *w, double mine, float *loss) {
   *loss = w->index == w->o->pp - 1 && w->part == 0 ? (float)mine : 0;
   const matrix one = matrix_at(loss, 1, 1, 32);
-  return call_op(w->ctx, LAM_OP_all_reduce, IN(one), OUT(one), ATTRS(lam_attr_i(lam_group_handle(w->world))));
+  return call_op(w->ctx, LAM_OP_all_reduce, IN(one), OUT(one),
+                 ATTRS(I(lam_group_handle(w->world))));
 }
 
 static lam_status train_step(worker *w, line *l, int64_t step) {
@@ -40,7 +46,9 @@ static lam_status train_step(worker *w, line *l, int64_t step) {
   for (int i = 0; i < w->model.n_params; i++)
     adamw_step(&w->model.params[i], adamw_at(step, w->o->steps), step);
   TRY(share_loss(w, mine, &loss));
-  if (w->rank == 0) emit("{\"step\": %lld, \"loss\": %.9g, \"ms\": %.3f}\n", (long long)step, loss, (double)(now_ns() - began) * 1e-6);
+  if (w->rank == 0)
+    emit("{\"step\": %lld, \"loss\": %.9g, \"ms\": %.3f}\n", (long long)step, loss,
+         (double)(now_ns() - began) * 1e-6);
   return LAM_OK;
 }
 
@@ -63,20 +71,22 @@ static lam_status tell_memory(worker *w, line *l) {
   if (w->rank) return LAM_OK;
   emit("{\"memory\": [");
   for (int i = 0; i < w->size; i++)
-    emit("%s{\"peak\": %llu, \"predicted\": %llu, \"slots\": %llu}", i ? ", " : "", (unsigned long long)all[i].peak,
-         (unsigned long long)all[i].predicted, (unsigned long long)all[i].slots);
+    emit("%s{\"peak\": %llu, \"predicted\": %llu, \"slots\": %llu}", i ? ", " : "",
+         (unsigned long long)all[i].peak, (unsigned long long)all[i].predicted,
+         (unsigned long long)all[i].slots);
   emit("]}\n");
   return LAM_OK;
 }
 
-/* What the sums over the tensor-parallel group take of a step, ms: one like them, alone, times how many there are. */
+/* What the sums over the tensor-parallel group take of a step, ms: one like them, measured alone,
+ * times how many there are. */
 static lam_status tell_sums(worker *w) {
   const options *o = w->o;
   const matrix part = w->stage.room.d_h;
   double times[9];
   for (int i = 0; i < 9; i++) {
     const int64_t began = now_ns();
-    TRY(call_op(w->ctx, LAM_OP_all_reduce, IN(part), OUT(part), ATTRS(lam_attr_i(lam_group_handle(w->tp)))));
+    TRY(call_op(w->ctx, LAM_OP_all_reduce, IN(part), OUT(part), ATTRS(I(lam_group_handle(w->tp)))));
     times[i] = (double)(now_ns() - began) * 1e-6;
   }
   const int sums = 4 * w->model.n_layers * o->micro_batches; /* two forward, two backward */

@@ -1,7 +1,9 @@
-/* vector.h: sixteen f32 numbers at a time, in the vector types of gcc and clang, for the loops that they do not find by
- * themselves: products in registers, and exp. One AVX-512 register, or two of AVX2, or four of SSE.
+/* vector.h: sixteen f32 numbers at a time, in the vector types of gcc and clang, for the loops
+ * that they do not find by themselves: products in registers, and exp. One AVX-512 register, or
+ * two of AVX2, or four of SSE.
  *
- * Invariant: rows that are walked in lanes are multiples of 16 long; every such row in the demo is a multiple of 32. */
+ * Invariant: rows that are walked in lanes are multiples of 16 long; every such row in the demo is
+ * a multiple of 32. */
 #ifndef LAMELLA_DEMO_VECTOR_H_
 #define LAMELLA_DEMO_VECTOR_H_
 
@@ -34,11 +36,13 @@ static inline float lanes_highest(lanes v) {
   return highest;
 }
 
-/* e^x within 2e-7 (relative) for x <= 0; 0 below -87. 2^n from the exponent bits, 2^f, |f| <= 1/2, by its series. */
+/* e^x within 2e-7 (relative) for x <= 0; 0 below -87. As 2^n 2^f: 2^n from the exponent bits, 2^f,
+ * |f| <= 1/2, by its series. */
 static inline lanes lanes_exp(lanes x) {
   const int_lanes in_range = x > lanes_of(-87);
   const lanes y = pick(in_range, x, lanes_of(0)) * 1.44269504f;
-  const int_lanes n = __builtin_convertvector(y - 0.5f, int_lanes); /* y <= 0: cutting off rounds to nearest */
+  const int_lanes n =
+      __builtin_convertvector(y - 0.5f, int_lanes); /* y <= 0: cutting off rounds to nearest */
   const lanes f = y - __builtin_convertvector(n, lanes);
   lanes p = lanes_of(1.5403530e-4f);
   p = p * f + 1.3333558e-3f;

@@ -1,8 +1,10 @@
-/* worker.c: one process of the demo: its place in the groups, its part of the model, its pipelines.
+/* worker.c: one process of the demo: its place in the groups, its part of the model, its
+ * pipelines.
  *
- * The world's ranks are numbered stage by stage: rank = stage * tp + part. The parts of one stage form a tensor-parallel
- * group, the stages of one part a pipeline's group.
- * Invariant: worker_open is the same sequence of collective calls on every rank; worker_close takes what is there. */
+ * The world's ranks are numbered stage by stage: rank = stage * tp + part. The parts of one stage
+ * form a tensor-parallel group, the stages of one part a pipeline's group.
+ * Invariant: worker_open is the same sequence of collective calls on every rank; worker_close
+ * takes what is there. */
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
@@ -52,7 +54,8 @@ static lam_status open_context(worker *w) {
 
 /* From the launcher's environment; without a launcher this is the only worker. */
 static lam_status open_world(worker *w) {
-  if (getenv("LAMELLA_RANK") || getenv("RANK")) return lam_group_create_from_env(w->ctx, NULL, &w->world);
+  if (getenv("LAMELLA_RANK") || getenv("RANK"))
+    return lam_group_create_from_env(w->ctx, NULL, &w->world);
   lam_group_desc alone = LAM_GROUP_DESC_INIT;
   alone.size = 1;
   TRY(lam_group_id_create(&alone.id));
@@ -69,8 +72,8 @@ static lam_status open_groups(worker *w) {
   w->part = w->rank % w->o->tp;
   w->crowded = w->size * w->o->threads > cores();
   if (w->size != w->o->pp * w->o->tp)
-    return fail(LAM_INVALID_ARGUMENT, "--pp %d --tp %d needs %d workers, %d came", w->o->pp, w->o->tp,
-                w->o->pp * w->o->tp, w->size);
+    return fail(LAM_INVALID_ARGUMENT, "--pp %d --tp %d needs %d workers, %d came", w->o->pp,
+                w->o->tp, w->o->pp * w->o->tp, w->size);
   TRY(lam_group_split(w->world, w->index, w->part, &w->tp));
   return lam_group_split(w->world, w->part, w->index, &w->pp);
 }
@@ -103,7 +106,8 @@ lam_status line_open(worker *w, const char *schedule, line *out) {
   TRY(lam_schedule_build(schedule, w->o->pp, 1, w->o->micro_batches, &out->schedule));
 
   const matrix crossing = matrix_at(NULL, w->o->tokens, w->o->hidden, w->o->bits);
-  lam_shape shape = {.ndim = 2, .dtype = matrix_dtype(crossing), .dims = {crossing.rows, crossing.cols}};
+  lam_shape shape = {
+      .ndim = 2, .dtype = matrix_dtype(crossing), .dims = {crossing.rows, crossing.cols}};
   lam_edge edges[MAX_STAGES];
   for (int e = 0; e + 1 < w->o->pp; e++) {
     lam_edge edge = LAM_EDGE_INIT;
@@ -134,7 +138,7 @@ lam_status worker_send(worker *w, int to, matrix data) {
   float none = 0;
   const matrix token = matrix_at(&none, VECTOR, 1, 32);
   return call_op(w->ctx, LAM_OP_send_activation, IN(data, token), OUT(token),
-                 ATTRS(lam_attr_i(lam_group_handle(w->world)), lam_attr_i(to), lam_attr_i(0), lam_attr_i(-1)));
+                 ATTRS(I(lam_group_handle(w->world)), I(to), I(0), I(-1)));
 }
 
 lam_status worker_recv(worker *w, int from, matrix data) {
@@ -143,8 +147,8 @@ lam_status worker_recv(worker *w, int from, matrix data) {
   const int64_t shape[] = {data.rows, data.cols};
   const DLDataType type = matrix_dtype(data);
   return call_op(w->ctx, LAM_OP_recv_activation, IN(token), OUT(data, token),
-                 ATTRS(lam_attr_i(lam_group_handle(w->world)), lam_attr_i(from), lam_attr_i(0), lam_attr_i(-1),
-                       lam_attr_ints(shape, 2), lam_attr_i(type.code | type.bits << 8)));
+                 ATTRS(I(lam_group_handle(w->world)), I(from), I(0), I(-1), lam_attr_ints(shape, 2),
+                       I(type.code | type.bits << 8)));
 }
 
 lam_status gather(worker *w, const void *mine, uint64_t bytes, void *all) {

@@ -1,7 +1,9 @@
-/* math_test.c: the demo's own arithmetic against plain formulas in double: values directly, gradients by finite differences of
- * the double formula, so that nothing of the code under test stands on both sides.
+/* math_test.c: the demo's own arithmetic against plain formulas in double: values directly,
+ * gradients by finite differences of the double formula, so that nothing of the code under test
+ * stands on both sides.
  *
- * Invariant: a gradient is tested as d (sum of c * output) / d input with random c, every element of every input. */
+ * Invariant: a gradient is tested as d (sum of c * output) / d input with random c, every element
+ * of every input. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -22,7 +24,8 @@ static double *doubles(const float *x, int64_t n) {
   return d;
 }
 
-static uint16_t *halves(const float *x, int64_t n) { /* cut off, not rounded: which numbers they are does not matter */
+static uint16_t *halves(
+    const float *x, int64_t n) { /* cut off, not rounded: which numbers they are does not matter */
   uint16_t *h = malloc((size_t)n * 2);
   for (int64_t i = 0; i < n; i++) h[i] = (uint16_t)(((const uint32_t *)x)[i] >> 16);
   return h;
@@ -75,7 +78,8 @@ TEST(norm, gradients_are_those_of_the_formula) {
   float *x = numbers(&r, rows * n, 2), *gain = numbers(&r, n, 1), *c = numbers(&r, rows * n, 1);
   float *y = malloc(rows * n * 4), *d_x = malloc(rows * n * 4), *d_gain = calloc(n, 4), scale[5];
   norm_problem p = {rows, n, doubles(x, rows * n), doubles(gain, n), doubles(c, rows * n)};
-  const matrix mx = matrix_at(x, rows, n, 32), my = matrix_at(y, rows, n, 32), mc = matrix_at(c, rows, n, 32);
+  const matrix mx = matrix_at(x, rows, n, 32), my = matrix_at(y, rows, n, 32),
+               mc = matrix_at(c, rows, n, 32);
 
   norm_forward(mx, ABSENT, gain, ABSENT, my, scale);
   double sum = 0;
@@ -90,9 +94,11 @@ TEST(norm, gradients_are_those_of_the_formula) {
 TEST(norm, residual_joins_before_the_norm_and_its_gradient_after) {
   rng r = {seed()};
   const int64_t rows = 3, n = 32;
-  float *x = numbers(&r, rows * n, 1), *y = numbers(&r, rows * n, 1), *gain = numbers(&r, n, 1), *d = numbers(&r, rows * n, 1);
+  float *x = numbers(&r, rows * n, 1), *y = numbers(&r, rows * n, 1), *gain = numbers(&r, n, 1),
+        *d = numbers(&r, rows * n, 1);
   float sum[96], plain[96], joined[96], d_plain[96], d_joined[96], r1[3], r2[3], d_gain[32] = {0};
-  const matrix mx = matrix_at(x, rows, n, 32), mr = matrix_at(y, rows, n, 32), ms = matrix_at(sum, rows, n, 32);
+  const matrix mx = matrix_at(x, rows, n, 32), mr = matrix_at(y, rows, n, 32),
+               ms = matrix_at(sum, rows, n, 32);
   add(mx, mr, ms);
   norm_forward(ms, ABSENT, gain, ABSENT, matrix_at(plain, rows, n, 32), r1);
   norm_forward(mx, mr, gain, ms, matrix_at(joined, rows, n, 32), r2);
@@ -124,7 +130,8 @@ static double row_of_attention(const attention_problem *p, int64_t s, int64_t he
   }
   for (int64_t j = 0; j <= i; j++)
     for (int64_t k = 0; k < p->d; k++)
-      out += p->c[(s * p->n + i) * a + head * p->d + k] * score[j] / sum * base[j * width + 2 * a + k];
+      out +=
+          p->c[(s * p->n + i) * a + head * p->d + k] * score[j] / sum * base[j * width + 2 * a + k];
   return out;
 }
 
@@ -147,7 +154,8 @@ static void check_attention(int sequences, int n, int heads, int d, int bits) {
     in = halves(qkv, rows * 3 * a), qkv = floats_of(in, rows * 3 * a);
     d_o = halves(c, rows * a), c = floats_of(d_o, rows * a);
   }
-  float *room = malloc((size_t)attention_room_floats(n, d, 8) * 4), *lse = malloc((size_t)(heads * rows) * 4);
+  float *room = malloc((size_t)attention_room_floats(n, d, 8) * 4),
+        *lse = malloc((size_t)(heads * rows) * 4);
   attention_problem p = {sequences, n, heads, d, doubles(qkv, rows * 3 * a), doubles(c, rows * a)};
   const matrix mi = matrix_at(in, rows, 3 * a, bits), mo = matrix_at(o, rows, a, bits);
 
@@ -157,7 +165,8 @@ static void check_attention(int sequences, int n, int heads, int d, int bits) {
   for (int64_t i = 0; i < rows * a; i++) sum += (double)c[i] * out[i];
   CHECK(fabs(sum - attention_sum(&p)) < (bits == 16 ? 1.0 : 1e-3));
 
-  attention_backward(mi, n, heads, room, mo, lse, matrix_at(d_o, rows, a, bits), matrix_at(d_in, rows, 3 * a, bits));
+  attention_backward(mi, n, heads, room, mo, lse, matrix_at(d_o, rows, a, bits),
+                     matrix_at(d_in, rows, 3 * a, bits));
   const float *got = bits == 16 ? floats_of(d_in, rows * 3 * a) : d_in;
   const double *want = differences(attention_sum, &p, p.qkv, rows * 3 * a);
   CHECK_CLOSE(got, want, rows * 3 * a, bits == 16 ? 1e-2 : 1e-4, bits == 16 ? 5e-3 : 2e-5);
@@ -174,16 +183,19 @@ TEST(attention, bf16_is_within_its_rounding) { check_attention(1, 32, 1, 32, 16)
 TEST(attention, heads_and_sequences_do_not_mix) {
   rng r = {seed()};
   enum { N = 64, D = 64, HEADS = 3, SEQUENCES = 2, A = HEADS * D, ROWS = SEQUENCES * N };
-  float *qkv = numbers(&r, ROWS * 3 * A, 2), *o = malloc(ROWS * A * 4), *alone = malloc(N * D * 4), *one = malloc(N * 3 * D * 4);
+  float *qkv = numbers(&r, ROWS * 3 * A, 2), *o = malloc(ROWS * A * 4), *alone = malloc(N * D * 4),
+        *one = malloc(N * 3 * D * 4);
   float *room = malloc((size_t)attention_room_floats(N, D, 8) * 4), lse[HEADS * ROWS];
-  attention_forward(matrix_at(qkv, ROWS, 3 * A, 32), N, HEADS, room, matrix_at(o, ROWS, A, 32), lse);
+  attention_forward(matrix_at(qkv, ROWS, 3 * A, 32), N, HEADS, room, matrix_at(o, ROWS, A, 32),
+                    lse);
   for (int s = 0; s < SEQUENCES; s++)
     for (int head = 0; head < HEADS; head++) {
       for (int t = 0; t < N; t++)
         for (int k = 0; k < 3 * D; k++)
           one[t * 3 * D + k] = qkv[(s * N + t) * 3 * A + k / D * A + head * D + k % D];
       attention_forward(matrix_at(one, N, 3 * D, 32), N, 1, room, matrix_at(alone, N, D, 32), lse);
-      for (int t = 0; t < N; t++) CHECK_SAME_BITS(alone + t * D, o + (s * N + t) * A + head * D, D * 4);
+      for (int t = 0; t < N; t++)
+        CHECK_SAME_BITS(alone + t * D, o + (s * N + t) * A + head * D, D * 4);
     }
 }
 
@@ -233,7 +245,8 @@ TEST(embedding, gradient_goes_to_the_token_and_the_place_it_came_from) {
   enum { ROWS = 6, H = 32, SEQUENCE = 3 };
   rng r = {seed()};
   const uint8_t tokens[ROWS] = {7, 7, 255, 0, 7, 1};
-  float *table = numbers(&r, VOCAB * H, 1), *place = numbers(&r, SEQUENCE * H, 1), *d = numbers(&r, ROWS * H, 1), x[ROWS * H];
+  float *table = numbers(&r, VOCAB * H, 1), *place = numbers(&r, SEQUENCE * H, 1),
+        *d = numbers(&r, ROWS * H, 1), x[ROWS * H];
   float *d_table = calloc(VOCAB * H, 4), *d_place = calloc(SEQUENCE * H, 4);
   embed_forward(tokens, SEQUENCE, table, place, matrix_at(x, ROWS, H, 32));
   embed_backward(tokens, SEQUENCE, matrix_at(d, ROWS, H, 32), d_table, d_place);
@@ -253,13 +266,15 @@ TEST(adamw, three_steps_are_those_of_the_formula) {
   const adamw a = {.rate = 0.01f, .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f, .decay = 0.1f};
   float *w = numbers(&r, N, 1), *grad = malloc(N * 4), m[N] = {0}, v[N] = {0};
   double *want = doubles(w, N), wm[N] = {0}, wv[N] = {0};
-  param p = {.deviation = 1, .w = matrix_at(w, 1, N, 32), .master = w, .grad = grad, .m = m, .v = v};
+  param p = {
+      .deviation = 1, .w = matrix_at(w, 1, N, 32), .master = w, .grad = grad, .m = m, .v = v};
   for (int step = 0; step < 3; step++) {
     for (int i = 0; i < N; i++) {
       const double g = grad[i] = rng_float(&r);
       wm[i] = 0.9 * wm[i] + 0.1 * g;
       wv[i] = 0.95 * wv[i] + 0.05 * g * g;
-      const double mean = wm[i] / (1 - pow(0.9, step + 1)), square = wv[i] / (1 - pow(0.95, step + 1));
+      const double mean = wm[i] / (1 - pow(0.9, step + 1)),
+                   square = wv[i] / (1 - pow(0.95, step + 1));
       want[i] -= 0.01 * (mean / (sqrt(square) + 1e-8) + 0.1 * want[i]);
     }
     adamw_step(&p, a, step);
@@ -269,9 +284,11 @@ TEST(adamw, three_steps_are_those_of_the_formula) {
 }
 
 TEST(adamw, bf16_weights_are_rounded_from_the_master) {
-  float master[4] = {1, 1 + 1.0f / 256, 1 + 3.0f / 256, -2.00001f}, grad[4] = {0}, m[4] = {0}, v[4] = {0};
+  float master[4] = {1, 1 + 1.0f / 256, 1 + 3.0f / 256, -2.00001f}, grad[4] = {0}, m[4] = {0},
+        v[4] = {0};
   uint16_t w[4] = {0};
-  param p = {.deviation = 1, .w = matrix_at(w, 1, 4, 16), .master = master, .grad = grad, .m = m, .v = v};
+  param p = {
+      .deviation = 1, .w = matrix_at(w, 1, 4, 16), .master = master, .grad = grad, .m = m, .v = v};
   const adamw still = {.rate = 0, .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f};
   adamw_step(&p, still, 0);
   const uint16_t want[4] = {0x3f80, 0x3f80, 0x3f82, 0xc000}; /* ties go to even */

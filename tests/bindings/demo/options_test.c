@@ -1,4 +1,5 @@
-/* options_test.c: the demo's command line, the placement of layers on stages, and the batches cut from a text. */
+/* options_test.c: the demo's command line, where layers and weights go, the batches cut from a
+ * text. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,7 +40,8 @@ TEST(placement, wrong_assignments_are_refused_with_the_reason) {
   static const struct {
     const char *assign, *reason;
   } wrong[] = {
-      {"1,4,7,10|2,5,8,11|3,6,9,12", "stage 1 goes from layer 1 to layer 4: a stage must hold consecutive layers"},
+      {"1,4,7,10|2,5,8,11|3,6,9,12",
+       "stage 1 goes from layer 1 to layer 4: a stage must hold consecutive layers"},
       {"1-4|6-8|9-12", "layer 5 is on no stage"},
       {"1-4|4-8|9-12", "layer 4 is given twice (stages 1 and 2)"},
       {"1-4|5-8|9-11", "layer 12 is on no stage"},
@@ -127,7 +129,8 @@ TEST(weights, parts_of_any_split_together_are_the_whole) {
         REQUIRE(w != NULL);
         for (int64_t r = 0; r < p->w.rows; r++)
           if (!CHECK_SAME_BITS(p->master + r * p->w.cols,
-                               w->master + param_whole_row(p, r) * w->whole_cols + p->cols.begin, p->w.cols * 4))
+                               w->master + param_whole_row(p, r) * w->whole_cols + p->cols.begin,
+                               p->w.cols * 4))
             return;
       }
       model_free(&m);

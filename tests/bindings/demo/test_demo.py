@@ -1,0 +1,209 @@
+"""The demo as a user meets it: losses that do not depend on the split, files, mistakes, a worker that dies."""
+
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
+
+from bindings.cli.common import Problem  # noqa: E402
+from bindings.cli.demo import demo, workers  # noqa: E402
+
+SMALL = ["--layers", "4", "--hidden", "160", "--micro-batches", "4", "--sequence", "64"]  # 5 heads
+
+
+@pytest.fixture(scope="session")
+def program():
+    return demo.build()
+
+
+def lamella_demo(*arguments, cwd=None):
+    command = [str(ROOT / "lamella"), "demo", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd)
+
+
+@pytest.fixture(scope="session")
+def alone(program):
+    """Losses of one worker, by dtype."""
+    steps = [*SMALL, "--steps", "8"]
+    return {
+        dtype: workers.run(program, [*steps, "--dtype", dtype], 1, 1).losses
+        for dtype in ("f32", "bf16")
+    }
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("f32", 1e-4), ("bf16", 5e-3)])
+@pytest.mark.parametrize(
+    "pp, tp, more",
+    [
+        (1, 2, []),
+        (1, 3, []),  # 5 heads: 2, 2, 1
+        (2, 1, []),
+        (3, 1, []),  # 4 layers: 2, 1, 1
+        (2, 2, ["--schedule", "gpipe"]),
+        (2, 2, ["--schedule", "layerwise"]),
+        (2, 2, ["--assign", "1|2-4"]),
+        (4, 1, ["--draw", "layerwise,gpipe,1f1b"]),
+    ],
+)
+def test_losses_are_those_of_one_worker(program, alone, pp, tp, more, dtype, tolerance):
+    told = workers.run(program, [*SMALL, "--steps", "8", "--dtype", dtype, *more], pp, tp)
+    assert len(told.losses) == 8
+    for split, whole in zip(told.losses, alone[dtype]):
+        assert abs(split - whole) <= tolerance
+    assert told.losses[-1] < told.losses[0] - 0.5
+    for worker in told.memory:
+        assert abs(worker["peak"] / worker["predicted"] - 1) < 0.05
+
+
+def test_losses_depend_on_the_seed(program, alone):
+    told = workers.run(program, [*SMALL, "--steps", "1", "--seed", "2"], 1, 1)
+    assert abs(told.losses[0] - alone["f32"][0]) > 1e-4
+
+
+def test_each_schedule_reports_what_the_simulator_predicts(program):
+    options = [*SMALL, "--steps", "1", "--draw", "layerwise,1f1b"]
+    reports = workers.run(program, options, 2, 1).reports
+    for name in ("layerwise", "1f1b"):
+        report = reports[name]
+        for rank in range(2):
+            assert re.search(r"^worker %d .*F.*B" % rank, report["grid"], re.M)
+        for worker in report["workers"]:
+            assert 0 <= worker["predicted"] < 1 and worker["forward"] > 0 < worker["backward"]
+    # Layer by layer one of two works at any time; in turns, both do for part of the time.
+    idle = {name: sum(worker["predicted"] for worker in reports[name]["workers"]) for name in reports}
+    assert abs(idle["layerwise"] - 1) < 1e-3
+    assert idle["1f1b"] < 0.99
+
+
+def read_safetensors(path):
+    data = Path(path).read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    body = data[8 + length :]
+    assert max(tensor["data_offsets"][1] for tensor in header.values()) == len(body)
+    return header, {name: body[slice(*tensor["data_offsets"])] for name, tensor in header.items()}
+
+
+@pytest.mark.parametrize("dtype, code, size", [("f32", "F32", 4), ("bf16", "BF16", 2)])
+def test_saved_weights_are_whole_and_the_same_for_any_split(program, tmp_path, dtype, code, size):
+    files = []
+    for pp, tp in [(1, 1), (2, 3)]:
+        path = tmp_path / ("%d_%d.safetensors" % (pp, tp))
+        options = [*SMALL, "--steps", "0", "--dtype", dtype, "--save", str(path)]
+        assert workers.run(program, options, pp, tp).saved == str(path)
+        files.append(read_safetensors(path))
+    (header, whole), (_, split) = files
+    assert whole.keys() == split.keys()
+    assert all(whole[name] == split[name] for name in whole)
+    assert len(header) == 4 * 6 + 4
+    expected = {"dtype": code, "shape": [480, 160]}
+    qkv = header["layers.3.attention.qkv.weight"]
+    assert {key: qkv[key] for key in expected} == expected
+    assert len(whole["layers.3.attention.qkv.weight"]) == 480 * 160 * size
+
+
+def test_the_whole_demo_runs_and_says_what_it_found(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 40)
+    done = lamella_demo(*SMALL[:4], "--steps", 4, "--text", text, "--save", "m.safetensors", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for expected in [
+        r"4 workers  step 4/4  loss \d",
+        r"1 worker  step 4/4  loss \d",
+        r"largest difference .* allowed 1e-04: PASS",
+        r"One step, layerwise",
+        r"One step, 1f1b",
+        r"^worker 3 ",
+        r"layerwise measured +predicted +1f1b measured +predicted",
+        r"MB +[+-]\d+\.\d %$",
+        r"^  1 +\d+ ms +1.00",
+        r"saved the model to m.safetensors",
+    ]:
+        assert re.search(expected, done.stdout, re.M), expected
+    assert read_safetensors(tmp_path / "m.safetensors")
+    for name in ("layerwise.svg", "1f1b.svg"):
+        assert (tmp_path / "lamella-demo" / name).read_text().lstrip().startswith("<svg")
+
+
+@pytest.mark.parametrize(
+    "arguments, reason",
+    [
+        (["--hidden", "100"], "--hidden: found 100, expected a multiple of 32"),
+        (["--tp", "9"], "--tp 9: the model has 4 attention heads"),
+        (["--layers", "2", "--pp", "3"], "--pp 3: more stages than layers (2)"),
+        (["--schedule", "zigzag"], "--schedule: found 'zigzag'"),
+        (["--layers", "12", "--assign", "1,4,7,10|2,5,8,11|3,6,9,12"], "a stage must hold consecutive layers"),
+        (["--text", "/nosuch"], "--text /nosuch: No such file or directory"),
+        (["--save", "/nosuch/m"], "--save /nosuch/m: No such file or directory"),
+        (["--out", "/proc/nosuch"], "--out /proc/nosuch: No such file or directory"),
+    ],
+)
+def test_mistakes_end_with_status_2_and_one_line(arguments, reason):
+    done = lamella_demo(*arguments)
+    assert done.returncode == 2
+    assert reason in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+
+
+def children(pid):
+    try:
+        return [int(child) for child in Path("/proc/%d/task/%d/children" % (pid, pid)).read_text().split()]
+    except OSError:
+        return []
+
+
+def workers_of(pid):
+    found = [child for child in children(pid) if b"lamella_demo" in Path("/proc/%d/cmdline" % child).read_bytes()]
+    return sorted(found)
+
+
+def test_a_killed_worker_ends_the_demo_with_one_clear_line(program, tmp_path):
+    command = [str(ROOT / "lamella"), "demo", "--steps", "100000", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while " step " not in process.stdout.readline():
+        assert process.poll() is None
+    ranks = workers_of(process.pid)
+    assert len(ranks) == 4
+    began = time.monotonic()
+    os.kill(ranks[2], signal.SIGKILL)
+    out, err = process.communicate(timeout=30)
+    assert time.monotonic() - began < 5
+    assert process.returncode == 1
+    assert re.fullmatch(
+        r"lamella: worker 2 \(stage 2, part 1\) was killed by SIGKILL after step \d+; "
+        r"the others saw PEER_DEAD and stopped\n",
+        err,
+    )
+    for pid in ranks:
+        assert not os.path.exists("/proc/%d" % pid)
+
+
+def test_an_interrupted_demo_leaves_no_worker(program, tmp_path):
+    command = [str(ROOT / "lamella"), "demo", "--steps", "100000", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while " step " not in process.stdout.readline():
+        assert process.poll() is None
+    ranks = workers_of(process.pid)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == "lamella: interrupted\n"
+    for pid in ranks:
+        assert not os.path.exists("/proc/%d" % pid)
+
+
+def test_a_worker_that_fails_says_why(program):
+    with pytest.raises(Problem) as problem:
+        workers.run(program, [*SMALL, "--steps", "1", "--text", "/etc/hostname"], 2, 1)
+    assert "a sequence needs" in str(problem.value)
