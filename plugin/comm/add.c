@@ -9,15 +9,15 @@
 
 #include "plugin/comm/comm.h"
 
+enum { STEP = 64 }; /* bytes */
 typedef float vf32 __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint32_t vu32 __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint16_t vu16 __attribute__((vector_size(32), aligned(2), may_alias));
+typedef uint32_t vu32 __attribute__((vector_size(64), aligned(2), may_alias));
 typedef double vf64 __attribute__((vector_size(64), aligned(8), may_alias));
 typedef uint64_t vu64 __attribute__((vector_size(64), aligned(8), may_alias));
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
-/* A step adds the 64 bytes (bf16: 32) of all parts at byte `at`. */
+/* A step adds the 64 bytes of all parts at byte `at`. */
 ALWAYS_INLINE void step_f32(const void *const *parts, int n_parts, size_t at, void *y) {
   vf32 sum = *(const vf32 *)((const char *)parts[0] + at);
   for (int p = 1; p < n_parts; p++) sum += *(const vf32 *)((const char *)parts[p] + at);
@@ -40,28 +40,33 @@ ALWAYS_INLINE void step_i64(const void *const *parts, int n_parts, size_t at, vo
   *(vu64 *)((char *)y + at) = sum;
 }
 
-ALWAYS_INLINE void add_bf16(const void *from, vf32 *sum) {
-  *sum += (vf32)(__builtin_convertvector(*(const vu16 *)from, vu32) << 16);
+/* Two bf16 lie in 32 bits: the odd ones are floats as they are, but for the even ones below them. */
+ALWAYS_INLINE void add_bf16(const void *from, vf32 *even, vf32 *odd) {
+  const vu32 both = *(const vu32 *)from;
+  *even += (vf32)(both << 16);
+  *odd += (vf32)(both & 0xffff0000);
 }
-/* To the nearest, ties to even; a NaN stays one (quiet). */
-ALWAYS_INLINE void round_bf16(const vf32 *sum, void *to) {
-  const vu32 bits = (vu32)*sum;
-  const vu32 is_nan = (vu32)(*sum != *sum);
+/* The upper 16 bits, to the nearest, ties to even; a NaN stays one (quiet). */
+ALWAYS_INLINE void round_bf16(const vf32 *sum, vu32 *upper) {
+  const vu32 bits = (vu32)*sum, is_nan = (vu32)(*sum != *sum);
   const vu32 rounded = bits + 0x7fff + ((bits >> 16) & 1);
-  const vu32 picked = (rounded & ~is_nan) | ((bits | 0x400000) & is_nan);
-  *(vu16 *)to = __builtin_convertvector(picked >> 16, vu16);
+  *upper = (rounded & ~is_nan) | ((bits | 0x400000) & is_nan);
 }
 ALWAYS_INLINE void step_bf16(const void *const *parts, int n_parts, size_t at, void *y) {
-  vf32 sum = (vf32)(__builtin_convertvector(*(const vu16 *)((const char *)parts[0] + at), vu32) << 16);
-  for (int p = 1; p < n_parts; p++) add_bf16((const char *)parts[p] + at, &sum);
-  round_bf16(&sum, (char *)y + at);
+  const vu32 first = *(const vu32 *)((const char *)parts[0] + at);
+  vf32 even = (vf32)(first << 16), odd = (vf32)(first & 0xffff0000);
+  for (int p = 1; p < n_parts; p++) add_bf16((const char *)parts[p] + at, &even, &odd);
+  vu32 low, high;
+  round_bf16(&even, &low);
+  round_bf16(&odd, &high);
+  *(vu32 *)((char *)y + at) = (low >> 16) | (high & 0xffff0000);
 }
 
 typedef void step_fn(const void *const *parts, int n_parts, size_t at, void *y);
 
 /* The last step, which is not a whole one, goes through copies of what is left. */
 ALWAYS_INLINE void add_tail(step_fn *step, const void *const *parts, int n_parts, size_t at, size_t bytes, void *y) {
-  unsigned char rest[LAM_GROUP_RANKS][64], sum[64];
+  unsigned char rest[LAM_GROUP_RANKS][STEP], sum[STEP];
   const void *rests[LAM_GROUP_RANKS];
   rests[0] = memcpy(rest[0], (const char *)parts[0] + at, bytes);
   for (int p = 1; p < n_parts; p++) rests[p] = memcpy(rest[p], (const char *)parts[p] + at, bytes);
@@ -69,22 +74,22 @@ ALWAYS_INLINE void add_tail(step_fn *step, const void *const *parts, int n_parts
   memcpy((char *)y + at, sum, bytes);
 }
 
-ALWAYS_INLINE void add_steps(step_fn *step, size_t width, const void *const *parts, int n_parts, size_t bytes, void *y) {
+ALWAYS_INLINE void add_steps(step_fn *step, const void *const *parts, int n_parts, size_t bytes, void *y) {
   size_t at = 0;
   if (n_parts == 2)
-    for (; at + width <= bytes; at += width) step(parts, 2, at, y);
+    for (; at + STEP <= bytes; at += STEP) step(parts, 2, at, y);
   else
-    for (; at + width <= bytes; at += width) step(parts, n_parts, at, y);
+    for (; at + STEP <= bytes; at += STEP) step(parts, n_parts, at, y);
   if (at < bytes) add_tail(step, parts, n_parts, at, bytes - at, y);
 }
 
 ALWAYS_INLINE void add_any(lam_dtype t, const void *const *parts, int n_parts, size_t n, void *y) {
   switch (t) {
-    case LAM_F32: add_steps(step_f32, 64, parts, n_parts, n * 4, y); break;
-    case LAM_BF16: add_steps(step_bf16, 32, parts, n_parts, n * 2, y); break;
-    case LAM_F64: add_steps(step_f64, 64, parts, n_parts, n * 8, y); break;
-    case LAM_I32: add_steps(step_i32, 64, parts, n_parts, n * 4, y); break;
-    case LAM_I64: add_steps(step_i64, 64, parts, n_parts, n * 8, y); break;
+    case LAM_F32: add_steps(step_f32, parts, n_parts, n * 4, y); break;
+    case LAM_BF16: add_steps(step_bf16, parts, n_parts, n * 2, y); break;
+    case LAM_F64: add_steps(step_f64, parts, n_parts, n * 8, y); break;
+    case LAM_I32: add_steps(step_i32, parts, n_parts, n * 4, y); break;
+    case LAM_I64: add_steps(step_i64, parts, n_parts, n * 8, y); break;
     default: break; /* lam_add_supported says no */
   }
 }

@@ -21,7 +21,7 @@ static void *y_at(const shm_pass *p, int64_t element) { return (char *)p->y + el
 /* ---- One-shot ------------------------------------------------------------------------------------------------------ */
 
 static void fill_all(const shm_pass *p, int64_t piece, unsigned char *own) {
-  shm_copy(own, x_at(p, piece * p->piece), piece_length(p, piece) * lam_dtype_bytes(p->dtype));
+  lam_shm_fill(p->s->world, own, x_at(p, piece * p->piece), piece_length(p, piece) * lam_dtype_bytes(p->dtype));
 }
 
 static void add_all(const shm_pass *p, int64_t piece) {
@@ -50,8 +50,8 @@ static void fill_others(const shm_pass *p, int64_t piece, unsigned char *own) {
   const int64_t bytes = lam_dtype_bytes(p->dtype), n = piece_length(p, piece);
   const share mine = share_of(p, piece, p->s->g->rank);
   const int64_t after = mine.first + mine.n;
-  shm_copy(own, x_at(p, piece * p->piece), mine.first * bytes);
-  shm_copy(own + after * bytes, x_at(p, piece * p->piece + after), (n - after) * bytes);
+  lam_shm_fill(p->s->world, own, x_at(p, piece * p->piece), mine.first * bytes);
+  lam_shm_fill(p->s->world, own + after * bytes, x_at(p, piece * p->piece + after), (n - after) * bytes);
 }
 
 static void fold_share(const shm_pass *p, int64_t piece) {
@@ -59,11 +59,11 @@ static void fold_share(const shm_pass *p, int64_t piece) {
   const shm_group *s = p->s;
   const int64_t bytes = lam_dtype_bytes(p->dtype);
   const share mine = share_of(p, piece, s->g->rank);
-  void *own = shm_slot_data(p, s->g->rank, piece) + mine.first * bytes;
+  void *own = shm_slot_data(p, s->g->rank, piece) + mine.first * bytes, *y = y_at(p, piece * p->piece + mine.first);
   for (int r = 0; r < s->g->size; r++) parts[r] = shm_slot_data(p, r, piece) + mine.first * bytes;
   parts[s->g->rank] = x_at(p, piece * p->piece + mine.first);
-  lam_add(p->dtype, parts, s->g->size, mine.n, own);
-  shm_copy(y_at(p, piece * p->piece + mine.first), own, mine.n * bytes);
+  lam_add(p->dtype, parts, s->g->size, mine.n, y);
+  lam_shm_fill(p->s->world, own, y, mine.n * bytes);
 }
 
 static void drain_shares(const shm_pass *p, int64_t piece) {
@@ -87,7 +87,8 @@ typedef struct path {
 
 static const path paths_of_two[] = {
     {16 << 10, 16 << 10, false, "shm one-shot"},
-    {UINT64_MAX, 64 << 10, false, "shm one-shot, pipelined"},
+    {SHM_SLOT_BYTES, SHM_SLOT_BYTES, true, "shm two-shot"},
+    {UINT64_MAX, SHM_SLOT_BYTES, true, "shm two-shot, pipelined"},
 };
 static const path paths_of_more[] = {
     {16 << 10, 16 << 10, false, "shm one-shot"},
@@ -107,6 +108,7 @@ static shm_pass pass_over(lam_group *g, const void *x, void *y, int64_t n, lam_d
   shm_pass p = {.s = shm_group_of(g), .x = x, .y = y, .total = n, .dtype = t};
   p.piece = (int64_t)piece_bytes / lam_dtype_bytes(t);
   p.n = n > p.piece ? (n + p.piece - 1) / p.piece : 1;
+  p.used = (n < p.piece ? n : p.piece) * lam_dtype_bytes(t);
   return p;
 }
 

@@ -17,7 +17,12 @@ static int64_t piece_bytes(const shm_pass *p, int64_t piece, int64_t total, int6
   return left < 0 ? 0 : left < p->piece ? left : p->piece;
 }
 
-static int64_t pieces_for(int64_t total, int64_t piece) { return total > piece ? (total + piece - 1) / piece : 1; }
+/* Pieces of p->piece bytes, or fewer where there is less. */
+static void cut(shm_pass *p, int64_t total) {
+  p->n = total > p->piece ? (total + p->piece - 1) / p->piece : 1;
+  if (total < p->piece) p->piece = (total + SHM_LINE - 1) / SHM_LINE * SHM_LINE;
+  p->used = p->piece;
+}
 
 static int64_t largest_share(const shm_pass *p) {
   int64_t most = 0;
@@ -33,7 +38,7 @@ static int64_t largest_share(const shm_pass *p) {
 static void fill_mine(const shm_pass *p, int64_t piece, unsigned char *own) {
   int64_t first = 0;
   const int64_t n = piece_bytes(p, piece, share_bytes(p, p->s->g->rank), &first);
-  shm_copy(own, (const char *)p->x + first, n);
+  lam_shm_fill(p->s->world, own, (const char *)p->x + first, n);
 }
 
 static void drain_theirs(const shm_pass *p, int64_t piece) {
@@ -49,7 +54,7 @@ static void drain_theirs(const shm_pass *p, int64_t piece) {
 lam_status lam_shm_all_gather(lam_group *g, const lam_parts *parts, const void *mine, void *whole) {
   shm_pass p = {.s = shm_group_of(g), .x = mine, .y = whole, .parts = parts, .fill = fill_mine, .drain = drain_theirs};
   p.piece = SHM_PIECE_BYTES;
-  p.n = pieces_for(largest_share(&p), p.piece);
+  cut(&p, largest_share(&p));
   return lam_shm_pass_run(&p);
 }
 
@@ -77,7 +82,8 @@ lam_status lam_shm_reduce_scatter(lam_group *g, const lam_parts *parts, const vo
   shm_pass p = {.s = shm_group_of(g), .x = whole, .y = mine, .parts = parts, .fill = fill_shares, .drain = add_mine};
   p.dtype = parts->dtype;
   p.piece = SHM_SLOT_BYTES / g->size / SHM_LINE * SHM_LINE;
-  p.n = pieces_for(largest_share(&p), p.piece);
+  cut(&p, largest_share(&p));
+  p.used = p.piece * g->size; /* every rank's piece has its place, full or not */
   return lam_shm_pass_run(&p);
 }
 
@@ -86,7 +92,7 @@ lam_status lam_shm_reduce_scatter(lam_group *g, const lam_parts *parts, const vo
 static void fill_at_root(const shm_pass *p, int64_t piece, unsigned char *own) {
   int64_t first = 0;
   const int64_t n = piece_bytes(p, piece, p->total, &first);
-  if (p->s->g->rank == p->root) shm_copy(own, (const char *)p->x + first, n);
+  if (p->s->g->rank == p->root) lam_shm_fill(p->s->world, own, (const char *)p->x + first, n);
 }
 
 static void drain_from_root(const shm_pass *p, int64_t piece) {
@@ -102,6 +108,6 @@ lam_status lam_shm_broadcast(lam_group *g, const void *x, void *y, uint64_t byte
   p.fill = fill_at_root;
   p.drain = drain_from_root;
   p.piece = SHM_PIECE_BYTES;
-  p.n = pieces_for(p.total, p.piece);
+  cut(&p, p.total);
   return lam_shm_pass_run(&p);
 }

@@ -19,8 +19,9 @@
 #define SHM_RANKS LAM_GROUP_RANKS
 #define SHM_SLOTS 4                    /* why four: steps.c */
 #define SHM_LINE 128                   /* two cache lines: they are fetched in pairs */
-#define SHM_SLOT_BYTES (128 << 10)     /* a slot and a peer's fit in a core's second-level cache */
-#define SHM_PIECE_BYTES (64 << 10)     /* of what only travels */
+#define SHM_SLOT_BYTES (256 << 10)     /* four of them push each other out of a second-level cache: see fill.c */
+#define SHM_PIECE_BYTES (128 << 10)    /* of what only travels */
+#define SHM_SPREAD_BYTES (4 << 10)     /* pieces from this size on take turns within a slot */
 #define SHM_DIRECTORY 1024
 #define SHM_TWO_SHOT_SUM (256 << 10)   /* partial sums: one share per rank from here on */
 #define SHM_KEPT_BYTES (8 << 20)       /* a bigger region gives its memory back when it is left */
@@ -113,6 +114,8 @@ struct lam_world {
   uint32_t forks;                      /* of this process when the world was made */
   int life_write;                      /* -1: a pidfd tells that this process lives */
   int spins;                           /* polls with a pause before giving up the processor; 0: more ranks than CPUs */
+  int64_t probe_at;                    /* fill.c: when to try plain stores again; 0: they are fast */
+  int slow_fills;
   shm_heap heap;
   shm_peer peers[SHM_RANKS];           /* [rank] is this rank's own */
 };
@@ -136,6 +139,9 @@ static inline void shm_region_leave_peer(shm_head *theirs) {     /* a user's sid
   atomic_fetch_add_explicit(&theirs->users_left, 1, memory_order_acq_rel);
 }
 shm_head *lam_shm_region_find(const lam_world *w, int rank, uint64_t key); /* NULL: not there (yet) */
+
+/* Copies into own memory that peers read next, the way that is fast where the ranks run now (fill.c). */
+void lam_shm_fill(lam_world *w, void *to, const void *from, int64_t bytes);
 
 /* ---- Group ------------------------------------------------------------------------------------------------------ */
 
@@ -207,7 +213,8 @@ struct shm_pass {
   void (*fill)(const shm_pass *, int64_t piece, unsigned char *own);      /* write the own slot */
   void (*fold)(const shm_pass *, int64_t piece);                          /* NULL, or: read slots, write the own one again */
   void (*drain)(const shm_pass *, int64_t piece);                         /* read the peers' slots */
-  uint32_t first;                      /* step of piece 0; set by run */
+  int64_t used;                        /* bytes of a slot that a piece takes at most */
+  uint32_t first, places;              /* step of piece 0, places of `used` bytes in a slot; set by run */
   /* what fill, fold and drain need */
   const void *x;
   void *y;
@@ -221,7 +228,8 @@ lam_status lam_shm_pass_run(shm_pass *p);
 void lam_shm_step_publish(shm_group *s);                        /* a step without data: the announcement alone */
 lam_status lam_shm_compare(shm_group *s, uint32_t step);        /* waits for all, then MISMATCH unless all said the same */
 static inline unsigned char *shm_slot_data(const shm_pass *p, int rank, int64_t piece) {
-  return p->s->boards[rank]->slots[(p->first + (uint32_t)piece) % SHM_SLOTS].data;
+  const uint32_t step = p->first + (uint32_t)piece;
+  return p->s->boards[rank]->slots[step % SHM_SLOTS].data + step / SHM_SLOTS % p->places * p->used;
 }
 
 /* ---- Rings: one directed stream of messages between two ranks (ring.c) -------------------------------------------- */

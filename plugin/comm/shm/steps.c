@@ -77,5 +77,7 @@ static lam_status run_three_phases(shm_pass *p) {
 
 lam_status lam_shm_pass_run(shm_pass *p) {
   p->first = p->s->step;
+  p->used = (p->used + SHM_LINE - 1) / SHM_LINE * SHM_LINE;
+  p->places = p->used >= SHM_SPREAD_BYTES ? (uint32_t)(SHM_SLOT_BYTES / p->used) : 1;
   return p->fold ? run_three_phases(p) : run_two_phases(p);
 }

@@ -42,7 +42,7 @@ void lam_shm_sums_leave(shm_group *s) {
 /* All ranks ask for the same sizes in the same order, so they grow alike. */
 static lam_status grow_slot(shm_group *s, int slot, uint64_t bytes) {
   shm_sum_slot *sum = &s->sums.slots[slot];
-  if (bytes <= sum->capacity) return LAM_OK;
+  if (sum->generation > 0 && bytes <= sum->capacity) return LAM_OK; /* no rows: a region all the same */
   leave_slot(s, slot);
   sum->capacity = 0;
   sum->generation++;

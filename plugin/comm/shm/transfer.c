@@ -11,7 +11,7 @@
 
 #include "plugin/comm/shm/shm.h"
 
-enum { EDGE_DEPTH = 64, EDGE_INLINE = 1024, EDGE_SLOTS = 4, EDGE_SLOT_BYTES = 64 << 10 };
+enum { EDGE_DEPTH = 64, EDGE_INLINE = 1024, EDGE_SLOTS = 16, EDGE_SLOT_BYTES = 64 << 10 };
 #define EDGE_SPILL (256ull << 20)
 #define SPILL_BYTES (EDGE_SPILL / EDGE_DEPTH) /* at a time: the receiver may yet come */
 #define PATIENCE_NS 200000
@@ -115,7 +115,7 @@ static lam_status fill_piece(shm_edge *e, const void *data, uint64_t bytes, shm_
   unsigned char *to = data_slot(e, e->next_slot);
   m->bytes = bytes < EDGE_SLOT_BYTES ? bytes : EDGE_SLOT_BYTES;
   m->place = place_of(&e->ring, to);
-  memcpy(to, data, m->bytes);
+  lam_shm_fill(e->ring.s->world, to, data, (int64_t)m->bytes);
   e->slot_after[e->next_slot] = e->ring.moved + 1;
   e->next_slot = (e->next_slot + 1) % EDGE_SLOTS;
   return LAM_OK;
