@@ -102,7 +102,10 @@ static lam_status gather(const lam_op_call *call, lam_scratch *s) {
 }
 
 lam_status lam_op_all_gather_run(const lam_op_call *call) {
+  lam_shares shares; /* alone, too, total says how long y is */
   LAM_TRY(check_dim(call));
+  LAM_TRY(lam_shares_from_own(call, "x's split dimension",
+                              call->in_tensor[0]->shape[call->attr.dim], &shares));
   return run_or_copy(call, gather);
 }
 
