@@ -113,7 +113,9 @@ static shm_pass pass_over(lam_group *g, const void *x, void *y, int64_t n, lam_d
 }
 
 lam_status lam_shm_all_reduce(lam_group *g, const void *x, void *y, int64_t n, lam_dtype t) {
-  const path *path = path_for(g->size, (uint64_t)(n * lam_dtype_bytes(t)));
+  const uint64_t bytes = (uint64_t)(n * lam_dtype_bytes(t));
+  if (bytes <= SHM_PACKET_BYTES && g->size <= SHM_PACKET_RANKS) return lam_shm_packet_sum(shm_group_of(g), x, y, n, t);
+  const path *path = path_for(g->size, bytes);
   shm_pass p = pass_over(g, x, y, n, t, path->piece_bytes);
   p.fill = path->two_shot ? fill_others : fill_all;
   p.fold = path->two_shot ? fold_share : NULL;

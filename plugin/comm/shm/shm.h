@@ -150,10 +150,21 @@ typedef struct shm_slot {
   _Alignas(SHM_LINE) unsigned char data[SHM_SLOT_BYTES];
 } shm_slot;
 
+/* A cache line of a packet (packet.c): bytes, and the step they belong to. */
+#define SHM_LINE_BYTES 60
+#define SHM_LINES 19
+#define SHM_PACKET_BYTES 1024          /* what they hold beside the announcement */
+#define SHM_PACKET_RANKS 8
+typedef struct shm_line {
+  _Alignas(64) unsigned char data[SHM_LINE_BYTES];
+  _Atomic uint32_t mark;
+} shm_line;
+
 typedef struct shm_board {
   shm_head head;
   shm_flag step;                       /* steps published (steps.c) */
   shm_flag summed, reduced, read;      /* chunks of partial sums (sum.c) */
+  shm_line packets[SHM_SLOTS][SHM_LINES];
   shm_slot slots[SHM_SLOTS];
 } shm_board;
 
@@ -202,6 +213,13 @@ static inline lam_status shm_wait_for(shm_group *s, const shm_wait *w) {
 }
 /* A peer's region, once it is published; as shm_wait where the peer is late. */
 lam_status lam_shm_region_await(shm_group *s, int peer, uint64_t key, uint32_t deadline_ms, shm_head **out);
+static inline void shm_pause(void) {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("isb");
+#endif
+}
 int lam_shm_spins_measure(void);       /* how many pauses make about 2 us */
 
 /* ---- Steps: how every collective moves its pieces (steps.c) ------------------------------------------------------ */
@@ -226,6 +244,7 @@ struct shm_pass {
 lam_status lam_shm_begin(lam_group *g, const lam_comm_op *op);
 lam_status lam_shm_pass_run(shm_pass *p);
 void lam_shm_step_publish(shm_group *s);                        /* a step without data: the announcement alone */
+const lam_comm_op *lam_shm_announced(const shm_group *s);       /* what was begun last */
 lam_status lam_shm_compare(shm_group *s, uint32_t step);        /* waits for all, then MISMATCH unless all said the same */
 static inline unsigned char *shm_slot_data(const shm_pass *p, int rank, int64_t piece) {
   const uint32_t step = p->first + (uint32_t)piece;
@@ -273,6 +292,7 @@ static inline void shm_copy(void *to, const void *from, int64_t bytes) { /* memc
 /* ---- Engine cells, by file -------------------------------------------------------------------------------------- */
 
 lam_status lam_shm_all_reduce(lam_group *g, const void *x, void *y, int64_t n, lam_dtype t);
+lam_status lam_shm_packet_sum(shm_group *s, const void *x, void *y, int64_t n, lam_dtype t);
 lam_status lam_shm_reduce(lam_group *g, const void *x, void *y, int64_t n, lam_dtype t, int root);
 const char *lam_shm_all_reduce_path(int size, uint64_t bytes);
 lam_status lam_shm_all_gather(lam_group *g, const lam_parts *p, const void *mine, void *whole);

@@ -26,6 +26,8 @@ lam_status lam_shm_begin(lam_group *g, const lam_comm_op *op) {
   return LAM_OK;
 }
 
+const lam_comm_op *lam_shm_announced(const shm_group *s) { return &slot_of(s, s->g->rank, s->step)->op; }
+
 static void publish(shm_group *s) {
   s->announced = false;
   shm_flag_raise(&s->boards[s->g->rank]->step, ++s->step);

@@ -17,20 +17,12 @@
 #define YIELD_NS 50000 /* what waking a sleeper on an idle core costs: no use to sleep for less */
 #define SPIN_NS 2000
 
-static inline void pause_a_moment(void) {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  __asm__ volatile("isb");
-#endif
-}
-
 int lam_shm_spins_measure(void) {
   enum { TRIES = 256 };
   int64_t best = INT64_MAX;
   for (int i = 0; i < 5; i++) {
     const int64_t start = lam_clock_ns();
-    for (int j = 0; j < TRIES; j++) pause_a_moment();
+    for (int j = 0; j < TRIES; j++) shm_pause();
     const int64_t took = lam_clock_ns() - start;
     if (took < best) best = took;
   }
@@ -112,7 +104,7 @@ lam_status lam_shm_wait_slow(shm_group *s, const shm_wait *w) {
   s->g->waits++;
   for (int i = s->world->spins; i > 0; i--) {
     if (shm_flag_reached(w->flag, w->value)) return LAM_OK;
-    pause_a_moment();
+    shm_pause();
   }
   const int64_t start = lam_clock_ns();
   do {
