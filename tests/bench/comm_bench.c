@@ -1,5 +1,5 @@
 /* comm_bench.c: collectives and transfers of the shm engine between two processes, each pinned to its own CPU, and memcpy of
- * the same buffers for comparison. Prints `name bytes median_us spread` per case; argv[1] keeps the names that contain it.
+ * the same buffers for comparison. Prints `name/bytes median us spread` per case; argv[1] keeps the names that contain it.
  * Leaves how to measure to comm_bench.h. */
 #include "tests/bench/comm_bench.h"
 

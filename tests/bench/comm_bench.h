@@ -1,7 +1,7 @@
 /* comm_bench.h: how comm_bench.c (Lamella) and comm_bench_mpi.c (Open MPI) measure, so that both measure alike.
  *
  * Two ranks, each pinned to its own CPU, do `calls` calls in a row, SAMPLES times; a sample is the mean time of a call. Printed
- * per case: name, bytes, median in us, spread (half of what lies between the quartiles, over the median).
+ * per case: `name/bytes median us spread` (half of what lies between the quartiles, over the median).
  * Invariant: the same sizes, buffers and numbers of calls on both sides. Leaves the calls to the two programs. */
 #ifndef LAMELLA_TESTS_BENCH_COMM_BENCH_H_
 #define LAMELLA_TESTS_BENCH_COMM_BENCH_H_
@@ -46,7 +46,7 @@ static inline void measure(const char *name, int64_t bytes, int rank, void (*run
   }
   qsort(samples, SAMPLES, sizeof *samples, by_value);
   const double median = samples[SAMPLES / 2], spread = (samples[SAMPLES * 3 / 4] - samples[SAMPLES / 4]) / 2 / median;
-  if (rank == 0) printf("%s %lld %.3f %.3f\n", name, (long long)bytes, median, spread), fflush(stdout);
+  if (rank == 0) printf("%s/%lld %.4f us %.3f\n", name, (long long)bytes, median, spread), fflush(stdout);
 }
 
 /* Random values: what is all zeros may be cheaper. */

@@ -46,6 +46,11 @@ static double median(double *t, int n) {
   return t[n / 2];
 }
 
+/* Half of what lies between the quartiles, over the median; after median has sorted. */
+static double quartiles(const double *t, int n) {
+  return (t[n * 3 / 4] - t[n / 4]) / 2 / t[n / 2];
+}
+
 /* -- workers, and matrices of random numbers -- */
 
 static void spread(void *context, int64_t n, void (*fn)(void *arg, int64_t i), void *arg) {
@@ -217,22 +222,17 @@ static void compare_products(int64_t m, int64_t n, int64_t k, lam_dtype dtype) {
   product with_plain = {{.a = a, .b = w, .d = d}, run_device};
   product with_cols = {{.a = a, .b = lam_matrix_transposed(w_cols), .d = d}, run_device};
   product in_c = {{.a = a, .b = w, .d = d}, lam_gemm_plain_run};
-  contestant c[] = {{.name = "peer", .run = run_peer, .arg = &p},
+  contestant c[] = {{.name = "onednn", .run = run_peer, .arg = &p},
                     {.name = "packed", .run = run_product, .arg = &with_packed},
                     {.name = "plain", .run = run_product, .arg = &with_plain},
-                    {.name = "plain [K, N]", .run = run_product, .arg = &with_cols},
-                    {.name = "plain C", .run = run_product, .arg = &in_c}};
+                    {.name = "plain_cols", .run = run_product, .arg = &with_cols},
+                    {.name = "plain_c", .run = run_product, .arg = &in_c}};
   const int count = m > LAM_FEW_ROWS ? 5 : 4;
   measure(c, count);
-  const double base = median(c[0].times, n_rounds);
-  printf("%4s %4lld x %5lld x %5lld  peer %8.3f ms (%4.0f GFLOP/s, %4.1f GB/s)",
-         lam_dtype_name(dtype), (long long)m, (long long)n, (long long)k, base * 1e3,
-         2e-9 * (double)(m * n * k) / base, 1e-9 * (double)(n * k * lam_dtype_bytes(dtype)) / base);
-  for (int i = 1; i < count; i++) {
-    const double t = median(c[i].times, n_rounds);
-    printf("  %s %.3f ms %.2fx", c[i].name, t * 1e3, t / base);
-  }
-  puts("");
+  for (int i = 0; i < count; i++)
+    printf("gemm_%s_%lldx%lldx%lld/%s %.2f us %.3f\n", lam_dtype_name(dtype), (long long)m,
+           (long long)n, (long long)k, c[i].name, median(c[i].times, n_rounds) * 1e6,
+           quartiles(c[i].times, n_rounds));
   fflush(stdout);
   free_peer(&p);
   free(a.data), free(w.data), free(d.data), free(w_packed.data), free(w_cols.data);
@@ -291,18 +291,16 @@ static void compare_vectors(int64_t rows, int64_t cols, lam_dtype dtype) {
   contestant c[] = {{.name = "copy", .run = run_memcpy, .arg = &v},
                     {.name = "act", .run = run_act, .arg = &v},
                     {.name = "act_bwd", .run = run_act_bwd, .arg = &v},
-                    {.name = "sum of two f32", .run = run_sum, .arg = &v},
+                    {.name = "sum_of_two_f32", .run = run_sum, .arg = &v},
                     {.name = "column_sum", .run = run_column_sum, .arg = &v}};
   const double bytes[] = {2 * element, 2 * element, 3 * element, 8 + element, element};
   for (int act = LAM_ACT_GELU; act < LAM_N_ACTS; act++) {
     const int count = act == LAM_ACT_GELU ? 5 : 3;
     v.act = (lam_act)act;
     measure(c, count);
-    printf("%4s %lld x %lld %-9s", lam_dtype_name(dtype), (long long)rows, (long long)cols,
-           names[act]);
     for (int i = 0; i < count; i++)
-      printf("  %s %.1f GB/s", c[i].name, 1e-9 * n * bytes[i] / median(c[i].times, n_rounds));
-    puts("");
+      printf("%s_%s_%s %.1f GB/s %.3f\n", c[i].name, names[act], lam_dtype_name(dtype),
+             1e-9 * n * bytes[i] / median(c[i].times, n_rounds), quartiles(c[i].times, n_rounds));
     fflush(stdout);
   }
   free(v.z.data), free(v.y.data), free(v.dy.data), free(v.dz.data), free(v.parts[0].data),
@@ -316,10 +314,7 @@ int main(int argc, char **argv) {
     return fprintf(stderr, "kernels_bench [threads] [rounds]\n"), 1;
   lam_cpu_set_team(n_threads);
   workers = (lam_workers){.n_threads = n_threads, .parallel_for = spread};
-  printf(
-      "%s, %d threads, medians of %d rounds; ratios to oneDNN called directly on weights it "
-      "packed\n",
-      lam_device_cpu.describe(), n_threads, n_rounds);
+  printf("# %s, %d threads, medians of %d rounds\n", lam_device_cpu.describe(), n_threads, n_rounds);
   static const lam_dtype dtypes[] = {LAM_BF16, LAM_F32};
   static const int64_t rows[] = {512, 64, 8, 1};
   for (int t = 0; t < 2; t++)

@@ -4,7 +4,7 @@
  *   ops_bench [rounds] [filter] [chunks]     default: 7 rounds, all cases, chunks chosen by size
  *
  * Peer and ours take turns in every round, so that a noisy machine disturbs them alike. Prints
- * `name median_us spread`; a peer's line is followed by those that compare with it.
+ * `name median us spread`; a peer's line is followed by those that compare with it.
  * Invariant: who is not measured sleeps. Leaves goals to who reads the lines. */
 #include <dnnl.h>
 #include <sched.h>
@@ -250,16 +250,12 @@ static int by_value(const void *a, const void *b) {
 
 /* The median of the rounds' ratios to the peer is steadier than a ratio of medians. */
 static void print_case(const task *t, double times[][MOST_ROUNDS], int way, int rounds) {
-  double sorted[MOST_ROUNDS], ratios[MOST_ROUNDS];
-  for (int i = 0; i < rounds; i++) ratios[i] = times[way][i] / times[PEER][i];
+  double sorted[MOST_ROUNDS];
   memcpy(sorted, times[way], sizeof(double) * (size_t)rounds);
   qsort(sorted, (size_t)rounds, sizeof *sorted, by_value);
-  qsort(ratios, (size_t)rounds, sizeof *ratios, by_value);
   const double median = sorted[rounds / 2];
-  printf("ffn_%s_m%d_%s %.1f %.3f", t->bf16 ? "bf16" : "f32", t->m, ways[way], median,
+  printf("ffn_%s_m%d_%s %.1f us %.3f\n", t->bf16 ? "bf16" : "f32", t->m, ways[way], median,
          (sorted[rounds * 3 / 4] - sorted[rounds / 4]) / 2 / median);
-  if (way != PEER) printf(" %.3f", ratios[rounds / 2]);
-  puts("");
   fflush(stdout);
 }
 

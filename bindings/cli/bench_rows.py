@@ -1,0 +1,112 @@
+"""The rows of `./lamella bench`: which programs are run, what is compared with what, and the goals.
+
+Ratios are ours over the peer's time, so smaller is better, unless a row says otherwise.
+Invariant: both sides of a ratio come from the same round.
+"""
+
+import os
+
+from bindings.cli.bench import alone, compare, rounds
+from bindings.cli.common import ROOT
+
+PROGRAMS = ROOT / "bazel-bin" / "tests" / "bench"
+DEMO = str(ROOT / "bazel-bin" / "bindings" / "cli" / "demo" / "lamella_demo")
+LAUNCH = [str(ROOT / "lamella"), "run", "--no-prefix", "-n"]
+MPI = ["mpirun", "--allow-run-as-root", "--bind-to", "core", "-n", "2"]
+
+
+def program(name, *arguments):
+    return [str(PROGRAMS / name), *arguments]
+
+
+def comm(n):
+    """all-reduce and transfer between 2 ranks, against Open MPI (both pinned) and memcpy"""
+    figures = rounds({"lamella": program("comm_bench"), "open mpi": [*MPI, *program("comm_bench_mpi")]}, n)
+    ours, theirs, rows = figures["lamella"], figures["open mpi"], []
+    for line in ours:
+        kind, _, size = line.partition("/")
+        if line not in theirs:
+            continue
+        small = int(size) < 4096
+        if kind == "all_reduce" and small:  # the goal below 4 KiB is on the difference
+            late = [a - b for a, b in zip(ours[line], theirs[line])]
+            rows.append(alone(f"{line} less Open MPI's", "us", late, "<= 0.15"))
+        goals = {"all_reduce": "" if small else "<= 0.80", "one_way": "<= 0.833" if int(size) >= 1 << 20 else ""}
+        rows.append(compare(line, "us", ours[line], "Open MPI", theirs[line], goals.get(kind, "")))
+    for size in (1 << 20, 16 << 20):
+        sent, copied = ours[f"one_way/{size}"], ours[f"memcpy/{size}"]
+        rows.append(compare(f"one_way/{size}", "us", sent, "memcpy", copied, "<= 1.25", "of the same buffers"))
+    return rows
+
+
+def ffn(n):
+    """ffn at tp=2, H=4096 F=11008, against oneDNN's two gemms on packed weights with both cores"""
+    figures = rounds({"ffn": program("ops_bench", "5")}, n, timeout=560)["ffn"]
+    goals = {("512", "packed"): "<= 1.03", ("512", "plain"): "<= 1.10"}
+    rows = []
+    for line, values in figures.items():
+        name, _, way = line.rpartition("_")
+        if way == "onednn":
+            peer = values
+            continue
+        rows.append(compare(line, "us", values, "oneDNN, packed", peer, goals.get((name.rpartition("_m")[2], way), "")))
+    for dtype in ("bf16", "f32"):  # at M=1 packed or plain, whichever is faster
+        best = [min(pair) for pair in zip(figures[f"ffn_{dtype}_m1_packed"], figures[f"ffn_{dtype}_m1_plain"])]
+        peer = figures[f"ffn_{dtype}_m1_onednn"]
+        rows.append(compare(f"ffn_{dtype}_m1_best", "us", best, "oneDNN, packed", peer, "<= 1.10"))
+    return rows
+
+
+def call(n):
+    """what calling an operator costs above its kernel"""
+    figures = rounds({"call": program("call_bench")}, n)["call"]
+    return [alone(line, "ns", values, "<= 100" if line.startswith("above") else "") for line, values in figures.items()]
+
+
+def pipeline(n):
+    """what an action of a pipeline costs above its function"""
+    figures = rounds({"pipeline": program("pipeline_bench")}, n)["pipeline"]
+    return [alone(line, "us", values, "<= 2") for line, values in figures.items()]
+
+
+def demo(n):
+    """the demo's training step: against its gemms alone, one worker, and the simulator"""
+    cores = len(os.sched_getaffinity(0))
+    one = [DEMO, "--bench", "--pp", "1", "--tp", "1", "--threads", str(min(cores, 2))]
+    two = [*LAUNCH, "2", DEMO, "--bench", "--threads", "1"]
+    commands = {
+        "one worker": one,
+        "tp=2": [*two, "--pp", "1", "--tp", "2"],
+        "pp=2": [*two, "--pp", "2", "--tp", "1", "--schedule", "1f1b", "--micro-batches", "8"],
+    }
+    figures = rounds(commands, n)
+    whole, tp, pp = figures["one worker"], figures["tp=2"], figures["pp=2"]
+    note = "" if cores >= 2 else "two workers share one core"
+    rows = [
+        compare("demo step, gemms alone", "ms", whole["products_alone"], "one worker's step", whole["step"], ">= 0.80",
+                "share of the step that oneDNN's gemms take when called alone"),
+        compare("demo step, one worker", "ms", whole["step"], "tp=2", tp["step"], ">= 0.90", note or "rate of tp=2 over one worker's"),
+        compare("demo step, pp=2 1f1b, 8 micro-batches", "ms", pp["observed"], "simulated", pp["simulated"], "<= 1.05", note),
+        compare("demo step, one worker over pp=2", "ms", whole["step"], "pp=2", pp["step"], note="speed-up by pipeline"),
+    ]
+    for name, lines in figures.items():
+        rows.append(compare(f"peak bytes, {name}", "B", lines["peak_bytes"], "predicted", lines["predicted_bytes"], "<= 1.05"))
+    return rows
+
+
+def kernels(n):
+    """the CPU device's products and vector work, one process, both cores"""
+    figures = rounds({"kernels": program("kernels_bench")}, n, timeout=560)["kernels"]
+    rows = []
+    for line, values in figures.items():
+        name, _, way = line.rpartition("/")
+        if way == "onednn":
+            peer = values
+        elif line.startswith("gemm"):
+            rows.append(compare(line, "us", values, "oneDNN, packed", peer))
+        else:
+            rows.append(alone(line, "GB/s", values))
+    return rows
+
+
+GROUPS = {"comm": comm, "ffn": ffn, "call": call, "pipeline": pipeline, "demo": demo, "kernels": kernels}
