@@ -261,6 +261,26 @@ TEST(pipeline_failure, a_host_that_asks_to_stop_is_heard_in_a_wait) {
   lam_schedule_destroy(s);
 }
 
+static void end_from_outside(int rank, int size, void *arg) {
+  worker k;
+  REQUIRE_OK(worker_open(&k, arg, rank, size));
+  CHECK_OK(lam_pipeline_run(k.pipeline, 0, NULL));
+  usleep(50000);
+  if (rank == 1) lam_group_poison(k.group, LAM_CANCELLED, "the host has enough");
+  usleep(50000);
+  CHECK_STATUS(lam_pipeline_run(k.pipeline, 1, NULL), LAM_CANCELLED); /* rank 0 needs nobody */
+  CHECK_CONTAINS(lam_last_error(), "the host has enough");
+  worker_close(&k);
+}
+
+TEST(pipeline_failure, a_world_that_ended_between_steps_ends_the_next_one) {
+  lam_schedule *s = build("gpipe", 2, 2);
+  setup at = {.m = small_model(2, 2), .s = s, .flags = LAM_PIPELINE_FORWARD_ONLY};
+  CHECK_OK(lam_group_id_create(&at.id));
+  run_threads(2, end_from_outside, &at);
+  lam_schedule_destroy(s);
+}
+
 /* -- ranks that disagree -- */
 
 typedef struct disagreement {

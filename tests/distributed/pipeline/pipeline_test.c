@@ -112,6 +112,26 @@ TEST(pipeline, inputs_stay_where_a_stage_keeps_them) {
     }
 }
 
+static void sleep_before_weights(const lam_stage_io *io, int kind) {
+  if (io->stage == 1 && kind == LAM_KIND_W) usleep(1000);
+}
+
+/* Rank 0 is in its next step while rank 1 still reads this one's inputs. */
+TEST(pipeline, kept_inputs_outlive_the_senders_step) {
+  model m = small_model(2, 4);
+  m.keeps = true;
+  m.functions = MODEL_SPLIT;
+  m.on_call = sleep_before_weights;
+  train_text(
+      "0F0 0F1 0F2 0F3 0I0 0W0 0I1 0W1 0I2 0W2 0I3 0W3\n"
+      "1F0 1I0 1F1 1I1 1F2 1I2 1F3 1I3 1W0 1W1 1W2 1W3\n",
+      m);
+  train_text(
+      "0F0 0F1 0I0 0W0 0F2 0I1 0W1 0F3 0I2 0W2 0I3 0W3\n"
+      "1F0 1I0 1F1 1I1 1W1 1F2 1I2 1F3 1I3 1W3 1W2 1W0\n",
+      m);
+}
+
 TEST(pipeline, messages_larger_than_a_megabyte) {
   model m = small_model(2, 3);
   m.rows = 20000; /* 1.28 MB */

@@ -104,6 +104,33 @@ TEST(pipeline_report, gives_as_many_events_as_there_is_room_for) {
   lam_schedule_destroy(s);
 }
 
+TEST(pipeline_report, halves_of_a_fused_pair_are_told_apart) {
+  static const char text[] = "0F0 1F0 0F1 (1F1;1B0) 0B0 1B1 0B1";
+  static const int parts[] = {0, 0, 0, 0, 1, 0, 0, 0};
+  lam_schedule *s = parse(text);
+  FOR_EACH(functions, MODEL_WHOLE, MODEL_WHOLE | MODEL_FUSED) {
+    setup at = {.m = small_model(2, 2), .s = s};
+    worker k;
+    report r;
+    at.m.functions = (unsigned)functions;
+    REQUIRE_OK(worker_open(&k, &at, 0, 1));
+    CHECK_OK(lam_pipeline_run(k.pipeline, 0, NULL));
+    read_report(&k, &r);
+    check_sums(&r);
+    CHECK_EQ(r.is.n_events, 8);
+    for (int i = 0; i < 8; i++) CHECK_EQ(r.events[i].part, parts[i]);
+    const lam_event *f = &r.events[3], *b = &r.events[4];
+    CHECK(f->kind == LAM_KIND_F && b->kind == LAM_KIND_B && b->stage == 1 && b->micro == 0);
+    if (functions & MODEL_FUSED)
+      CHECK(f->start == b->start && f->end == b->end);
+    else
+      CHECK(b->start >= f->end);
+    CHECK_EQ(k.all[1]->pairs, (functions & MODEL_FUSED) != 0);
+    worker_close(&k);
+  }
+  lam_schedule_destroy(s);
+}
+
 /* -- where time went -- */
 
 static void slow_first_stage(const lam_stage_io *io, int kind) {
