@@ -222,18 +222,18 @@ lam_status lam_tensor_matrix(lam_who who, const DLTensor *t, bool data, bool eit
 /* -- memory -- */
 
 void lam_matrix_span(const lam_matrix *m, lam_span *out) {
+  *out = (lam_span){m->data, m->data, 0, 0, 0};
+  if (m->rows == 0 || m->cols == 0) return; /* the other may be so large that bytes overflow */
   const int64_t bytes = dtypes[m->dtype].bits / 8;
-  const bool by_rows = m->packed || m->col_stride == 1 || m->cols <= 1;
-  out->begin = m->data;
+  const bool by_rows = m->col_stride == 1 || m->cols <= 1;
   out->n = by_rows ? m->rows : m->cols;
   out->width = (by_rows ? m->cols : m->rows) * bytes;
   out->step = (by_rows ? m->row_stride : m->col_stride) * bytes;
-  if (out->n == 0) out->width = 0;
-  out->end = out->width ? out->begin + (out->n - 1) * out->step + out->width : out->begin;
+  out->end = out->begin + (out->n - 1) * out->step + out->width;
 }
 
 bool lam_span_meets(const lam_span *a, const lam_span *b) {
-  if (a->end <= b->begin || b->end <= a->begin || a->width == 0 || b->width == 0) return false;
+  if (a->end <= b->begin || b->end <= a->begin || a->n == 0 || b->n == 0) return false;
   const lam_span *low = a->begin <= b->begin ? a : b, *high = low == a ? b : a;
   if (low->n == 1 || (high->n > 1 && high->step != low->step)) return true;
   /* Runs of two matrices that lie side by side in one, such as column blocks. */
