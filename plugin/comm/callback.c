@@ -123,7 +123,8 @@ lam_status lam_callback_create(lam_group *g, const lam_callbacks *callbacks) {
 static lam_status callback_split(lam_group *parent, const int *members, int n, lam_group *sub) {
   int host_rank[LAM_GROUP_RANKS];
   for (int r = 0; r < n; r++) host_rank[r] = own(parent)->host_rank[members[r]];
-  sub->handle = lam_group_handle_make(lam_mix((uint64_t)parent->handle, parent->sequence), (uint64_t)members[0]);
+  const uint64_t alone = n == 1 ? lam_mix((uint64_t)lam_clock_ns(), (uintptr_t)sub) : 0; /* nobody to agree with */
+  sub->handle = lam_group_handle_make(lam_mix((uint64_t)parent->handle, parent->sequence + alone), (uint64_t)members[0]);
   LAM_TRY(group_open(sub, own(parent)->world, false, host_rank));
   own(sub)->first_channel = (uint32_t)lam_mix((uint64_t)sub->handle, 0) | 64u;
   return LAM_OK;
