@@ -207,6 +207,7 @@ LANES_FN void finish(const float *product, const lam_finish *f, int64_t n) {
 typedef float vec __attribute__((vector_size(4 * LANES_WIDTH)));
 typedef float vec_any __attribute__((vector_size(4 * LANES_WIDTH), aligned(4), may_alias));
 typedef uint32_t vec_u32 __attribute__((vector_size(4 * LANES_WIDTH)));
+typedef float vec_pairs_any __attribute__((vector_size(4 * LANES_WIDTH), aligned(2), may_alias));
 typedef uint16_t vec_u16_any __attribute__((vector_size(2 * LANES_WIDTH), aligned(2), may_alias));
 
 enum {
@@ -253,10 +254,10 @@ LANES_INLINE void dot_step(int m, int r, lam_dtype dtype, dot_rows d, dot_sums s
 LANES_INLINE void dot_step_pairs(int m, int r, dot_rows d, dot_sums sums) {
   vec w[LAM_FEW_ROWS];
 #pragma GCC unroll 8
-  for (int j = 0; j < r; j++) w[j] = *(const vec_any *)(d.w + j * d.w_row_bytes);
+  for (int j = 0; j < r; j++) w[j] = *(const vec_pairs_any *)(d.w + j * d.w_row_bytes);
 #pragma GCC unroll 8
   for (int i = 0; i < m; i++) {
-    const vec x = *(const vec_any *)(d.x + i * d.x_row_bytes);
+    const vec x = *(const vec_pairs_any *)(d.x + i * d.x_row_bytes);
 #pragma GCC unroll 8
     for (int j = 0; j < r; j++) sums[i][j] = LANES_PAIRS_FMA(x, w[j], sums[i][j]);
   }

@@ -187,7 +187,7 @@ static void check_column_sums(rng *r, crew c) {
       for (int i = 0; i < rows; i++) want[j] += get(dy.m, i, j);
     }
     CHECK_OK(lam_device_column_sum(&lam_device_cpu, workers(c), dy.m, db.m, accumulate, NULL));
-    check_matrix(db.m, want, 1.01 * rounding_of(out), 0x1p-24 * (rows + 8));
+    check_matrix(db.m, want, 1.01 * rounding_of(out), 0x1p-23 * (rows + 8));
     check_around(&db, "db");
     free(want), box_free(&dy), box_free(&db);
   }
