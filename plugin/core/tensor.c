@@ -60,20 +60,23 @@ static bool multiply(int64_t a, int64_t b, int64_t *out) {
 
 static bool add(int64_t a, int64_t b, int64_t *out) { return !__builtin_add_overflow(a, b, out); }
 
+/* Zeros count as ones, so that products of the other dimensions of an empty tensor fit as well. */
 static lam_status check_dims(lam_who who, const DLTensor *t, int bytes, int64_t *out_elements) {
   int64_t n = 1, n_bits;
+  bool empty = false;
   if (t->ndim < 0 || t->ndim > LAM_MAX_DIMS)
     return lam_refuse(who, "ndim is %d, expected 0 to %d", t->ndim, LAM_MAX_DIMS);
   if (t->ndim > 0 && !t->shape) return lam_refuse(who, "shape is NULL, ndim is %d", t->ndim);
   for (int i = 0; i < t->ndim; i++) {
-    if (t->shape[i] < 0)
-      return lam_refuse(who, "dimension %d is %lld, expected at least 0", i,
-                        (long long)t->shape[i]);
-    if (!multiply(n, t->shape[i], &n))
+    const int64_t dim = t->shape[i];
+    if (dim < 0)
+      return lam_refuse(who, "dimension %d is %lld, expected at least 0", i, (long long)dim);
+    if (!multiply(n, dim ? dim : 1, &n))
       return lam_refuse(who, "the product of its dimensions overflows at dimension %d", i);
+    empty |= dim == 0;
   }
   if (!multiply(n, 8 * bytes, &n_bits)) return lam_refuse(who, "its size in bits overflows");
-  *out_elements = n;
+  *out_elements = empty ? 0 : n;
   return LAM_OK;
 }
 

@@ -33,8 +33,12 @@ lam_status lam_op_contiguous(const lam_op_call *call, const char *name, lam_matr
 typedef lam_status (*lam_op_body)(const lam_op_call *call, lam_scratch *scratch);
 lam_status lam_op_with_scratch(const lam_op_call *call, lam_op_needs_fn needs, lam_op_body body);
 
+/* What no memory holds is 2^52 elements, so that sums of sizes do not overflow either. */
 static inline uint64_t lam_elements_bytes(int64_t rows, int64_t cols, lam_dtype t) {
-  return (uint64_t)(rows * cols) * (uint64_t)lam_dtype_bytes(t);
+  const int64_t most = (int64_t)1 << 52;
+  int64_t n;
+  if (__builtin_mul_overflow(rows, cols, &n) || n > most) n = most;
+  return (uint64_t)n * (uint64_t)lam_dtype_bytes(t);
 }
 lam_matrix lam_op_take(lam_scratch *s, int64_t rows, int64_t cols, lam_dtype t);
 bool lam_matrix_contiguous(lam_matrix m);

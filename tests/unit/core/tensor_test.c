@@ -46,6 +46,9 @@ TEST(tensor, sizes_that_overflow_are_refused) {
   HOST(&h, memory, F32, 2, 3, 4);
   h.shape[0] = h.shape[1] = INT64_MAX / 2;
   CHECK_REFUSED(refused(&h), "linear: x: the product of its dimensions overflows at dimension 1");
+  h.shape[0] = 0; /* empty, but the others must fit all the same */
+  h.shape[2] = 1;
+  CHECK_REFUSED(refused(&h), "linear: x: its size in bits overflows");
   HOST(&h, memory, F32, 2, 3);
   h.shape[0] = INT64_MAX / 3;
   CHECK_REFUSED(refused(&h), "linear: x: its size in bits overflows");
