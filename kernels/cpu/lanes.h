@@ -10,7 +10,10 @@
 
 #include "kernels/device.h"
 
-enum { LAM_FEW_ROWS = 8 }; /* the most rows of x that the `dot` and `axpy` loops take */
+enum {
+  LAM_FEW_ROWS = 8, /* the most rows of x that the `dot` and `axpy` loops take */
+  LAM_LANES_BLOCK = 64
+};
 
 /* n elements, `stride` apart. Absent: data NULL. */
 typedef struct lam_line {
@@ -50,7 +53,8 @@ typedef struct lam_lanes {
   /* y = parts[0] + parts[1] + ... + bias + residual at [row, col...] of each */
   void (*sum)(const lam_matrix *parts, int n_parts, lam_line bias, lam_line residual, int64_t row,
               int64_t col, lam_line y, int64_t n);
-  void (*add)(lam_line x, float *total, int64_t n); /* total += x */
+  /* total += x; total has room for whole blocks of LAM_LANES_BLOCK, whose rest stays as it was */
+  void (*add)(lam_line x, float *total, int64_t n);
   void (*finish)(const float *product, const lam_finish *f, int64_t n);
 
   lam_dot dot_f32, dot_bf16;

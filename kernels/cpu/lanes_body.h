@@ -19,7 +19,7 @@
 #include "kernels/cpu/lanes.h"
 #include "kernels/math.h"
 
-enum { BLOCK = 64 };
+enum { BLOCK = LAM_LANES_BLOCK };
 
 #define LANES_FN LANES_TARGET static
 #define LANES_INLINE LANES_TARGET static inline __attribute__((always_inline))
@@ -166,14 +166,10 @@ LANES_FN void sum(const lam_matrix *parts, int n_parts, lam_line bias, lam_line 
 }
 
 LANES_FN void add(lam_line x, float *total, int64_t n) {
-  const lam_line t = {total, 1, LAM_F32};
-  float v[BLOCK], s[BLOCK];
+  float v[BLOCK];
   for (int64_t at = 0; at < n; at += BLOCK) {
-    const int w = block_at(at, n);
-    load(t, at, w, s);
-    load(x, at, w, v);
-    add_block(s, v);
-    store(t, at, w, s);
+    load(x, at, block_at(at, n), v);
+    add_block(total + at, v);
   }
 }
 

@@ -45,7 +45,7 @@ lam_status lam_sum_run(const lam_workers *w, const lam_matrix *parts, int n, lam
 
 /* -- over rows -- */
 
-enum { COL_BLOCK = 256, ROW_BLOCK = 64 };
+enum { COL_BLOCK = 512, ROW_BLOCK = 64 };
 
 typedef struct column_call {
   const lam_lanes *lanes;
