@@ -21,6 +21,8 @@
 #define MAGIC 0x314d414cu /* "LAM1": also the protocol's version */
 #define SECRET_BYTES 24
 #define SPEAK_MS 5000     /* from accept to a whole hello */
+#define LINGER_MS 500     /* after a failure: for members who are on their way */
+#define GRACE_MS 1000
 #define SLICE_MS 20
 
 enum { KIND_HELLO = 1, KIND_CARD, KIND_REFUSED };
@@ -182,7 +184,7 @@ typedef struct guest {
 
 typedef struct host {
   meeting *m;
-  int sock, n_guests, n_come;
+  int sock, n_guests, n_come, n_refused;
   guest *guests;    /* [n_guests] */
 } host;
 
@@ -215,13 +217,6 @@ static void guest_refuse(guest *g, lam_status status, const char *text) {
   guest_drop(g);
 }
 
-/* The text goes to all members who have come, so that all end with the same one. */
-static lam_status end_for_all(host *h, lam_status status) {
-  for (int i = 0; i < h->n_guests; i++)
-    if (h->guests[i].rank >= 0) guest_refuse(&h->guests[i], status, lam_last_error());
-  return status;
-}
-
 static void host_accept(host *h) {
   unsigned uid = 0;
   const int sock = accept4(h->sock, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
@@ -248,29 +243,36 @@ static lam_status check_hello(const host *h, const note *hello) {
   return LAM_OK;
 }
 
+/* Takes a hello from a connection that has not spoken yet; false: not yet, or it was no member's and was dropped. */
+static bool guest_introduce(const host *h, guest *g, note *hello, int fds[LAM_CARD_FDS]) {
+  const int got = note_recv(g->sock, hello, fds);
+  if (got > 0 && hello->kind == KIND_HELLO && same_secret(hello->secret, h->m->id.secret)) return true;
+  if (got > 0) drop_fds(fds);
+  if (got > 0 && hello->kind == KIND_HELLO) guest_refuse(g, LAM_INVALID_ARGUMENT, "meeting: the id's secret is not rank 0's");
+  else if (got != 0) guest_drop(g);
+  return false;
+}
+
+/* A member that has shown its card has nothing more to say: it ended. */
+static lam_status member_ended(const guest *g) {
+  note m;
+  int fds[LAM_CARD_FDS];
+  const int got = note_recv(g->sock, &m, fds);
+  if (got == 0) return LAM_OK;
+  if (got > 0) drop_fds(fds);
+  return lam_fail(LAM_PEER_DEAD, "meeting: rank %d ended before all had come", g->rank);
+}
+
 static lam_status guest_listen(host *h, guest *g) {
   note hello;
   int fds[LAM_CARD_FDS];
-  const int got = note_recv(g->sock, &hello, fds);
-  if (got == 0) return LAM_OK;
-  if (g->rank >= 0) { /* a member has nothing more to say: it ended */
-    if (got > 0) drop_fds(fds);
-    return lam_fail(LAM_PEER_DEAD, "meeting: rank %d ended before all had come", g->rank);
-  }
-  if (got < 0 || hello.kind != KIND_HELLO) {
-    if (got > 0) drop_fds(fds);
-    guest_drop(g);
-    return LAM_OK;
-  }
-  if (!same_secret(hello.secret, h->m->id.secret)) {
-    drop_fds(fds);
-    guest_refuse(g, LAM_INVALID_ARGUMENT, "meeting: the id's secret is not rank 0's");
-    return LAM_OK;
-  }
+  if (g->rank >= 0) return member_ended(g);
+  if (!guest_introduce(h, g, &hello, fds)) return LAM_OK;
   const lam_status status = check_hello(h, &hello);
   if (status != LAM_OK) {
     drop_fds(fds);
     guest_refuse(g, status, lam_last_error());
+    h->n_refused++;
     return status;
   }
   g->rank = hello.rank;
@@ -289,23 +291,50 @@ static void name_missing(const host *h, char *text, size_t room) {
   }
 }
 
-static lam_status host_gather(host *h) {
+/* Waits a slice for whoever comes or speaks; new connections are taken at the end. */
+static void host_wait(host *h) {
   struct pollfd polls[1 + LAM_GROUP_RANKS + STRANGERS];
+  polls[0] = (struct pollfd){.fd = h->sock, .events = POLLIN};
+  for (int i = 0; i < h->n_guests; i++) polls[1 + i] = (struct pollfd){.fd = h->guests[i].sock, .events = POLLIN};
+  (void)poll(polls, (nfds_t)(1 + h->n_guests), SLICE_MS);
+  if (polls[0].revents) host_accept(h);
+}
+
+static lam_status host_gather(host *h) {
   char missing[120];
   while (h->n_come < h->m->desc->size - 1) {
-    polls[0] = (struct pollfd){.fd = h->sock, .events = POLLIN};
-    for (int i = 0; i < h->n_guests; i++) polls[1 + i] = (struct pollfd){.fd = h->guests[i].sock, .events = POLLIN};
-    (void)poll(polls, (nfds_t)(1 + h->n_guests), SLICE_MS);
+    host_wait(h);
     for (int i = 0; i < h->n_guests; i++) {
       guest *g = &h->guests[i];
-      if (g->sock >= 0 && polls[1 + i].fd == g->sock && polls[1 + i].revents) LAM_TRY(guest_listen(h, g));
+      if (g->sock >= 0) LAM_TRY(guest_listen(h, g));
       if (g->sock >= 0 && g->rank < 0 && lam_clock_ns() > g->deadline) guest_drop(g);
     }
-    if (polls[0].revents) host_accept(h);
     name_missing(h, missing, sizeof missing);
     LAM_TRY(still_time(h->m, missing));
   }
   return LAM_OK;
+}
+
+/* The text goes to all members, also those who are just coming, so that all end with the same one. */
+static lam_status host_refuse_all(host *h, lam_status status) {
+  char text[LAM_MESSAGE_BYTES];
+  const int64_t until = lam_clock_ns() + LINGER_MS * 1000000ll;
+  int told = 0;
+  snprintf(text, sizeof text, "%s", lam_last_error());
+  for (int i = 0; i < h->n_guests; i++)
+    if (h->guests[i].rank >= 0) guest_refuse(&h->guests[i], status, text), told++;
+  while (status == LAM_MISMATCH && told + h->n_refused < h->m->desc->size - 1 && lam_clock_ns() < until) {
+    host_wait(h);
+    for (int i = 0; i < h->n_guests; i++) {
+      note hello;
+      int fds[LAM_CARD_FDS];
+      if (h->guests[i].sock < 0 || !guest_introduce(h, &h->guests[i], &hello, fds)) continue;
+      drop_fds(fds);
+      guest_refuse(&h->guests[i], status, text);
+      told++;
+    }
+  }
+  return lam_fail(status, "%s", text);
 }
 
 static lam_status send_card(const host *h, const guest *g, int rank) {
@@ -340,7 +369,7 @@ static lam_status host_run(meeting *m) {
   if (getrandom(&m->tag, sizeof m->tag, 0) != (ssize_t)sizeof m->tag) m->tag = (uint64_t)lam_clock_ns();
   status = host_gather(&h);
   if (status == LAM_OK) status = host_tell(&h);
-  if (status != LAM_OK) (void)end_for_all(&h, status);
+  if (status != LAM_OK) (void)host_refuse_all(&h, status);
   for (int i = 0; i < h.n_guests; i++)
     if (h.guests[i].sock >= 0) close(h.guests[i].sock);
   close(h.sock);
@@ -403,6 +432,7 @@ static lam_status guest_run(meeting *m) {
   if (status != LAM_OK) return status;
   memcpy(hello.secret, m->id.secret, SECRET_BYTES);
   memcpy(hello.data, m->cards[m->desc->rank].data, LAM_CARD_BYTES);
+  m->deadline = lam_clock_ns() + (m->desc->first_deadline_ms + GRACE_MS) * 1000000ll; /* rank 0 says first who is missing */
   while (status == LAM_OK && (sent = note_send(sock, &hello, m->cards[m->desc->rank].fds, LAM_CARD_FDS)) == 0) {
     status = still_time(m, "rank 0 to listen");
     usleep(1000);

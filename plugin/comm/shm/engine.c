@@ -25,7 +25,8 @@ static lam_status boards_open(shm_group *s) {
   for (int r = 0; r < s->g->size; r++) {
     shm_head *head = NULL;
     if (r != s->g->rank) {
-      LAM_TRY(lam_shm_region_await(s, r, (uint64_t)s->g->handle, s->deadline_ms, &head));
+      const shm_wait w = {.peer = r, .deadline_ms = s->deadline_ms};
+      LAM_TRY(lam_shm_region_await(s, &w, (uint64_t)s->g->handle, &head));
       s->boards[r] = (shm_board *)head;
     }
     touch(s->boards[r]);

@@ -34,7 +34,8 @@ static uint32_t patience(const shm_ring *r) { return r->moved ? r->s->g->deadlin
 
 lam_status lam_shm_ring_attach(shm_ring *r) {
   if (r->head) return LAM_OK;
-  LAM_TRY(lam_shm_region_await(r->s, r->peer, r->key, patience(r), &r->head));
+  const shm_wait w = {.peer = r->peer, .deadline_ms = patience(r), .between_two = true};
+  LAM_TRY(lam_shm_region_await(r->s, &w, r->key, &r->head));
   if (r->head->depth != r->depth || r->head->slot_bytes != r->slot_bytes) {
     const lam_status status =
         lam_fail(LAM_MISMATCH, "channel: rank %d opened it with %u slots of %llu bytes, rank %d with %u of %llu", r->peer,

@@ -211,8 +211,8 @@ lam_status lam_shm_wait_slow(shm_group *s, const shm_wait *w);
 static inline lam_status shm_wait_for(shm_group *s, const shm_wait *w) {
   return shm_flag_reached(w->flag, w->value) ? LAM_OK : lam_shm_wait_slow(s, w);
 }
-/* A peer's region, once it is published; as shm_wait where the peer is late. */
-lam_status lam_shm_region_await(shm_group *s, int peer, uint64_t key, uint32_t deadline_ms, shm_head **out);
+/* A peer's region, once it is published; w: peer, deadline_ms and between_two are given. */
+lam_status lam_shm_region_await(shm_group *s, const shm_wait *w, uint64_t key, shm_head **out);
 static inline void shm_pause(void) {
 #if defined(__x86_64__)
   __builtin_ia32_pause();

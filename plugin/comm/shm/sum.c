@@ -57,9 +57,10 @@ static lam_status grow_slot(shm_group *s, int slot, uint64_t bytes) {
 
 static lam_status find_peers(shm_group *s, int slot) {
   shm_sum_slot *sum = &s->sums.slots[slot];
-  for (int r = 0; r < s->g->size; r++)
-    if (!sum->heads[r])
-      LAM_TRY(lam_shm_region_await(s, r, slot_key(s, slot, sum->generation, r), s->deadline_ms, &sum->heads[r]));
+  for (int r = 0; r < s->g->size; r++) {
+    const shm_wait w = {.peer = r, .deadline_ms = s->deadline_ms};
+    if (!sum->heads[r]) LAM_TRY(lam_shm_region_await(s, &w, slot_key(s, slot, sum->generation, r), &sum->heads[r]));
+  }
   return LAM_OK;
 }
 

@@ -114,15 +114,19 @@ lam_status lam_shm_wait_slow(shm_group *s, const shm_wait *w) {
   return sleep_until(s, w, start);
 }
 
-lam_status lam_shm_region_await(shm_group *s, int peer, uint64_t key, uint32_t deadline_ms, shm_head **out) {
-  shm_flag *changes = &shm_arena_control(s->world->peers[s->world_rank[peer]].arena)->changes;
+lam_status lam_shm_region_await(shm_group *s, const shm_wait *w, uint64_t key, shm_head **out) {
+  const int of_world = s->world_rank[w->peer];
+  shm_flag *changes = &shm_arena_control(s->world->peers[of_world].arena)->changes;
   const int64_t start = lam_clock_ns();
   for (;;) {
     const uint32_t seen = atomic_load_explicit(&changes->value, memory_order_acquire);
-    *out = lam_shm_region_find(s->world, s->world_rank[peer], key);
+    *out = lam_shm_region_find(s->world, of_world, key);
     if (*out) return LAM_OK;
-    const int64_t left = deadline_ms - (lam_clock_ns() - start) / 1000000;
-    const shm_wait next = {.flag = changes, .value = seen + 1, .peer = peer, .deadline_ms = left > 0 ? (uint32_t)left : 0};
+    const int64_t left = w->deadline_ms - (lam_clock_ns() - start) / 1000000;
+    shm_wait next = *w;
+    next.flag = changes;
+    next.value = seen + 1;
+    next.deadline_ms = left > 0 ? (uint32_t)left : 0;
     LAM_TRY(shm_wait_for(s, &next));
   }
 }

@@ -1,0 +1,238 @@
+/* life_test.c: groups come and go without leaving descriptors, mappings or memory; children of a rank are not the rank. */
+#include <dirent.h>
+#include <stdio.h>
+#include <sys/wait.h>
+
+#include "tests/distributed/comm/ranks.h"
+
+static lam_group_id *id;
+
+static void fresh_id(void) {
+  if (!id) id = shared_memory(sizeof *id);
+  CHECK_OK(lam_group_id_create(id));
+}
+
+static int count_fds(void) {
+  int n = 0;
+  DIR *d = opendir("/proc/self/fd");
+  while (d && readdir(d)) n++;
+  if (d) closedir(d);
+  return n;
+}
+
+static int count_arenas(void) {
+  int n = 0;
+  char line[512];
+  FILE *f = fopen("/proc/self/maps", "re");
+  while (f && fgets(line, sizeof line, f)) n += strstr(line, "memfd:lamella") != NULL;
+  if (f) fclose(f);
+  return n;
+}
+
+/* Everything a group can hold, then its end. */
+static void live(const lam_group_id *with, int rank, int size, lam_context *ctx) {
+  lam_group *g = NULL, *sub = NULL;
+  lam_channel *c = NULL;
+  lam_group_desc d = rank_desc(with, rank, size, 20000);
+  REQUIRE_OK(lam_group_create(ctx, &d, &g));
+  REQUIRE_OK(lam_group_split(g, 0, -rank, &sub));
+  CHECK_OK(lam_group_warmup(g));
+  CHECK_OK(sum_ones(sub));
+  CHECK_OK(lam_channel_open(g, (rank + 1) % size, true, 1, 2, 1000, &c));
+  const lam_comm_op op = {.op = LAM_OP_linear_row, .dtype = LAM_F32, .ndim = 1, .dims = {4}};
+  float y[4];
+  lam_sum s = {.y = {.data = y, .rows = 1, .cols = 4, .row_stride = 4, .col_stride = 1, .dtype = LAM_F32}};
+  CHECK_OK(lam_group_begin_sums(g, &op));
+  CHECK_OK(lam_group_partial(g, 1, 4, &s));
+  memset(s.part.data, 0, 16);
+  CHECK_OK(lam_group_sum_start(g, &s));
+  CHECK_OK(lam_group_sum_finish(g, &s));
+  lam_channel_close(c);
+  lam_group_destroy(sub);
+  lam_group_destroy(g);
+}
+
+enum { CYCLES = 100 };
+static lam_group_id ids[CYCLES + 1];
+
+static void cycle(int rank, int size, void *arg) {
+  lam_context *ctx = NULL;
+  (void)arg;
+  REQUIRE_OK(lam_context_create(NULL, &ctx));
+  for (int i = 0; i < CYCLES; i++) live(&ids[i], rank, size, ctx);
+  lam_context_stats stats = LAM_CONTEXT_STATS_INIT;
+  CHECK_OK(lam_context_get_stats(ctx, &stats));
+  CHECK_EQ(stats.arena_bytes, 0);
+  CHECK_EQ(stats.bytes, 0);
+  lam_context_destroy(ctx);
+}
+
+static void cycle_process(int rank, int size, void *arg) {
+  lam_context *ctx = NULL;
+  REQUIRE_OK(lam_context_create(NULL, &ctx));
+  live(&ids[CYCLES], rank, size, ctx);
+  lam_context_destroy(ctx);
+  const int fds = count_fds();
+  cycle(rank, size, arg);
+  CHECK_EQ(count_fds(), fds);
+  CHECK_EQ(count_arenas(), 0);
+}
+
+TEST(life, a_hundred_groups_leave_nothing_in_a_process) {
+  for (int i = 0; i <= CYCLES; i++) CHECK_OK(lam_group_id_create(&ids[i]));
+  run_processes(2, cycle_process, NULL);
+}
+
+TEST(life, a_hundred_groups_leave_nothing_in_threads) {
+  const int fds = count_fds();
+  for (int i = 0; i <= CYCLES; i++) CHECK_OK(lam_group_id_create(&ids[i]));
+  run_threads(2, cycle, NULL);
+  CHECK_EQ(count_fds(), fds);
+  CHECK_EQ(count_arenas(), 0);
+}
+
+/* Splits and transfers of one world use the same memory again and again. */
+static void many_splits(int rank, int size, void *arg) {
+  lam_group *g = NULL;
+  lam_context *ctx = NULL;
+  lam_context_stats stats = LAM_CONTEXT_STATS_INIT;
+  uint64_t most = 0;
+  const lam_group_desc d = rank_desc(id, rank, size, 20000);
+  (void)arg;
+  REQUIRE_OK(lam_context_create(NULL, &ctx));
+  REQUIRE_OK(lam_group_create(ctx, &d, &g));
+  for (int i = 0; i < 60; i++) {
+    lam_group *sub = NULL;
+    REQUIRE_OK(lam_group_split(g, rank % 2, 0, &sub));
+    CHECK_OK(lam_group_warmup(sub));
+    lam_group_destroy(sub);
+    CHECK_OK(lam_context_get_stats(ctx, &stats));
+    if (i < 20 && stats.arena_bytes > most) most = stats.arena_bytes; /* how much depends on who leaves last */
+    if (i >= 20) CHECK(stats.arena_bytes <= 2 * most);
+  }
+  lam_group_destroy(g);
+  lam_context_destroy(ctx);
+}
+TEST(life, splits_use_memory_again) {
+  fresh_id();
+  run_processes(4, many_splits, NULL);
+}
+
+/* A message that was sent before the sender left can still be received, though it lies outside the ring. */
+static void last_words(int rank, int size, void *arg) {
+  enum { BYTES = 3 << 20 };
+  lam_group *g = NULL;
+  unsigned char *data = malloc(BYTES);
+  lam_wire h = {.bytes = BYTES};
+  (void)arg;
+  REQUIRE_OK(rank_open(id, rank, size, 20000, &g));
+  if (rank == 0) {
+    for (int i = 0; i < BYTES; i++) data[i] = (unsigned char)(i * 13);
+    CHECK_OK(lam_group_send(g, 1, 0, &h, data));
+  } else {
+    nap_ms(300);
+    CHECK_OK(lam_group_recv(g, 0, 0, &h, data, BYTES));
+    for (int i = 0; i < BYTES; i++)
+      if (data[i] != (unsigned char)(i * 13) && !CHECK_EQ(data[i], (unsigned char)(i * 13))) break;
+  }
+  free(data);
+  lam_group_destroy(g);
+}
+TEST(life, what_was_sent_outlives_its_sender) {
+  fresh_id();
+  run_processes(2, last_words, NULL);
+  fresh_id();
+  run_threads(2, last_words, NULL);
+}
+
+/* A send waits once 256 MiB are under way, and then only until the deadline. */
+static void endless_sender(int rank, int size, void *arg) {
+  enum { BYTES = 24 << 20 };
+  lam_group *g = NULL;
+  unsigned char *data = calloc(1, BYTES);
+  const lam_wire h = {.bytes = BYTES};
+  lam_status status = LAM_OK;
+  int n = 0;
+  (void)arg;
+  REQUIRE_OK(rank_open(id, rank, size, 1000, &g));
+  CHECK_OK(sum_ones(g));
+  if (rank == 0) {
+    for (; n < 20 && status == LAM_OK; n++) status = lam_group_send(g, 1, 0, &h, data);
+    CHECK_STATUS(status, LAM_PEER_STALLED);
+    CHECK(n > 5 && n < 13);
+  } else {
+    nap_ms(4000);
+  }
+  free(data);
+  lam_group_destroy(g);
+}
+TEST(life, a_send_that_nobody_receives_ends_at_the_deadline) {
+  fresh_id();
+  run_processes(2, endless_sender, NULL);
+}
+
+/* ---- Order between transfers and collectives --------------------------------------------------------------------------- */
+
+static void crossed(int rank, int size, void *arg) {
+  lam_group *g = NULL;
+  char byte = 0;
+  lam_wire h = {.bytes = 1};
+  (void)arg;
+  REQUIRE_OK(rank_open(id, rank, size, 20000, &g));
+  CHECK_OK(sum_ones(g));
+  const int64_t start = now_ms();
+  CHECK_STATUS(rank == 0 ? lam_group_recv(g, 1, 0, &h, &byte, 1) : sum_ones(g), LAM_MISMATCH);
+  CHECK_CONTAINS(lam_last_error(), "which called all_reduce");
+  CHECK(now_ms() - start < 5000);
+  lam_group_destroy(g);
+}
+TEST(life, a_receive_against_a_collective_is_a_mismatch) {
+  fresh_id();
+  run_processes(2, crossed, NULL);
+}
+
+static void other_rings(int rank, int size, void *arg) {
+  lam_group *g = NULL;
+  lam_channel *c = NULL;
+  lam_wire h;
+  const void *data = NULL;
+  (void)arg;
+  REQUIRE_OK(rank_open(id, rank, size, 20000, &g));
+  REQUIRE_OK(lam_channel_open(g, 1 - rank, rank == 0, 3, rank == 0 ? 2 : 4, 64, &c));
+  if (rank == 1) CHECK_STATUS(lam_channel_pull(c, &h, &data), LAM_MISMATCH);
+  if (rank == 0) CHECK_STATUS(sum_ones(g), LAM_MISMATCH);
+  CHECK_CONTAINS(lam_last_error(), "rank 0 opened it with 2 slots of 64 bytes, rank 1 with 4 of 64");
+  lam_channel_close(c);
+  lam_group_destroy(g);
+}
+TEST(life, channels_of_other_sizes_are_a_mismatch) {
+  fresh_id();
+  run_processes(2, other_rings, NULL);
+}
+
+/* ---- Children ----------------------------------------------------------------------------------------------------------- */
+
+static void with_child(int rank, int size, void *arg) {
+  lam_group *g = NULL;
+  int status = -1;
+  (void)arg;
+  REQUIRE_OK(rank_open(id, rank, size, 20000, &g));
+  CHECK_OK(sum_ones(g));
+  const pid_t child = fork();
+  if (child == 0) {
+    float x = 1;
+    const lam_comm_op op = {.op = LAM_OP_all_reduce, .dtype = LAM_F32, .ndim = 1, .dims = {1}};
+    CHECK_STATUS(lam_group_all_reduce(g, &op, &x, &x, 1, LAM_F32), LAM_FAILED_PRECONDITION);
+    lam_group_poison(g, LAM_CANCELLED, "a child's opinion");
+    lam_group_destroy(g);
+    _exit(0);
+  }
+  CHECK_EQ(waitpid(child, &status, 0), child);
+  CHECK_EQ(status, 0);
+  for (int i = 0; i < 10; i++) CHECK_OK(sum_ones(g));
+  lam_group_destroy(g);
+}
+TEST(life, a_forked_child_cannot_disturb_its_parents_group) {
+  fresh_id();
+  run_processes(2, with_child, NULL);
+}

@@ -1,0 +1,51 @@
+/* ranks.h: what the tests of groups under bad luck share: opening a group with short deadlines, and one operation to try it. */
+#ifndef LAMELLA_TESTS_DISTRIBUTED_COMM_RANKS_H_
+#define LAMELLA_TESTS_DISTRIBUTED_COMM_RANKS_H_
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "plugin/comm/group.h"
+#include "tests/check.h"
+
+static inline lam_group_desc rank_desc(const lam_group_id *id, int rank, int size, uint32_t deadline_ms) {
+  lam_group_desc d = LAM_GROUP_DESC_INIT;
+  d.rank = rank;
+  d.size = size;
+  d.deadline_ms = d.first_deadline_ms = deadline_ms;
+  d.id = *id;
+  return d;
+}
+
+static inline lam_status rank_open(const lam_group_id *id, int rank, int size, uint32_t deadline_ms, lam_group **out) {
+  const lam_group_desc d = rank_desc(id, rank, size, deadline_ms);
+  return lam_group_create(NULL, &d, out);
+}
+
+static inline lam_status sum_ones(lam_group *g) {
+  float x = 1;
+  const lam_comm_op op = {.op = LAM_OP_all_reduce, .dtype = LAM_F32, .ndim = 1, .dims = {1}};
+  LAM_TRY(lam_group_all_reduce(g, &op, &x, &x, 1, LAM_F32));
+  CHECK_EQ(x, g->size);
+  return LAM_OK;
+}
+
+static inline int64_t now_ms(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+static inline void nap_ms(int ms) { nanosleep(&(struct timespec){ms / 1000, ms % 1000 * 1000000l}, NULL); }
+
+/* Memory that forked ranks share with the test. */
+static inline void *shared_memory(size_t bytes) {
+  void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (p == MAP_FAILED) abort();
+  return p;
+}
+
+#endif
