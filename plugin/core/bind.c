@@ -9,19 +9,23 @@ static lam_who who_input(const lam_binding *b, int i) {
 
 /* -- counts -- */
 
-static lam_status check_count(const lam_row *row, const char *what, uint32_t given, int most,
-                              const void *array) {
-  if (given > (uint32_t)most)
-    return lam_refuse((lam_who){row->name, what}, "found %u, expected at most %d", given, most);
-  if (given > 0 && !array)
-    return lam_refuse((lam_who){row->name, what}, "the array is NULL, its count is %u", given);
-  return LAM_OK;
+static lam_status wrong_count(const lam_row *row, const char *what, uint32_t given, int most) {
+  const lam_who who = {row->name, what};
+  if (given > (uint32_t)most) return lam_refuse(who, "found %u, expected at most %d", given, most);
+  return lam_refuse(who, "the array is NULL, its count is %u", given);
+}
+
+static bool count_fits(uint32_t given, int most, const void *array) {
+  return given <= (uint32_t)most && (array || given == 0);
 }
 
 static lam_status check_counts(const lam_row *row, const lam_call *call) {
-  LAM_TRY(check_count(row, "inputs", call->n_inputs, row->n_in, call->inputs));
-  LAM_TRY(check_count(row, "outputs", call->n_outputs, row->n_out, call->outputs));
-  LAM_TRY(check_count(row, "attributes", call->n_attrs, row->n_attrs, call->attrs));
+  if (!count_fits(call->n_inputs, row->n_in, call->inputs))
+    return wrong_count(row, "inputs", call->n_inputs, row->n_in);
+  if (!count_fits(call->n_outputs, row->n_out, call->outputs))
+    return wrong_count(row, "outputs", call->n_outputs, row->n_out);
+  if (!count_fits(call->n_attrs, row->n_attrs, call->attrs))
+    return wrong_count(row, "attributes", call->n_attrs, row->n_attrs);
   if (call->flags)
     return lam_refuse((lam_who){row->name, "flags"}, "found 0x%x, expected 0", call->flags);
   return LAM_OK;
@@ -121,6 +125,8 @@ static lam_status bind_input(lam_binding *b, int i, const DLTensor *t) {
   const lam_who who = who_input(b, i);
   lam_matrix *m = &b->op.in[i];
   LAM_TRY(lam_tensor_matrix(who, t, b->data, in->role == LAM_ROLE_WEIGHT, m));
+  b->op.in_tensor[i] = t;
+  if (i == 0) b->first = m->dtype;
   if (i == 0 || m->dtype != b->first || in->role >= LAM_ROLE_SCALE)
     LAM_TRY(check_dtype(b, i, m->dtype));
   if (!lam_bind_is_here(b, t->device)) return lam_bind_elsewhere(b, who, t->device);
@@ -131,35 +137,34 @@ static lam_status bind_input(lam_binding *b, int i, const DLTensor *t) {
   return in->role == LAM_ROLE_WEIGHT && m->dtype == LAM_U8 ? bind_packed(b, who, t, m) : LAM_OK;
 }
 
-/* The first input's device and dtype, before anything is held against them. */
-static lam_status bind_first(lam_binding *b) {
+/* The first input's device, before anything is held against it. */
+static lam_status bind_place(lam_binding *b) {
   char text[32];
   const DLTensor *t = b->call->n_inputs ? b->call->inputs[0] : NULL;
-  const lam_who who = who_input(b, 0);
-  if (!t) return lam_refuse(who, "found NULL, expected a tensor");
+  if (!t) return lam_refuse(who_input(b, 0), "found NULL, expected a tensor");
   b->place = t->device;
   b->op.device = lam_device_find((int32_t)t->device.device_type);
-  if (!b->op.device)
-    return lam_refuse(who, "it lies on %s, which this build does not support",
-                      lam_device_text(t->device, text));
-  if (!lam_dtype_from_dlpack(t->dtype, &b->first))
-    b->first = LAM_F32; /* lam_tensor_matrix refuses it */
+  if (b->op.device) return LAM_OK;
+  return lam_refuse(who_input(b, 0), "it lies on %s, which this build does not support",
+                    lam_device_text(t->device, text));
+}
+
+static lam_status bind_absent(lam_binding *b, int i) {
+  if (!b->row->in[i].optional)
+    return lam_refuse(who_input(b, i), "found NULL, expected a tensor");
+  b->op.in_tensor[i] = NULL;
+  b->op.in[i] = (lam_matrix){0};
   return LAM_OK;
 }
 
 static lam_status bind_inputs(lam_binding *b) {
-  LAM_TRY(bind_first(b));
-  for (int i = 0; i < b->row->n_in; i++) {
-    const DLTensor *t = (uint32_t)i < b->call->n_inputs ? b->call->inputs[i] : NULL;
-    b->op.in_tensor[i] = t;
-    if (t) {
-      LAM_TRY(bind_input(b, i, t));
-    } else {
-      if (!b->row->in[i].optional)
-        return lam_refuse(who_input(b, i), "found NULL, expected a tensor");
-      b->op.in[i] = (lam_matrix){0};
-    }
+  const int given = (int)b->call->n_inputs, n = b->row->n_in;
+  LAM_TRY(bind_place(b));
+  for (int i = 0; i < given; i++) {
+    const DLTensor *t = b->call->inputs[i];
+    LAM_TRY(t ? bind_input(b, i, t) : bind_absent(b, i));
   }
+  for (int i = given; i < n; i++) LAM_TRY(bind_absent(b, i));
   return LAM_OK;
 }
 

@@ -78,7 +78,7 @@ static bool same_view(const lam_matrix *a, const lam_matrix *b) {
 static lam_status check_overlap(const lam_binding *b, int i) {
   const lam_row_tensor *out = &b->row->out[i];
   const lam_span *mine = &b->out_span[i];
-  for (int j = 0; j < b->row->n_in; j++) {
+  for (int j = 0; j < (int)b->call->n_inputs; j++) {
     if (!b->op.in_tensor[j] || !lam_span_meets(mine, &b->in_span[j])) continue;
     if (out->in_place && out->shape.as == j && same_view(&b->op.out[i], &b->op.in[j])) continue;
     return lam_refuse(who_output(b, i), "its memory overlaps that of %s", b->row->in[j].name);

@@ -4,6 +4,7 @@
 #include "plugin/core/row.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -137,6 +138,7 @@ static lam_row rows[N_ROWS];
 static const lam_row *row_of[LAM_OP_END_];
 static lam_status first_status;
 static char first_error[LAM_MESSAGE_BYTES];
+static atomic_bool parsed;
 
 static void parse_table(void) {
   for (int i = 0; i < N_ROWS; i++) {
@@ -146,10 +148,12 @@ static void parse_table(void) {
     first_status = s;
     strcpy(first_error, lam_last_error());
   }
+  atomic_store_explicit(&parsed, true, memory_order_release);
 }
 
 static void parse_table_once(void) {
   static pthread_once_t once = PTHREAD_ONCE_INIT;
+  if (atomic_load_explicit(&parsed, memory_order_acquire)) return; /* the way of every call */
   pthread_once(&once, parse_table);
 }
 

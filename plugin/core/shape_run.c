@@ -8,7 +8,7 @@
 typedef struct machine {
   const lam_row *row;
   const lam_shape_env *env;
-  lam_who who;
+  int output;
   int64_t stack[LAM_SHAPE_DEPTH];
   int top;
   lam_shape *out;
@@ -17,11 +17,15 @@ typedef struct machine {
 static void push(machine *m, int64_t value) { m->stack[m->top++] = value; }
 static int64_t pop(machine *m) { return m->stack[--m->top]; }
 
+static lam_who who(const machine *m) {
+  return (lam_who){m->row->name, m->row->out[m->output].name};
+}
+
 static lam_status emit(machine *m, int64_t dim) {
   if (dim < 0)
-    return lam_refuse(m->who, "its dimension %d would be %lld", m->out->ndim, (long long)dim);
+    return lam_refuse(who(m), "its dimension %d would be %lld", m->out->ndim, (long long)dim);
   if (m->out->ndim == LAM_MAX_DIMS)
-    return lam_refuse(m->who, "it would have more than %d dimensions", LAM_MAX_DIMS);
+    return lam_refuse(who(m), "it would have more than %d dimensions", LAM_MAX_DIMS);
   m->out->dims[m->out->ndim++] = dim;
   return LAM_OK;
 }
@@ -69,7 +73,7 @@ static lam_status run_ints(machine *m) {
 static lam_status run_share(machine *m) {
   const int64_t unit = pop(m), total = pop(m);
   if (!lam_share_fits(total, unit))
-    return lam_refuse(m->who, "%lld elements are shared out, expected a multiple of unit %lld",
+    return lam_refuse(who(m), "%lld elements are shared out, expected a multiple of unit %lld",
                       (long long)total, (long long)unit);
   const int rank = m->env->rank, size = m->env->size;
   push(m, lam_share_begin(total, unit, rank + 1, size) - lam_share_begin(total, unit, rank, size));
@@ -88,7 +92,7 @@ static lam_status run_arithmetic(machine *m, lam_shape_step step) {
     if (!bad) c = a / b;
   }
   if (bad)
-    return lam_refuse(m->who, "its shape takes %lld %c %lld, which is no whole number in range",
+    return lam_refuse(who(m), "its shape takes %lld %c %lld, which is no whole number in range",
                       (long long)a, "+-*/"[step - LAM_SHAPE_ADD], (long long)b);
   push(m, c);
   return LAM_OK;
@@ -102,6 +106,7 @@ static int64_t weight_cols(const DLTensor *w) {
 
 static DLDataType result_dtype(const lam_shape_rule *rule, const lam_shape_env *env) {
   const int64_t attr = env->attrs->dtype;
+  if (rule->dtype_rule == LAM_AS_FIRST) return env->in[0]->dtype;
   if (rule->dtype_rule == LAM_AS_INPUT) return env->in[rule->as]->dtype;
   if (rule->dtype_rule == LAM_AS_NAMED) return lam_dtype_to_dlpack(rule->dtype);
   if (rule->dtype_rule == LAM_AS_ATTR && attr >= 0) return lam_dtype_to_dlpack((lam_dtype)attr);
@@ -113,7 +118,7 @@ lam_status lam_shape_run(const lam_row *row, int output, const lam_shape_env *en
   machine m; /* its stack need not be cleared */
   m.row = row;
   m.env = env;
-  m.who = (lam_who){row->name, row->out[output].name};
+  m.output = output;
   m.top = 0;
   m.out = out;
   out->ndim = 0;

@@ -31,9 +31,15 @@ static const DLDataType dtypes[LAM_N_DTYPES] = {
     [LAM_U8] = {LAM_DL_UINT, 8, 1},
 };
 
+/* The three fields as one number: most calls find theirs with one comparison. */
+static inline uint32_t dtype_key(DLDataType t) {
+  return (uint32_t)t.code | (uint32_t)t.bits << 8 | (uint32_t)t.lanes << 16;
+}
+
 bool lam_dtype_from_dlpack(DLDataType t, lam_dtype *out) {
+  const uint32_t key = dtype_key(t);
   for (int i = 0; i < LAM_N_DTYPES; i++) {
-    if (dtypes[i].code != t.code || dtypes[i].bits != t.bits || t.lanes != 1) continue;
+    if (dtype_key(dtypes[i]) != key) continue;
     *out = (lam_dtype)i;
     return true;
   }
@@ -225,18 +231,18 @@ lam_status lam_tensor_matrix(lam_who who, const DLTensor *t, bool data, bool eit
 /* -- memory -- */
 
 void lam_matrix_span(const lam_matrix *m, lam_span *out) {
-  *out = (lam_span){m->data, m->data, 0, 0, 0};
-  if (m->rows == 0 || m->cols == 0) return; /* the other may be so large that bytes overflow */
-  const int64_t bytes = dtypes[m->dtype].bits / 8;
+  const bool empty = m->rows == 0 || m->cols == 0; /* then bytes of the other could overflow */
   const bool by_rows = m->col_stride == 1 || m->cols <= 1;
+  const int64_t bytes = empty ? 0 : dtypes[m->dtype].bits / 8;
+  out->begin = m->data;
   out->n = by_rows ? m->rows : m->cols;
   out->width = (by_rows ? m->cols : m->rows) * bytes;
   out->step = (by_rows ? m->row_stride : m->col_stride) * bytes;
-  out->end = out->begin + (out->n - 1) * out->step + out->width;
+  out->end = empty ? out->begin : out->begin + (out->n - 1) * out->step + out->width;
 }
 
 bool lam_span_meets(const lam_span *a, const lam_span *b) {
-  if (a->end <= b->begin || b->end <= a->begin || a->n == 0 || b->n == 0) return false;
+  if (a->end <= b->begin || b->end <= a->begin || a->width == 0 || b->width == 0) return false;
   const lam_span *low = a->begin <= b->begin ? a : b, *high = low == a ? b : a;
   if (low->n == 1 || (high->n > 1 && high->step != low->step)) return true;
   /* Runs of two matrices that lie side by side in one, such as column blocks. */
