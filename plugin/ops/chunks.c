@@ -9,10 +9,12 @@
  * rows and save 4 % at 2048, as the hidden part stays in cache; chunks of 128 rows cost 1 % with
  * packed weights and 5 % with plain ones, of 64 rows 3 % and 16 %. */
 #define ROWS_THAT_PAY 256
+#define MOST_CHUNKS 65536
 
 lam_chunks lam_chunks_asked(const lam_op_call *call, int64_t rows, int64_t otherwise) {
   const int64_t asked = call->attr.chunks > 0 ? call->attr.chunks : otherwise;
-  const int64_t n = asked < rows ? asked : rows;
+  const int64_t most = rows < MOST_CHUNKS ? rows : MOST_CHUNKS;
+  const int64_t n = asked < most ? asked : most;
   return (lam_chunks){rows, n > 1 ? (int)n : 1};
 }
 

@@ -84,7 +84,7 @@ static lam_status check(const lam_op_call *call) {
     LAM_TRY(lam_op_agree(call, "b1's length", b1.cols, "w1's rows", w1.rows));
   if (lam_matrix_here(b2))
     LAM_TRY(lam_op_agree(call, "b2's length", b2.cols, "w2's rows", w2.rows));
-  return lam_seq_check_share(call, "x's first dimension", call->in_tensor[0]);
+  return lam_seq_check_share(call, "x", call->in_tensor[0]);
 }
 
 lam_status lam_op_ffn_check_weights(const lam_op_call *call, lam_matrix w1, lam_matrix w2) {

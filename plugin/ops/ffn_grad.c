@@ -41,7 +41,7 @@ static lam_status check_dgrad(const lam_op_call *call, lam_matrix aux, lam_matri
   LAM_TRY(lam_op_agree(call, "dy's last dimension", call->in[0].cols, "w2's rows", w2.rows));
   LAM_TRY(lam_op_ffn_check_weights(call, w1, w2));
   LAM_TRY(lam_op_agree(call, "aux's last dimension", aux.cols, "w1's rows", w1.rows));
-  LAM_TRY(lam_seq_check_share(call, "dy's first dimension", call->in_tensor[0]));
+  LAM_TRY(lam_seq_check_share(call, "dy", call->in_tensor[0]));
   return lam_op_agree(call, "aux's number of rows", aux.rows, "that of the whole dy",
                       lam_seq_gathered_rows(call, 0));
 }
@@ -86,8 +86,8 @@ static lam_status wgrad_of(const lam_op_call *call, lam_matrix dy, lam_matrix x,
 }
 
 static lam_status check_wgrad(const lam_op_call *call, lam_matrix aux) {
-  LAM_TRY(lam_seq_check_share(call, "dy's first dimension", call->in_tensor[0]));
-  LAM_TRY(lam_seq_check_share(call, "x's first dimension", call->in_tensor[1]));
+  LAM_TRY(lam_seq_check_share(call, "dy", call->in_tensor[0]));
+  LAM_TRY(lam_seq_check_share(call, "x", call->in_tensor[1]));
   LAM_TRY(lam_op_agree(call, "the number of rows of the whole dy", lam_seq_gathered_rows(call, 0),
                        "that of aux", aux.rows));
   LAM_TRY(lam_op_agree(call, "the number of rows of the whole x", lam_seq_gathered_rows(call, 1),

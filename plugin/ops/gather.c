@@ -4,6 +4,8 @@
  * Leaves how the pieces travel to comm/. */
 #include "plugin/ops/common.h"
 
+#include <inttypes.h>
+
 /* -- rows -- */
 
 int64_t lam_seq_inner(const DLTensor *t) {
@@ -16,25 +18,33 @@ static int64_t seq_begin(const lam_op_call *call, int rank) {
   return lam_share_begin(call->attr.seq, 1, rank, lam_op_size(call));
 }
 
+/* lam_infer asks before seq was held against the tensor: no bound is known yet. */
+static int64_t times(int64_t a, int64_t b) {
+  int64_t n;
+  return __builtin_mul_overflow(a, b, &n) ? INT64_MAX : n;
+}
+
 lam_row_range lam_seq_rows(const lam_op_call *call, const DLTensor *t) {
   const int64_t inner = lam_seq_inner(t), begin = seq_begin(call, lam_op_rank(call));
   const int64_t n = seq_begin(call, lam_op_rank(call) + 1) - begin;
-  return (lam_row_range){begin * inner, n * inner, call->attr.seq * inner};
+  return (lam_row_range){times(begin, inner), times(n, inner), times(call->attr.seq, inner)};
 }
 
 static lam_status check_first(const lam_op_call *call, const char *name, const DLTensor *t,
                               const char *why, int64_t expected) {
   if (t->ndim < 2)
     return lam_fail(LAM_INVALID_ARGUMENT,
-                    "%s: %s has %d dimensions, expected 2 or more: seq splits"
-                    " the first, features are the last",
+                    "%s: %s has %d dimensions, expected at least 2: seq splits the first,"
+                    " features are the last",
                     call->name, name, t->ndim);
-  return lam_op_agree(call, name, t->shape[0], why, expected);
+  if (t->shape[0] == expected) return LAM_OK;
+  return lam_fail(LAM_INVALID_ARGUMENT,
+                  "%s: %s's first dimension is %" PRId64 ", expected %" PRId64 ": %s", call->name,
+                  name, t->shape[0], expected, why);
 }
 
 lam_status lam_seq_check_share(const lam_op_call *call, const char *name, const DLTensor *t) {
-  const int64_t seq = call->attr.seq;
-  if (seq == 0) return LAM_OK;
+  if (call->attr.seq == 0) return LAM_OK;
   const int rank = lam_op_rank(call);
   return check_first(call, name, t, "this rank's share of seq",
                      seq_begin(call, rank + 1) - seq_begin(call, rank));

@@ -29,7 +29,7 @@ static lam_status check_forward(const lam_op_call *call) {
   LAM_TRY(lam_op_agree(call, "x's last dimension", x.cols, "w's in features", w.cols));
   if (lam_matrix_here(b)) LAM_TRY(lam_op_agree(call, "b's length", b.cols, "w's rows", w.rows));
   if (gathers(call)) LAM_TRY(lam_op_contiguous(call, "y", call->out[0]));
-  return lam_seq_check_share(call, "x's first dimension", call->in_tensor[0]);
+  return lam_seq_check_share(call, "x", call->in_tensor[0]);
 }
 
 void lam_op_linear_col_needs(const lam_op_call *call, lam_op_needs *out) {
@@ -67,12 +67,12 @@ static lam_part_sum dgrad_sum(const lam_op_call *call, const lam_matrix *w) {
 
 static lam_status check_dgrad(const lam_op_call *call, lam_matrix w) {
   LAM_TRY(lam_op_agree(call, "dy's last dimension", call->in[0].cols, "w's rows", w.rows));
-  return lam_seq_check_whole(call, "dy's first dimension", call->in_tensor[0]);
+  return lam_seq_check_whole(call, "dy", call->in_tensor[0]);
 }
 
 static lam_status check_wgrad(const lam_op_call *call) {
-  LAM_TRY(lam_seq_check_whole(call, "dy's first dimension", call->in_tensor[0]));
-  LAM_TRY(lam_seq_check_share(call, "x's first dimension", call->in_tensor[1]));
+  LAM_TRY(lam_seq_check_whole(call, "dy", call->in_tensor[0]));
+  LAM_TRY(lam_seq_check_share(call, "x", call->in_tensor[1]));
   return lam_op_agree(call, "the number of rows of dy", call->in[0].rows, "that of x",
                       lam_seq_gathered_rows(call, 1));
 }

@@ -51,7 +51,7 @@ void lam_op_linear_row_needs(const lam_op_call *call, lam_op_needs *out) {
 lam_status lam_op_linear_row_run(const lam_op_call *call) {
   const lam_matrix w = call->in[1], b = call->in[2];
   if (lam_matrix_here(b)) LAM_TRY(lam_op_agree(call, "b's length", b.cols, "w's rows", w.rows));
-  LAM_TRY(lam_seq_check_whole(call, "x's first dimension", call->in_tensor[0]));
+  LAM_TRY(lam_seq_check_whole(call, "x", call->in_tensor[0]));
   return lam_op_with_scratch(call, lam_op_linear_row_needs, forward);
 }
 
@@ -77,12 +77,12 @@ static lam_status check_dgrad(const lam_op_call *call, lam_matrix w) {
   LAM_TRY(lam_op_agree(call, "dy's last dimension", call->in[0].cols, "w's rows", w.rows));
   LAM_TRY(lam_shares_from_own(call, "w's in features", w.cols, &columns));
   if (gathers(call)) LAM_TRY(lam_op_contiguous(call, "dx", call->out[0]));
-  return lam_seq_check_share(call, "dy's first dimension", call->in_tensor[0]);
+  return lam_seq_check_share(call, "dy", call->in_tensor[0]);
 }
 
 static lam_status check_wgrad(const lam_op_call *call) {
-  LAM_TRY(lam_seq_check_share(call, "dy's first dimension", call->in_tensor[0]));
-  LAM_TRY(lam_seq_check_whole(call, "x's first dimension", call->in_tensor[1]));
+  LAM_TRY(lam_seq_check_share(call, "dy", call->in_tensor[0]));
+  LAM_TRY(lam_seq_check_whole(call, "x", call->in_tensor[1]));
   return lam_op_agree(call, "the number of rows of x", call->in[1].rows, "that of dy",
                       lam_seq_gathered_rows(call, 0));
 }
