@@ -7,7 +7,11 @@
 
 #include "bindings/cli/demo/demo.h"
 
-enum { OBSERVED = 5, UNOBSERVED = 1 }; /* the first step of a pipeline also opens its channels */
+enum {
+  OBSERVED = 3,
+  BENCHED = 9,
+  UNOBSERVED = 1
+}; /* the first step of a pipeline also opens its channels */
 
 lam_status record_take(worker *w, line *l, record *out) {
   const lam_pipeline_report none = LAM_PIPELINE_REPORT_INIT;
@@ -20,21 +24,24 @@ lam_status record_take(worker *w, line *l, record *out) {
   return LAM_OK;
 }
 
+static int observed_steps(const worker *w) { return w->o->bench ? BENCHED : OBSERVED; }
+
 static lam_status observe_steps(worker *w, line *l, record *mine, record *all) {
+  const int n = observed_steps(w);
   TRY(line_open(w, l->name, l));
-  for (int i = -UNOBSERVED; i < OBSERVED; i++) {
+  for (int i = -UNOBSERVED; i < n; i++) {
     TRY(lam_pipeline_run(l->pipeline, w->o->steps + i + UNOBSERVED, NULL));
     if (i < 0) continue;
     TRY(record_take(w, l, mine));
     TRY(gather(w, mine, sizeof *mine, all ? all + i * w->size : NULL));
   }
-  for (int i = 0; all && i < OBSERVED * w->size; i++) all[i].report.events = all[i].events;
-  return w->rank ? LAM_OK : report(w, l, all, OBSERVED);
+  for (int i = 0; all && i < n * w->size; i++) all[i].report.events = all[i].events;
+  return w->rank ? LAM_OK : report(w, l, all, n);
 }
 
 lam_status observe(worker *w, const char *schedule) {
   line l = {.name = schedule};
-  const uint64_t bytes = (uint64_t)(OBSERVED * w->size) * sizeof(record);
+  const uint64_t bytes = (uint64_t)(observed_steps(w) * w->size) * sizeof(record);
   record *mine = malloc(sizeof *mine), *all = w->rank ? NULL : malloc(bytes);
   lam_status status =
       !mine || (!all && !w->rank) ? fail(LAM_RESOURCE_EXHAUSTED, "no memory for records") : LAM_OK;

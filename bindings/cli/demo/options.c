@@ -219,7 +219,7 @@ lam_status options_parse(int argc, char **argv, options *out) {
                    .sequence = 128,
                    .sequences = 2,
                    .micro_batches = 8,
-                   .steps = 40,
+                   .steps = 30,
                    .threads = 1,
                    .seed = 1};
   for (int i = 1; i < argc;) TRY(read_one(argv, argc, &i, out));

@@ -16,8 +16,10 @@ SCHEDULES = {
     "gpipe": "all forwards, then all backwards",
     "1f1b": "one forward, one backward in turn: stages work on different micro-batches at once",
 }
-SHARED_IDLE = """  There are more workers than cores, so the clock on the wall says little. Measured here is the thread CPU time of
-  each forward and backward, set in the order and with the dependencies of the step, as if each worker had a core."""
+SHARED_IDLE = """\
+  There are more workers than cores, so the clock on the wall says little. Measured is here the
+  thread CPU time of each forward and backward, in the order and with the dependencies that they
+  had in the step, as if each worker had a core of its own."""
 
 
 def section(title, about=""):
@@ -30,13 +32,15 @@ def count(workers):
 
 def introduce(plan, args, cores):
     print(
-        "A decoder of %(layers)d layers, hidden size %(hidden)d, %(heads)d heads, %(parameters).1f M weights (%(dtype)s), "
-        "on the bytes of %(text)s." % dict(plan, parameters=plan["parameters"] / 1e6)
+        "A decoder of %(layers)d layers, hidden size %(hidden)d, %(heads)d heads, "
+        "%(parameters).1f M weights (%(dtype)s),\non the bytes of %(text)s."
+        % dict(plan, parameters=plan["parameters"] / 1e6)
     )
     stages = ", ".join("%d-%d" % (a, b) if a < b else "%d" % a for a, b in plan["stages"])
     n = plan["pp"] * plan["tp"]
     print(
-        "%s: %d pipeline stage%s (layers %s) x %d tensor part%s; schedule %s, %d micro-batches of %d tokens."
+        "%s: %d pipeline stage%s (layers %s) x %d tensor part%s;\n"
+        "schedule %s, %d micro-batches of %d tokens."
         % (
             count(n),
             plan["pp"],
@@ -50,7 +54,7 @@ def introduce(plan, args, cores):
         )
     )
     if n > cores:
-        print("%d workers share %d cores: what follows about wall-clock time is of shared cores." % (n, cores))
+        print("%d workers share %d cores: wall-clock times are of shared cores." % (n, cores))
 
 
 class Progress:
@@ -112,7 +116,8 @@ def curve(split, whole):
         height = top - (top - low) * y / (HEIGHT - 1)
         print("  %6.2f |%s" % (height, "".join(row).rstrip()))
     print("         +" + "-" * columns)
-    print("  %7s 1%s%d   (o split, + one worker, * both)" % ("step", " " * max(1, columns - 4), len(split)))
+    steps = "1%s%d" % (" " * max(1, columns - 4), len(split))
+    print("     step %s   (o split, + one worker, * both)" % steps)
 
 
 def difference(split, whole):
@@ -171,7 +176,7 @@ def typical(times):
 
 
 def losses_of(told, schedule, step):
-    """Shares of a pipeline's step that went to idling and to the library's own work with transfers."""
+    """Shares of a pipeline's step: idle, and the library's own work with transfers."""
     report = told.reports[schedule]
     workers = report["workers"]
     idle_share = sum(worker["idle"] for worker in workers) / len(workers)

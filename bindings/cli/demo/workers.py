@@ -1,8 +1,8 @@
 """One run of the demo's program: N workers as the ranks of one group, and what rank 0 tells of it.
 
-The workers print lines of JSON (see train.c, report.c); the last of their other words is kept for the
-case that they fail.
-Invariant: `run` gives back what was told, or raises a Problem of one line: which worker ended, and how.
+The workers print lines of JSON (see train.c, report.c); the last of their other words is kept for
+the case that they fail.
+Invariant: `run` gives back what was told, or raises a Problem of one line: which worker ended how.
 """
 
 import json

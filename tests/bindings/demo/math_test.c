@@ -10,29 +10,34 @@
 #include "bindings/cli/demo/demo.h"
 #include "tests/check.h"
 
-enum { MOST = 40000 };
+/* Memory that lives as long as the program, for tests that build many arrays. */
+static void *take(int64_t bytes) {
+  static void *taken[512];
+  static int n;
+  return taken[n++] = calloc(1, (size_t)bytes);
+}
 
 static float *numbers(rng *r, int64_t n, float size) {
-  float *x = malloc((size_t)n * 4);
+  float *x = take(n * 4);
   for (int64_t i = 0; i < n; i++) x[i] = rng_float(r) * size;
   return x;
 }
 
 static double *doubles(const float *x, int64_t n) {
-  double *d = malloc((size_t)n * 8);
+  double *d = take(n * 8);
   for (int64_t i = 0; i < n; i++) d[i] = x[i];
   return d;
 }
 
-static uint16_t *halves(
-    const float *x, int64_t n) { /* cut off, not rounded: which numbers they are does not matter */
-  uint16_t *h = malloc((size_t)n * 2);
+/* To bf16, cut off and not rounded: which numbers they are does not matter. */
+static uint16_t *halves(const float *x, int64_t n) {
+  uint16_t *h = take(n * 2);
   for (int64_t i = 0; i < n; i++) h[i] = (uint16_t)(((const uint32_t *)x)[i] >> 16);
   return h;
 }
 
 static float *floats_of(const uint16_t *h, int64_t n) {
-  float *x = malloc((size_t)n * 4);
+  float *x = take(n * 4);
   for (int64_t i = 0; i < n; i++) ((uint32_t *)x)[i] = (uint32_t)h[i] << 16;
   return x;
 }
@@ -40,7 +45,7 @@ static float *floats_of(const uint16_t *h, int64_t n) {
 /* Gradient of f in x by central differences. */
 typedef double (*scalar_fn)(const void *problem);
 static double *differences(scalar_fn f, const void *problem, double *x, int64_t n) {
-  double *d = malloc((size_t)n * 8);
+  double *d = take(n * 8);
   for (int64_t i = 0; i < n; i++) {
     const double kept = x[i], step = 1e-5;
     x[i] = kept + step;
@@ -76,7 +81,7 @@ TEST(norm, gradients_are_those_of_the_formula) {
   rng r = {seed()};
   const int64_t rows = 5, n = 64;
   float *x = numbers(&r, rows * n, 2), *gain = numbers(&r, n, 1), *c = numbers(&r, rows * n, 1);
-  float *y = malloc(rows * n * 4), *d_x = malloc(rows * n * 4), *d_gain = calloc(n, 4), scale[5];
+  float *y = take(rows * n * 4), *d_x = take(rows * n * 4), *d_gain = take(n * 4), scale[5];
   norm_problem p = {rows, n, doubles(x, rows * n), doubles(gain, n), doubles(c, rows * n)};
   const matrix mx = matrix_at(x, rows, n, 32), my = matrix_at(y, rows, n, 32),
                mc = matrix_at(c, rows, n, 32);
@@ -149,13 +154,12 @@ static void check_attention(int sequences, int n, int heads, int d, int bits) {
   NOTE("sequences=%d n=%d heads=%d d=%d bits=%d", sequences, n, heads, d, bits);
   const int64_t rows = sequences * n, a = heads * d;
   float *qkv = numbers(&r, rows * 3 * a, 2), *c = numbers(&r, rows * a, 1);
-  void *in = qkv, *d_o = c, *o = calloc(rows * a, 4), *d_in = calloc(rows * 3 * a, 4);
+  void *in = qkv, *d_o = c, *o = take(rows * a * 4), *d_in = take(rows * 3 * a * 4);
   if (bits == 16) {
     in = halves(qkv, rows * 3 * a), qkv = floats_of(in, rows * 3 * a);
     d_o = halves(c, rows * a), c = floats_of(d_o, rows * a);
   }
-  float *room = malloc((size_t)attention_room_floats(n, d, 8) * 4),
-        *lse = malloc((size_t)(heads * rows) * 4);
+  float *room = take(attention_room_floats(n, d, 8) * 4), *lse = take(heads * rows * 4);
   attention_problem p = {sequences, n, heads, d, doubles(qkv, rows * 3 * a), doubles(c, rows * a)};
   const matrix mi = matrix_at(in, rows, 3 * a, bits), mo = matrix_at(o, rows, a, bits);
 
@@ -183,9 +187,9 @@ TEST(attention, bf16_is_within_its_rounding) { check_attention(1, 32, 1, 32, 16)
 TEST(attention, heads_and_sequences_do_not_mix) {
   rng r = {seed()};
   enum { N = 64, D = 64, HEADS = 3, SEQUENCES = 2, A = HEADS * D, ROWS = SEQUENCES * N };
-  float *qkv = numbers(&r, ROWS * 3 * A, 2), *o = malloc(ROWS * A * 4), *alone = malloc(N * D * 4),
-        *one = malloc(N * 3 * D * 4);
-  float *room = malloc((size_t)attention_room_floats(N, D, 8) * 4), lse[HEADS * ROWS];
+  float *qkv = numbers(&r, ROWS * 3 * A, 2), *o = take(ROWS * A * 4), *alone = take(N * D * 4),
+        *one = take(N * 3 * D * 4);
+  float *room = take(attention_room_floats(N, D, 8) * 4), lse[HEADS * ROWS];
   attention_forward(matrix_at(qkv, ROWS, 3 * A, 32), N, HEADS, room, matrix_at(o, ROWS, A, 32),
                     lse);
   for (int s = 0; s < SEQUENCES; s++)
@@ -247,7 +251,7 @@ TEST(embedding, gradient_goes_to_the_token_and_the_place_it_came_from) {
   const uint8_t tokens[ROWS] = {7, 7, 255, 0, 7, 1};
   float *table = numbers(&r, VOCAB * H, 1), *place = numbers(&r, SEQUENCE * H, 1),
         *d = numbers(&r, ROWS * H, 1), x[ROWS * H];
-  float *d_table = calloc(VOCAB * H, 4), *d_place = calloc(SEQUENCE * H, 4);
+  float *d_table = take(VOCAB * H * 4), *d_place = take(SEQUENCE * H * 4);
   embed_forward(tokens, SEQUENCE, table, place, matrix_at(x, ROWS, H, 32));
   embed_backward(tokens, SEQUENCE, matrix_at(d, ROWS, H, 32), d_table, d_place);
   for (int i = 0; i < H; i++) {
@@ -264,7 +268,7 @@ TEST(adamw, three_steps_are_those_of_the_formula) {
   enum { N = 50 };
   rng r = {seed()};
   const adamw a = {.rate = 0.01f, .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f, .decay = 0.1f};
-  float *w = numbers(&r, N, 1), *grad = malloc(N * 4), m[N] = {0}, v[N] = {0};
+  float *w = numbers(&r, N, 1), *grad = take(N * 4), m[N] = {0}, v[N] = {0};
   double *want = doubles(w, N), wm[N] = {0}, wv[N] = {0};
   param p = {
       .deviation = 1, .w = matrix_at(w, 1, N, 32), .master = w, .grad = grad, .m = m, .v = v};

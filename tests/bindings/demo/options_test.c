@@ -150,6 +150,7 @@ TEST(weights, every_element_is_in_exactly_one_part_or_in_all_of_them) {
     NOTE("%s", p->name);
     CHECK_EQ(held, p->whole_rows * p->whole_cols * (p->split ? 1 : 3));
   }
+  for (int part = 0; part < 3; part++) model_free(&parts[part]);
 }
 
 TEST(text, batches_depend_on_seed_step_and_place_only_and_targets_follow_tokens) {
@@ -182,6 +183,7 @@ TEST(text, files_that_will_not_do_are_refused_with_the_reason) {
   REQUIRE_OK(parse(&o, "--text /etc/hostname"));
   CHECK_STATUS(text_read(&o, &t), LAM_INVALID_ARGUMENT);
   CHECK_CONTAINS(error_text(), "a sequence needs 129");
+  text_free(&t);
   REQUIRE_OK(parse(&o, "--text /"));
   CHECK_STATUS(text_read(&o, &t), LAM_INVALID_ARGUMENT);
   CHECK_CONTAINS(error_text(), "not a plain file");
