@@ -45,7 +45,7 @@ static void add_event(lam_pipeline *p, lam_event e) {
 void lam_meter_waited(lam_pipeline *p, lam_port *port, int stage, int micro) {
   lam_meter *m = &p->meter;
   const int64_t start = m->mark, ns = lap(m);
-  if (ns < WAIT_NS) return;
+  if (ns < WAIT_NS || !port->channel) return; /* nobody waits for oneself */
   if (m->n_actions == 0)
     m->warm_up += ns;
   else
