@@ -131,7 +131,7 @@ static lam_status bind_input(lam_binding *b, int i, const DLTensor *t) {
     LAM_TRY(check_dtype(b, i, m->dtype));
   if (!lam_bind_is_here(b, t->device)) return lam_bind_elsewhere(b, who, t->device);
   if (in->ndim >= 0 && in->ndim != t->ndim) return wrong_ndim(who, in, t);
-  lam_matrix_span(m, &b->in_span[i]);
+  b->in_reach[i] = lam_matrix_reach(m);
   if (in->role == LAM_ROLE_TOKEN && t->shape[0] != 1)
     return lam_refuse(who, "found %lld elements, expected 1", (long long)t->shape[0]);
   return in->role == LAM_ROLE_WEIGHT && m->dtype == LAM_U8 ? bind_packed(b, who, t, m) : LAM_OK;
@@ -150,8 +150,7 @@ static lam_status bind_place(lam_binding *b) {
 }
 
 static lam_status bind_absent(lam_binding *b, int i) {
-  if (!b->row->in[i].optional)
-    return lam_refuse(who_input(b, i), "found NULL, expected a tensor");
+  if (!b->row->in[i].optional) return lam_refuse(who_input(b, i), "found NULL, expected a tensor");
   b->op.in_tensor[i] = NULL;
   b->op.in[i] = (lam_matrix){0};
   return LAM_OK;

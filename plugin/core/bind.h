@@ -15,7 +15,7 @@ typedef struct lam_binding {
   lam_dtype first; /* the first input's dtype */
   DLDevice place;  /* where the first input lies */
   lam_shape shapes[LAM_MAX_OUTPUTS];
-  lam_span in_span[LAM_MAX_INPUTS], out_span[LAM_MAX_OUTPUTS]; /* of those that are there */
+  lam_reach in_reach[LAM_MAX_INPUTS], out_reach[LAM_MAX_OUTPUTS]; /* of those that are there */
   lam_op_call op;
 } lam_binding;
 

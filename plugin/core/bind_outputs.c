@@ -59,10 +59,9 @@ static bool shape_fits(const lam_row_tensor *out, const lam_shape *want, const D
   return same_dtype(t->dtype, want->dtype) || (out->accumulated && is_f32(t->dtype));
 }
 
-static lam_status check_shape(const lam_binding *b, int i, const DLTensor *t) {
+static lam_status wrong_shape(const lam_binding *b, int i, const DLTensor *t) {
   char found[LAM_SHAPE_TEXT], expected[LAM_SHAPE_TEXT];
   const lam_shape *want = &b->shapes[i];
-  if (shape_fits(&b->row->out[i], want, t)) return LAM_OK;
   return lam_refuse(who_output(b, i), "found %s, expected %s%s",
                     lam_shape_text(t->shape, t->ndim, t->dtype, found),
                     lam_shape_text(want->dims, want->ndim, want->dtype, expected),
@@ -75,16 +74,26 @@ static bool same_view(const lam_matrix *a, const lam_matrix *b) {
   return a->data == b->data && a->row_stride == b->row_stride && a->col_stride == b->col_stride;
 }
 
+/* A packed weight is one run of bytes; what its rows and columns say is of the weight it was. */
+static bool meets_input(const lam_binding *b, int i, int j) {
+  if (!b->op.in_tensor[j] || !lam_reach_meets(&b->out_reach[i], &b->in_reach[j])) return false;
+  return b->op.in[j].packed || lam_matrices_meet(&b->op.out[i], &b->op.in[j]);
+}
+
+static bool meets_output(const lam_binding *b, int i, int j) {
+  if (!b->op.out_tensor[j] || !lam_reach_meets(&b->out_reach[i], &b->out_reach[j])) return false;
+  return lam_matrices_meet(&b->op.out[i], &b->op.out[j]);
+}
+
 static lam_status check_overlap(const lam_binding *b, int i) {
   const lam_row_tensor *out = &b->row->out[i];
-  const lam_span *mine = &b->out_span[i];
   for (int j = 0; j < (int)b->call->n_inputs; j++) {
-    if (!b->op.in_tensor[j] || !lam_span_meets(mine, &b->in_span[j])) continue;
+    if (!meets_input(b, i, j)) continue;
     if (out->in_place && out->shape.as == j && same_view(&b->op.out[i], &b->op.in[j])) continue;
     return lam_refuse(who_output(b, i), "its memory overlaps that of %s", b->row->in[j].name);
   }
   for (int j = 0; j < i; j++)
-    if (b->op.out_tensor[j] && lam_span_meets(mine, &b->out_span[j]))
+    if (meets_output(b, i, j))
       return lam_refuse(who_output(b, i), "its memory overlaps that of %s", b->row->out[j].name);
   return LAM_OK;
 }
@@ -92,9 +101,9 @@ static lam_status check_overlap(const lam_binding *b, int i) {
 static lam_status bind_output(lam_binding *b, int i, const DLTensor *t) {
   const lam_who who = who_output(b, i);
   LAM_TRY(lam_tensor_matrix(who, t, true, b->row->out[i].role == LAM_ROLE_WEIGHT, &b->op.out[i]));
-  LAM_TRY(check_shape(b, i, t));
+  if (!shape_fits(&b->row->out[i], &b->shapes[i], t)) return wrong_shape(b, i, t);
   if (!lam_bind_is_here(b, t->device)) return lam_bind_elsewhere(b, who, t->device);
-  lam_matrix_span(&b->op.out[i], &b->out_span[i]);
+  b->out_reach[i] = lam_matrix_reach(&b->op.out[i]);
   return check_overlap(b, i);
 }
 

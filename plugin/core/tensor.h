@@ -21,21 +21,24 @@ bool lam_dtype_from_dlpack(DLDataType t, lam_dtype *out);
 DLDataType lam_dtype_to_dlpack(lam_dtype t);
 
 /* Checks all that needs no knowledge of the call (dimensions, dtype, strides, offset, data) and
- * gives the view: [..., n] as [T, n], a vector as [1, n]. The last dimension must be contiguous;
- * with `either`, for weights, it or the one before. Rows must not overlap. With `data` false
- * pointers are not looked at (lam_infer) and the view has none. */
+ * gives the view: [..., n] as [T, n], a vector as [1, n]. The last dimension must be contiguous; with
+ * `either`, for weights, it or the one before. Rows must not overlap. With `data` false pointers are
+ * not looked at (lam_infer) and the view has none. */
 lam_status lam_tensor_matrix(lam_who who, const DLTensor *t, bool data, bool either,
                              lam_matrix *out);
 
-/* The memory a matrix reaches: n runs of `width` bytes, `step` bytes apart. Passed by address: a
- * view that was just written is slow to copy (its words are still on their way to memory). */
-typedef struct lam_span {
+/* Whether two matrices share a byte. Passed by address: a view that was just written is slow to copy
+ * (its words are still on their way to memory). */
+bool lam_matrices_meet(const lam_matrix *a, const lam_matrix *b);
+
+/* From a matrix's first byte to its last: most matrices are told apart by this alone. */
+typedef struct lam_reach {
   const char *begin, *end;
-  int64_t n, width, step;
-} lam_span;
-void lam_matrix_span(const lam_matrix *m, lam_span *out);
-bool lam_span_meets(const lam_span *a,
-                    const lam_span *b); /* two different strides: yes, if in doubt */
+} lam_reach;
+lam_reach lam_matrix_reach(const lam_matrix *m);
+static inline bool lam_reach_meets(const lam_reach *a, const lam_reach *b) {
+  return a->begin < b->end && b->begin < a->end;
+}
 
 /* "[3, 4] f32" in buf. */
 #define LAM_SHAPE_TEXT 160

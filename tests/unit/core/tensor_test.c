@@ -253,27 +253,25 @@ TEST(tensor, the_quick_way_gives_what_the_careful_way_gives) {
 
 /* -- memory -- */
 
-static lam_span span(const float *data, int64_t rows, int64_t cols, int64_t row_stride) {
-  lam_span s;
-  lam_matrix_span(&(lam_matrix){(void *)(uintptr_t)data, rows, cols, row_stride, 1, LAM_F32, false},
-                  &s);
-  return s;
+static lam_matrix view_of(const float *data, int64_t rows, int64_t cols, int64_t row_stride) {
+  return (lam_matrix){(void *)(uintptr_t)data, rows, cols, row_stride, 1, LAM_F32, false};
 }
 
-static bool meets(lam_span a, lam_span b) {
-  const bool one = lam_span_meets(&a, &b);
-  CHECK_EQ(one, lam_span_meets(&b, &a));
+static bool meets(lam_matrix a, lam_matrix b) {
+  const bool one = lam_matrices_meet(&a, &b);
+  CHECK_EQ(one, lam_matrices_meet(&b, &a));
   return one;
 }
 
 TEST(tensor, memory_meets_where_one_byte_is_shared) {
-  CHECK(meets(span(memory, 2, 3, 3), span(memory + 5, 1, 1, 1)));
-  CHECK(!meets(span(memory, 2, 3, 3), span(memory + 6, 1, 1, 1)));
-  CHECK(!meets(span(memory, 3, 2, 6), span(memory + 2, 3, 2, 6))); /* column blocks of one matrix */
-  CHECK(meets(span(memory, 3, 3, 6), span(memory + 2, 3, 2, 6)));
-  CHECK(!meets(span(memory, 3, 2, 6), span(memory + 9, 1, 3, 3))); /* between two rows */
-  CHECK(meets(span(memory, 3, 2, 6), span(memory + 9, 1, 4, 4)));
-  CHECK(!meets(span(memory, 0, 3, 3), span(memory, 2, 3, 3))); /* nothing meets nothing */
+  CHECK(meets(view_of(memory, 2, 3, 3), view_of(memory + 5, 1, 1, 1)));
+  CHECK(!meets(view_of(memory, 2, 3, 3), view_of(memory + 6, 1, 1, 1)));
+  CHECK(!meets(view_of(memory, 3, 2, 6),
+               view_of(memory + 2, 3, 2, 6))); /* column blocks of one matrix */
+  CHECK(meets(view_of(memory, 3, 3, 6), view_of(memory + 2, 3, 2, 6)));
+  CHECK(!meets(view_of(memory, 3, 2, 6), view_of(memory + 9, 1, 3, 3))); /* between two rows */
+  CHECK(meets(view_of(memory, 3, 2, 6), view_of(memory + 9, 1, 4, 4)));
+  CHECK(!meets(view_of(memory, 0, 3, 3), view_of(memory, 2, 3, 3))); /* nothing meets nothing */
 }
 
 TEST(tensor, memory_never_meets_unseen) {
@@ -281,16 +279,16 @@ TEST(tensor, memory_never_meets_unseen) {
   for (int i = 0; i < 20000; i++) {
     unsigned char used[64] = {0};
     bool shared = false;
-    lam_span s[2];
+    lam_matrix s[2];
     for (int k = 0; k < 2; k++) {
       const int64_t rows = rng_int(&r, 1, 3), cols = rng_int(&r, 1, 3), step = rng_int(&r, cols, 8),
                     at = rng_int(&r, 0, 20);
-      s[k] = span(memory + at, rows, cols, step);
+      s[k] = view_of(memory + at, rows, cols, step);
       for (int64_t y = 0; y < rows; y++)
         for (int64_t x = 0; x < cols; x++) shared |= used[at + y * step + x]++ == 1 && k == 1;
     }
     if (shared) CHECK(meets(s[0], s[1]));
-    if (!shared && s[0].step == s[1].step) CHECK(!meets(s[0], s[1]));
+    if (!shared && s[0].row_stride == s[1].row_stride) CHECK(!meets(s[0], s[1]));
   }
 }
 
