@@ -2,8 +2,8 @@
  *
  *   packed b                          the library, in the layout that the weight was packed in
  *   at most 8 rows of a               gemv.c: bound by memory, each weight read once
- *   what the library takes            the library; with aux, the activation follows as a second
- *                                     pass over rows that are still in the cache
+ *   what the library takes            the library; with aux, or an activation that it has not, a
+ *                                     second pass follows over rows that are still in the cache
  *   the rest                          gemm_plain.c: odd strides, K = 0, no library
  *
  * Invariant: every shape and stride that device.h allows has a path. Leaves products themselves to
@@ -33,56 +33,64 @@ static lam_gemm transposed(const lam_gemm *g) {
 
 static bool has(lam_matrix m) { return lam_matrix_here(m); }
 
-static lam_status run_without_aux(const lam_workers *w, const lam_gemm *g, lam_layout layout) {
-  const lam_library *library = lam_gemm_library_here();
-  if (library && library->takes(g)) return library->run(w, g, layout);
-  if (layout == LAM_LAYOUT_ROWS) return lam_gemm_plain_run(w, g);
-  return lam_fail(LAM_UNIMPLEMENTED,
-                  "cpu gemm: packed weights need rows of d, and a bias, that are contiguous");
+/* The product with its bias, for rows [row, row + n): what the first of two passes writes. */
+static lam_gemm first_pass(const lam_gemm *g, int64_t row, int64_t n) {
+  return (lam_gemm){.a = lam_matrix_rows(g->a, row, n),
+                    .b = g->b,
+                    .bias = g->bias,
+                    .d = lam_matrix_rows(has(g->aux) ? g->aux : g->d, row, n)};
 }
 
-/* The pre-activation is written, then activated while it is in the cache: 128 rows and more cost
+/* One pass where the library also applies the activation; two where aux is wanted, or an activation
+ * that the library has not. The second pass finds its rows in the cache, yet 128 rows and more cost
  * the product under 3 %. */
-static lam_status run_with_aux(const lam_workers *w, const lam_gemm *g, lam_layout layout) {
+static lam_status run_library(const lam_workers *w, const lam_gemm *g, lam_layout layout) {
   enum { LEAST_ROWS = 128, CACHE_BYTES = 4 << 20 };
-  const int64_t fitting = CACHE_BYTES / (g->d.cols * lam_dtype_bytes(g->aux.dtype));
-  const int64_t step = lam_round_up(fitting > 0 ? fitting : 1, LEAST_ROWS);
+  if (lam_gemm_library()->takes(g)) return lam_gemm_library()->run(w, g, layout);
+  const int64_t bytes = g->d.rows * g->d.cols * lam_dtype_bytes(g->d.dtype);
+  const int64_t n_parts = lam_least(lam_cuts(bytes, CACHE_BYTES), lam_cuts(g->d.rows, LEAST_ROWS));
+  const int64_t step = lam_cuts(g->d.rows, n_parts);
   for (int64_t row = 0; row < g->d.rows; row += step) {
-    const int64_t n = lam_least(step, g->d.rows - row);
-    const lam_matrix aux = lam_matrix_rows(g->aux, row, n);
-    const lam_gemm part = {
-        .a = lam_matrix_rows(g->a, row, n), .b = g->b, .bias = g->bias, .d = aux};
-    LAM_TRY(run_without_aux(w, &part, layout));
-    LAM_TRY(lam_act_run(w, g->act, false, aux, lam_matrix_rows(g->d, row, n), NULL));
+    const lam_gemm part = first_pass(g, row, lam_least(step, g->d.rows - row));
+    const lam_matrix d = lam_matrix_rows(g->d, row, part.d.rows);
+    LAM_TRY(lam_gemm_library()->run(w, &part, layout));
+    LAM_TRY(lam_act_run(w, g->act, false, part.d, d, NULL));
   }
   return LAM_OK;
 }
 
-static bool library_takes_aux(const lam_gemm *g) {
-  lam_gemm part = *g;
-  part.d = g->aux;
-  part.aux = (lam_matrix){0};
-  return lam_gemm_library_here() && lam_gemm_library()->takes(&part);
+static bool library_can(const lam_gemm *g) {
+  const lam_gemm whole = first_pass(g, 0, g->d.rows);
+  const lam_library *library = lam_gemm_library_here();
+  return library && (library->takes(g) || (!g->accumulate && library->takes(&whole)));
 }
 
 static lam_status run_plain_b(const lam_workers *w, const lam_gemm *g) {
   if (lam_gemv_takes(g)) return lam_gemv_run(w, g);
-  if (!has(g->aux)) return run_without_aux(w, g, LAM_LAYOUT_ROWS);
-  return library_takes_aux(g) ? run_with_aux(w, g, LAM_LAYOUT_ROWS) : lam_gemm_plain_run(w, g);
+  return library_can(g) ? run_library(w, g, LAM_LAYOUT_ROWS) : lam_gemm_plain_run(w, g);
+}
+
+/* Packed blocks: only the library reads them. */
+static lam_status run_blocks(const lam_workers *w, const lam_gemm *g, lam_layout layout) {
+  if (library_can(g)) return run_library(w, g, layout);
+  return lam_fail(LAM_UNIMPLEMENTED,
+                  "cpu gemm: packed weights need rows of aux, and a bias, that are contiguous");
 }
 
 /* The library writes rows; a d of columns gets them from scratch memory. */
 static lam_status run_by_rows(const lam_workers *w, const lam_gemm *g, lam_layout layout) {
+  const lam_matrix none = {0};
   lam_gemm part = *g;
-  part.d = (lam_matrix){NULL, g->d.rows, g->d.cols, g->d.cols, 1, g->d.dtype, false};
-  part.d.data = lam_cpu_scratch(LAM_SCRATCH_RESULT,
-                                (uint64_t)(g->d.rows * g->d.cols * lam_dtype_bytes(g->d.dtype)));
   part.accumulate = false;
+  part.d.dtype = g->accumulate ? LAM_F32 : g->d.dtype; /* d is rounded once */
+  part.d.row_stride = g->d.cols;
+  part.d.col_stride = 1;
+  const int64_t bytes = g->d.rows * g->d.cols * lam_dtype_bytes(part.d.dtype);
+  part.d.data = lam_cpu_scratch(LAM_SCRATCH_RESULT, (uint64_t)bytes);
   if (!part.d.data) return LAM_RESOURCE_EXHAUSTED;
-  LAM_TRY(run_without_aux(w, &part, layout));
+  LAM_TRY(run_blocks(w, &part, layout));
   if (!g->accumulate) return lam_copy_run(w, part.d, g->d, NULL);
-  return lam_sum_run(w, (lam_matrix[]){g->d, part.d}, 2, (lam_matrix){0}, (lam_matrix){0}, g->d,
-                     NULL);
+  return lam_sum_run(w, (lam_matrix[]){g->d, part.d}, 2, none, none, g->d, NULL);
 }
 
 static lam_status run_packed_b(const lam_workers *w, lam_gemm *g) {
@@ -93,8 +101,7 @@ static lam_status run_packed_b(const lam_workers *w, lam_gemm *g) {
     g->b.col_stride = 1;
     return run_plain_b(w, g);
   }
-  if (has(g->aux)) return run_with_aux(w, g, layout);
-  return is_by_cols(g->d) ? run_by_rows(w, g, layout) : run_without_aux(w, g, layout);
+  return is_by_cols(g->d) && !has(g->aux) ? run_by_rows(w, g, layout) : run_blocks(w, g, layout);
 }
 
 lam_status lam_gemm_run(const lam_workers *w, const lam_gemm *call, void *stream) {

@@ -92,12 +92,16 @@ static bool takes_bias(lam_matrix bias, lam_dtype dtype) {
          (stride == 1 || bias.rows * bias.cols == 1);
 }
 
+/* Its relu makes 0 of what is not a number, which would hide a model that has gone astray. */
+static bool takes_act(lam_act act) { return act != LAM_ACT_RELU && act != LAM_ACT_RELU2; }
+
 static bool takes(const lam_gemm *g) {
   const lam_matrix a = g->a, b = g->b, d = g->d;
   return lam_is_float(a.dtype) && a.dtype == b.dtype &&
          (d.dtype == LAM_F32 || d.dtype == a.dtype) && (is_by_rows(a) || is_by_cols(a)) &&
          (b.packed || is_by_rows(b) || is_by_cols(b)) && is_by_rows(d) &&
-         !lam_matrix_here(g->aux) && takes_bias(g->bias, a.dtype) && a.cols > 0;
+         !lam_matrix_here(g->aux) && takes_bias(g->bias, a.dtype) && takes_act(g->act) &&
+         a.cols > 0;
 }
 
 /* b.data: a plain matrix, or blocks of a layout. */

@@ -32,7 +32,7 @@ typedef struct lam_finish {
 
 /* Products of m <= LAM_FEW_ROWS rows of x with rows of weights:
  * y[i][j] = sum over k of x[i][k] w[j][k].
- * x is contiguous, of dtype x_dtype, each row padded with zeros to a multiple of k_step elements. */
+ * x is contiguous, of dtype x_dtype; each row is padded with zeros to a multiple of k_step. */
 typedef struct lam_dot {
   lam_dtype x_dtype;
   int k_step;

@@ -190,9 +190,17 @@ double act_grad_of(lam_act act, double x) {
   }
 }
 
-static double dot(lam_matrix a, int64_t i, lam_matrix b, int64_t j) {
+static double *flat_of(lam_matrix m) {
+  double *flat = malloc(sizeof *flat * (size_t)(m.rows * m.cols + 1));
+  if (!flat) abort();
+  for (int64_t i = 0; i < m.rows; i++)
+    for (int64_t j = 0; j < m.cols; j++) flat[i * m.cols + j] = get(m, i, j);
+  return flat;
+}
+
+static double dot(const double *a, const double *b, int64_t n) {
   double sum = 0;
-  for (int64_t k = 0; k < a.cols; k++) sum += get(a, i, k) * get(b, j, k);
+  for (int64_t k = 0; k < n; k++) sum += a[k] * b[k];
   return sum;
 }
 
@@ -202,13 +210,14 @@ static double element(lam_matrix v, int64_t i) {
 }
 
 void product_of(const lam_gemm *g, const double *before, double *want, double *z) {
-  for (int64_t i = 0; i < g->d.rows; i++)
-    for (int64_t j = 0; j < g->d.cols; j++) {
-      const int64_t at_ij = i * g->d.cols + j;
-      const double sum = dot(g->a, i, g->b, j) + element(g->bias, j);
-      if (z) z[at_ij] = sum;
-      want[at_ij] = act_of(g->act, sum) + (before ? before[at_ij] : 0);
-    }
+  const int64_t m = g->d.rows, n = g->d.cols, k = g->a.cols;
+  double *a = flat_of(g->a), *b = flat_of(g->b);
+  for (int64_t at = 0; at < m * n; at++) {
+    const double sum = dot(a + at / n * k, b + at % n * k, k) + element(g->bias, at % n);
+    if (z) z[at] = sum;
+    want[at] = act_of(g->act, sum) + (before ? before[at] : 0);
+  }
+  free(a), free(b);
 }
 
 /* Partial sums of K random products grow as sqrt(K) / 3; each of K additions errs by half a unit of
