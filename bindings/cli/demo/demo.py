@@ -19,7 +19,7 @@ from bindings.cli.demo import show, workers
 
 TARGET = "//bindings/cli/demo:lamella_demo"
 TOLERANCE = {"f32": 1e-4, "bf16": 5e-3}
-SCALING_STEPS = 5
+SCALING_STEPS = 7
 
 # Options handed on to the program as they are, which also checks them.
 PASSED = {
@@ -167,6 +167,5 @@ class Demo:
         runs = {}
         for pp, tp in ways:
             schedule = ["--schedule", self.args.schedule, "--steps", str(SCALING_STEPS)]
-            drawn = ["--draw", self.args.schedule] if pp > 1 else []
-            runs[pp, tp] = self.start(pp, tp, [*schedule, *drawn], threads=1)
-        show.scaling(runs, self.args.schedule)
+            runs[pp, tp] = self.start(pp, tp, schedule, threads=1)
+        show.scaling(runs)

@@ -71,6 +71,9 @@ uint64_t memory_predict(const options *o, int stage, int part) {
   /* On their way through one layer: its output and three gradients of H; gradients of o, q, k, v;
    * of gate, up and what they give. */
   const double passing = t * e * (4 * h + 4 * a + 3 * f);
+  const double tiles =
+      o->threads * (double)o->sequence * (10 * o->head_size + 64) * 4; /* attention */
   return (uint64_t)(products * weight_bytes(o) + others * 16 +
-                    kept * in_flight(o->schedule, o->pp, o->micro_batches, stage) + passing);
+                    kept * in_flight(o->schedule, o->pp, o->micro_batches, stage) + passing +
+                    tiles);
 }

@@ -154,18 +154,17 @@ def memory(workers, tp):
     table(["worker", "stage", "part", "peak", "predicted", "off by"], rows)
 
 
-def scaling(runs, schedule):
-    """Speed-up of two workers over one, and what the rest of two cores' time went to."""
+def scaling(runs):
+    """Speed-up of two workers over one, and what the rest of two workers' time went to."""
     alone = typical(runs[1, 1].times)
     rows = [["1", "%.0f ms" % alone, "1.00", "", "", ""]]
     for (pp, tp), told in runs.items():
         if pp * tp == 1:
             continue
         step = typical(told.times)
-        idle_share, transfer = losses_of(told, schedule, step) if pp > 1 else (0, told.sums / step)
-        rest = 1 - alone / step / 2 - idle_share - transfer
+        other = 1 - alone / step / 2 - told.idle - told.transfer
+        shares = [percent(share) for share in (told.idle, told.transfer, other)]
         name = "2 by %s" % ("pp" if pp > 1 else "tp")
-        shares = [percent(share) for share in (idle_share, transfer, rest)]
         rows.append([name, "%.0f ms" % step, "%.2f" % (alone / step), *shares])
     table(["workers", "step", "speed-up", "idle", "transfer", "smaller gemms, other"], rows)
 
@@ -173,12 +172,3 @@ def scaling(runs, schedule):
 def typical(times):
     """The median step, without the first two, which warm up."""
     return statistics.median(times[2:] or times)
-
-
-def losses_of(told, schedule, step):
-    """Shares of a pipeline's step: idle, and the library's own work with transfers."""
-    report = told.reports[schedule]
-    workers = report["workers"]
-    idle_share = sum(worker["idle"] for worker in workers) / len(workers)
-    overhead = sum(worker["overhead"] for worker in workers) / len(workers)
-    return idle_share * report["step"] / step, overhead / step

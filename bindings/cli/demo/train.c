@@ -38,67 +38,98 @@ static lam_status share_loss(worker *w, double mine, float *loss) {
                  ATTRS(I(lam_group_handle(w->world))));
 }
 
-static lam_status train_step(worker *w, line *l, int64_t step) {
+/* Where this worker's time went, ns, summed over the steps that count; the first ones warm up. */
+typedef struct ledger {
+  double wall, work, overhead; /* work: stage functions and optimizer */
+} ledger;
+
+enum { WARM_UP = 2 };
+
+static lam_status note_step(line *l, int64_t wall, int64_t update, ledger *sum) {
+  lam_pipeline_report r = LAM_PIPELINE_REPORT_INIT;
+  TRY(lam_pipeline_get_report(l->pipeline, &r));
+  sum->wall += (double)wall;
+  sum->work += (double)(r.busy + update);
+  sum->overhead += (double)r.overhead;
+  return LAM_OK;
+}
+
+static lam_status train_step(worker *w, line *l, int64_t step, ledger *sum) {
   const int64_t began = now_ns();
   double mine = 0;
   float loss;
   TRY(lam_pipeline_run(l->pipeline, step, &mine));
+  const int64_t ran = now_ns();
   for (int i = 0; i < w->model.n_params; i++)
     adamw_step(&w->model.params[i], adamw_at(step, w->o->steps), step);
+  const int64_t updated = now_ns();
   TRY(share_loss(w, mine, &loss));
+  const int64_t wall = now_ns() - began;
   if (w->rank == 0)
     emit("{\"step\": %lld, \"loss\": %.9g, \"ms\": %.3f}\n", (long long)step, loss,
-         (double)(now_ns() - began) * 1e-6);
-  return LAM_OK;
+         (double)wall * 1e-6);
+  return step < WARM_UP ? LAM_OK : note_step(l, wall, updated - ran, sum);
 }
 
-static lam_status train_line(worker *w, line *l) {
+static lam_status train_line(worker *w, line *l, ledger *sum) {
   TRY(line_open(w, w->o->schedule, l));
-  for (int64_t step = 0; step < w->o->steps; step++) TRY(train_step(w, l, step));
+  for (int64_t step = 0; step < w->o->steps; step++) TRY(train_step(w, l, step, sum));
   return LAM_OK;
 }
 
-typedef struct taken {
-  uint64_t peak, predicted, slots;
-} taken;
-
-static lam_status tell_memory(worker *w, line *l) {
-  lam_pipeline_report r = LAM_PIPELINE_REPORT_INIT;
-  TRY(lam_pipeline_get_report(l->pipeline, &r));
-  const taken mine = {memory_peak(), memory_predict(w->o, w->index, w->part), r.slot_bytes};
-  taken all[MAX_WORKERS];
-  TRY(gather(w, &mine, sizeof mine, all));
-  if (w->rank) return LAM_OK;
-  emit("{\"memory\": [");
-  for (int i = 0; i < w->size; i++)
-    emit("%s{\"peak\": %llu, \"predicted\": %llu, \"slots\": %llu}", i ? ", " : "",
-         (unsigned long long)all[i].peak, (unsigned long long)all[i].predicted,
-         (unsigned long long)all[i].slots);
-  emit("]}\n");
-  return LAM_OK;
-}
-
-/* What the sums over the tensor-parallel group take of a step, ms: one like them, measured alone,
+/* What the sums over the tensor-parallel group take of a step, ns: one like them, measured alone,
  * times how many there are. */
-static lam_status tell_sums(worker *w) {
-  const options *o = w->o;
+static lam_status measure_sums(worker *w, double *out) {
   const matrix part = w->stage.room.d_h;
   double times[9];
   for (int i = 0; i < 9; i++) {
     const int64_t began = now_ns();
     TRY(call_op(w->ctx, LAM_OP_all_reduce, IN(part), OUT(part), ATTRS(I(lam_group_handle(w->tp)))));
-    times[i] = (double)(now_ns() - began) * 1e-6;
+    times[i] = (double)(now_ns() - began);
   }
-  const int sums = 4 * w->model.n_layers * o->micro_batches; /* two forward, two backward */
-  if (w->rank == 0) emit("{\"sums\": %.4f}\n", o->tp > 1 ? median(times, 9) * sums : 0);
+  const int sums = 4 * w->model.n_layers * w->o->micro_batches; /* two forward, two backward */
+  *out = w->o->tp > 1 ? median(times, 9) * sums : 0;
+  return LAM_OK;
+}
+
+typedef struct account { /* of one worker */
+  uint64_t peak, predicted;
+  double idle, transfer; /* shares of its wall-clock time */
+} account;
+
+static lam_status make_account(worker *w, const ledger *sum, account *out) {
+  double sums;
+  TRY(measure_sums(w, &sums));
+  *out = (account){memory_peak(), memory_predict(w->o, w->index, w->part), 0, 0};
+  if (w->o->steps <= WARM_UP) return LAM_OK;
+  sums *= w->o->steps - WARM_UP;
+  out->idle = (sum->wall - sum->work - sum->overhead) / sum->wall;
+  out->transfer = (sum->overhead + sums) / sum->wall;
+  return LAM_OK;
+}
+
+static lam_status tell_accounts(worker *w, const ledger *sum) {
+  account mine, all[MAX_WORKERS];
+  TRY(make_account(w, sum, &mine));
+  TRY(gather(w, &mine, sizeof mine, all));
+  if (w->rank) return LAM_OK;
+  double idle = 0, transfer = 0;
+  emit("{\"memory\": [");
+  for (int i = 0; i < w->size; i++) {
+    emit("%s{\"peak\": %llu, \"predicted\": %llu}", i ? ", " : "", (unsigned long long)all[i].peak,
+         (unsigned long long)all[i].predicted);
+    idle += all[i].idle / w->size;
+    transfer += all[i].transfer / w->size;
+  }
+  emit("], \"idle\": %.5f, \"transfer\": %.5f}\n", idle, transfer);
   return LAM_OK;
 }
 
 lam_status train(worker *w) {
   line l = {0};
-  lam_status status = train_line(w, &l);
-  if (status == LAM_OK && w->o->steps) status = tell_memory(w, &l);
-  if (status == LAM_OK && w->o->steps) status = tell_sums(w);
+  ledger sum = {0};
+  lam_status status = train_line(w, &l, &sum);
+  if (status == LAM_OK && w->o->steps) status = tell_accounts(w, &sum);
   line_close(&l);
   if (status == LAM_OK && w->o->save) status = save(w, w->o->save);
   const char *at = w->o->draw;

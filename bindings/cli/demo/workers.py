@@ -23,7 +23,7 @@ class Told:
 
     def __init__(self):
         self.losses, self.times, self.reports = [], [], {}
-        self.memory, self.sums, self.saved = [], 0.0, None
+        self.memory, self.idle, self.transfer, self.saved = [], 0.0, 0.0, None
 
 
 class Ear:
