@@ -82,6 +82,7 @@ typedef struct lam_context_stats {
 /* desc NULL = defaults */
 LAM_API lam_status lam_context_create(const lam_context_desc *desc, lam_context **out_ctx);
 LAM_API void lam_context_destroy(lam_context *ctx); /* after its groups and pipelines */
+/* ctx NULL = the process's default context. */
 LAM_API lam_status lam_context_get_stats(const lam_context *ctx, lam_context_stats *out_stats);
 
 /* ---- Operators ---- */
