@@ -18,8 +18,8 @@ static uint64_t round_up(uint64_t bytes) {
   return (bytes + ALIGNMENT - 1) & ~(uint64_t)(ALIGNMENT - 1);
 }
 
-/* Where a thread looks first: threads are numbered as they come, four slots each, one for a call and the
- * next for what it opens inside, so that each finds its own block again. */
+/* Where a thread looks first: threads are numbered as they come, four slots each, one for a call
+ * and the next for what it opens inside, so that each finds its own block again. */
 #define SLOTS_A_THREAD 4
 static _Thread_local unsigned n_open;
 

@@ -204,9 +204,9 @@ __attribute__((noinline)) static lam_status study(lam_who who, const DLTensor *t
   return LAM_OK;
 }
 
-/* Most tensors: f32 or bf16, one or two dimensions, contiguous rows, no offset, sizes so far from any
- * limit that nothing needs counting. Whatever is not so at a glance goes the careful way, which has the
- * same result. Measured: 7 of 28 ns a tensor. */
+/* Most tensors: f32 or bf16, one or two dimensions, contiguous rows, no offset, sizes so far from
+ * any limit that nothing needs counting. Whatever is not so at a glance goes the careful way, which
+ * has the same result. Measured: 7 of 28 ns a tensor. */
 static bool glance(const DLTensor *t, lam_matrix *out) {
   const uint64_t far = 1 << 24;
   const bool f32 = dtype_key(t->dtype) == (LAM_DL_FLOAT | 32u << 8 | 1u << 16);

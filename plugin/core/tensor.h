@@ -21,14 +21,14 @@ bool lam_dtype_from_dlpack(DLDataType t, lam_dtype *out);
 DLDataType lam_dtype_to_dlpack(lam_dtype t);
 
 /* Checks all that needs no knowledge of the call (dimensions, dtype, strides, offset, data) and
- * gives the view: [..., n] as [T, n], a vector as [1, n]. The last dimension must be contiguous; with
- * `either`, for weights, it or the one before. Rows must not overlap. With `data` false pointers are
- * not looked at (lam_infer) and the view has none. */
+ * gives the view: [..., n] as [T, n], a vector as [1, n]. The last dimension must be contiguous;
+ * with `either`, for weights, it or the one before. Rows must not overlap. With `data` false
+ * pointers are not looked at (lam_infer) and the view has none. */
 lam_status lam_tensor_matrix(lam_who who, const DLTensor *t, bool data, bool either,
                              lam_matrix *out);
 
-/* Whether two matrices share a byte. Passed by address: a view that was just written is slow to copy
- * (its words are still on their way to memory). */
+/* Whether two matrices share a byte. Passed by address: a view that was just written is slow to
+ * copy (its words are still on their way to memory). */
 bool lam_matrices_meet(const lam_matrix *a, const lam_matrix *b);
 
 /* From a matrix's first byte to its last: most matrices are told apart by this alone. */
