@@ -10,39 +10,44 @@
 #include "plugin/comm/comm.h"
 
 enum { STEP = 64 }; /* bytes */
-typedef float vf32 __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint32_t vu32 __attribute__((vector_size(64), aligned(2), may_alias));
-typedef double vf64 __attribute__((vector_size(64), aligned(8), may_alias));
-typedef uint64_t vu64 __attribute__((vector_size(64), aligned(8), may_alias));
+typedef float vf32 __attribute__((vector_size(64)));
+typedef uint32_t vu32 __attribute__((vector_size(64)));
+typedef double vf64 __attribute__((vector_size(64)));
+typedef uint64_t vu64 __attribute__((vector_size(64)));
+/* The same in memory, wherever they lie. */
+typedef float mem_f32 __attribute__((vector_size(64), aligned(1), may_alias));
+typedef uint32_t mem_u32 __attribute__((vector_size(64), aligned(1), may_alias));
+typedef double mem_f64 __attribute__((vector_size(64), aligned(1), may_alias));
+typedef uint64_t mem_u64 __attribute__((vector_size(64), aligned(1), may_alias));
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 /* A step adds the 64 bytes of all parts at byte `at`. */
 ALWAYS_INLINE void step_f32(const void *const *parts, int n_parts, size_t at, void *y) {
-  vf32 sum = *(const vf32 *)((const char *)parts[0] + at);
-  for (int p = 1; p < n_parts; p++) sum += *(const vf32 *)((const char *)parts[p] + at);
-  *(vf32 *)((char *)y + at) = sum;
+  vf32 sum = *(const mem_f32 *)((const char *)parts[0] + at);
+  for (int p = 1; p < n_parts; p++) sum += *(const mem_f32 *)((const char *)parts[p] + at);
+  *(mem_f32 *)((char *)y + at) = sum;
 }
 ALWAYS_INLINE void step_f64(const void *const *parts, int n_parts, size_t at, void *y) {
-  vf64 sum = *(const vf64 *)((const char *)parts[0] + at);
-  for (int p = 1; p < n_parts; p++) sum += *(const vf64 *)((const char *)parts[p] + at);
-  *(vf64 *)((char *)y + at) = sum;
+  vf64 sum = *(const mem_f64 *)((const char *)parts[0] + at);
+  for (int p = 1; p < n_parts; p++) sum += *(const mem_f64 *)((const char *)parts[p] + at);
+  *(mem_f64 *)((char *)y + at) = sum;
 }
 /* Integers wrap around: unsigned. */
 ALWAYS_INLINE void step_i32(const void *const *parts, int n_parts, size_t at, void *y) {
-  vu32 sum = *(const vu32 *)((const char *)parts[0] + at);
-  for (int p = 1; p < n_parts; p++) sum += *(const vu32 *)((const char *)parts[p] + at);
-  *(vu32 *)((char *)y + at) = sum;
+  vu32 sum = *(const mem_u32 *)((const char *)parts[0] + at);
+  for (int p = 1; p < n_parts; p++) sum += *(const mem_u32 *)((const char *)parts[p] + at);
+  *(mem_u32 *)((char *)y + at) = sum;
 }
 ALWAYS_INLINE void step_i64(const void *const *parts, int n_parts, size_t at, void *y) {
-  vu64 sum = *(const vu64 *)((const char *)parts[0] + at);
-  for (int p = 1; p < n_parts; p++) sum += *(const vu64 *)((const char *)parts[p] + at);
-  *(vu64 *)((char *)y + at) = sum;
+  vu64 sum = *(const mem_u64 *)((const char *)parts[0] + at);
+  for (int p = 1; p < n_parts; p++) sum += *(const mem_u64 *)((const char *)parts[p] + at);
+  *(mem_u64 *)((char *)y + at) = sum;
 }
 
 /* Two bf16 lie in 32 bits: the odd ones are floats as they are, but for the even ones below them. */
 ALWAYS_INLINE void add_bf16(const void *from, vf32 *even, vf32 *odd) {
-  const vu32 both = *(const vu32 *)from;
+  const vu32 both = *(const mem_u32 *)from;
   *even += (vf32)(both << 16);
   *odd += (vf32)(both & 0xffff0000);
 }
@@ -53,13 +58,13 @@ ALWAYS_INLINE void round_bf16(const vf32 *sum, vu32 *upper) {
   *upper = (rounded & ~is_nan) | ((bits | 0x400000) & is_nan);
 }
 ALWAYS_INLINE void step_bf16(const void *const *parts, int n_parts, size_t at, void *y) {
-  const vu32 first = *(const vu32 *)((const char *)parts[0] + at);
+  const vu32 first = *(const mem_u32 *)((const char *)parts[0] + at);
   vf32 even = (vf32)(first << 16), odd = (vf32)(first & 0xffff0000);
   for (int p = 1; p < n_parts; p++) add_bf16((const char *)parts[p] + at, &even, &odd);
   vu32 low, high;
   round_bf16(&even, &low);
   round_bf16(&odd, &high);
-  *(vu32 *)((char *)y + at) = (low >> 16) | (high & 0xffff0000);
+  *(mem_u32 *)((char *)y + at) = (low >> 16) | (high & 0xffff0000);
 }
 
 typedef void step_fn(const void *const *parts, int n_parts, size_t at, void *y);

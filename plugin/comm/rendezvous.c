@@ -282,12 +282,14 @@ static lam_status guest_listen(host *h, guest *g) {
   return LAM_OK;
 }
 
+/* "rank 2", "ranks 1, 2" */
 static void name_missing(const host *h, char *text, size_t room) {
-  size_t n = (size_t)snprintf(text, room, "rank");
-  for (int r = 1; r < h->m->desc->size && n < room; r++) {
+  const int n_missing = h->m->desc->size - 1 - h->n_come;
+  size_t n = (size_t)snprintf(text, room, n_missing == 1 ? "rank" : "ranks");
+  for (int r = 1, named = 0; r < h->m->desc->size && n < room; r++) {
     bool here = false;
     for (int i = 0; i < h->n_guests; i++) here |= h->guests[i].rank == r;
-    if (!here) n += (size_t)snprintf(text + n, room - n, " %d", r);
+    if (!here) n += (size_t)snprintf(text + n, room - n, "%s %d", named++ ? "," : "", r);
   }
 }
 
