@@ -1,5 +1,5 @@
-/* backends.c: which devices, instruction sets and libraries are in this binary: the only #ifdefs in
- * the tree.
+/* backends.c: which devices, instruction sets and libraries are in this binary: the only place that
+ * asks the preprocessor what it is built for.
  * Invariant: a table that is in the binary can be named without running anything of it.
  * Leaves to the tables whether this machine has what they need. */
 #include "kernels/cpu/cpu.h"

@@ -33,12 +33,21 @@ static lam_gemm transposed(const lam_gemm *g) {
 
 static bool has(lam_matrix m) { return lam_matrix_here(m); }
 
-/* The product with its bias, for rows [row, row + n): what the first of two passes writes. */
-static lam_gemm first_pass(const lam_gemm *g, int64_t row, int64_t n) {
-  return (lam_gemm){.a = lam_matrix_rows(g->a, row, n),
-                    .b = g->b,
-                    .bias = g->bias,
-                    .d = lam_matrix_rows(has(g->aux) ? g->aux : g->d, row, n)};
+/* The product with its bias, for rows [row, row + n) into d: the first of two passes. */
+static lam_gemm first_pass(const lam_gemm *g, int64_t row, int64_t n, lam_matrix d) {
+  return (lam_gemm){
+      .a = lam_matrix_rows(g->a, row, n), .b = g->b, .bias = g->bias, .d = d};
+}
+
+/* Where the first pass over n rows from `row` goes: aux, d where it is f32, or else scratch memory, so
+ * that what is rounded is the activation's result alone. */
+static lam_status between_passes(const lam_gemm *g, int64_t row, int64_t n, lam_matrix *out) {
+  const lam_matrix there = has(g->aux) ? g->aux : g->d;
+  *out = lam_matrix_rows(there, row, n);
+  if (has(g->aux) || there.dtype == LAM_F32) return LAM_OK;
+  *out = (lam_matrix){.rows = n, .cols = there.cols, .row_stride = there.cols, .col_stride = 1};
+  out->data = lam_cpu_scratch(LAM_SCRATCH_RESULT, (uint64_t)(n * there.cols) * sizeof(float));
+  return out->data ? LAM_OK : LAM_RESOURCE_EXHAUSTED;
 }
 
 /* One pass where the library also applies the activation; two where aux is wanted, or an activation
@@ -51,16 +60,18 @@ static lam_status run_library(const lam_workers *w, const lam_gemm *g, lam_layou
   const int64_t n_parts = lam_least(lam_cuts(bytes, CACHE_BYTES), lam_cuts(g->d.rows, LEAST_ROWS));
   const int64_t step = lam_cuts(g->d.rows, n_parts);
   for (int64_t row = 0; row < g->d.rows; row += step) {
-    const lam_gemm part = first_pass(g, row, lam_least(step, g->d.rows - row));
-    const lam_matrix d = lam_matrix_rows(g->d, row, part.d.rows);
+    const lam_matrix d = lam_matrix_rows(g->d, row, lam_least(step, g->d.rows - row));
+    lam_matrix z;
+    LAM_TRY(between_passes(g, row, d.rows, &z));
+    const lam_gemm part = first_pass(g, row, d.rows, z);
     LAM_TRY(lam_gemm_library()->run(w, &part, layout));
-    LAM_TRY(lam_act_run(w, g->act, false, part.d, d, NULL));
+    LAM_TRY(lam_act_run(w, g->act, false, z, d, NULL));
   }
   return LAM_OK;
 }
 
 static bool library_can(const lam_gemm *g) {
-  const lam_gemm whole = first_pass(g, 0, g->d.rows);
+  const lam_gemm whole = first_pass(g, 0, g->d.rows, has(g->aux) ? g->aux : g->d);
   const lam_library *library = lam_gemm_library_here();
   return library && (library->takes(g) || (!g->accumulate && library->takes(&whole)));
 }
@@ -82,7 +93,7 @@ static lam_status run_by_rows(const lam_workers *w, const lam_gemm *g, lam_layou
   const lam_matrix none = {0};
   lam_gemm part = *g;
   part.accumulate = false;
-  part.d.dtype = g->accumulate ? LAM_F32 : g->d.dtype; /* d is rounded once */
+  part.d.dtype = LAM_F32; /* d is rounded once */
   part.d.row_stride = g->d.cols;
   part.d.col_stride = 1;
   const int64_t bytes = g->d.rows * g->d.cols * lam_dtype_bytes(part.d.dtype);

@@ -50,7 +50,9 @@ static void open_openmp(void) {
   find(library, "omp_pause_resource_all", &openmp.omp_pause_resource_all);
   if (!openmp.omp_get_max_threads || !openmp.omp_set_num_threads) return;
   find(library, "GOMP_parallel", &openmp.GOMP_parallel);
-  if (openmp.omp_pause_resource_all) pthread_atfork(dissolve_team, NULL, NULL);
+  /* LLVM's OpenMP looks after forks itself, and would dissolve other threads' teams too. */
+  const bool is_llvm = dlsym(library, "__kmpc_fork_call") != NULL;
+  if (openmp.omp_pause_resource_all && !is_llvm) pthread_atfork(dissolve_team, NULL, NULL);
 }
 
 static bool have_openmp(void) {
