@@ -130,15 +130,18 @@ void lam_context_destroy(lam_context *ctx) {
 }
 
 static lam_context the_default;
+static atomic_bool default_is_made;
 
 static void init_default(void) {
   const lam_context_desc defaults = LAM_CONTEXT_DESC_INIT;
   context_init(&the_default, &defaults);
+  atomic_store_explicit(&default_is_made, true, memory_order_release);
 }
 
 lam_context *lam_context_default(void) {
   static pthread_once_t once = PTHREAD_ONCE_INIT;
-  pthread_once(&once, init_default);
+  if (!atomic_load_explicit(&default_is_made, memory_order_acquire)) /* the way of every call */
+    pthread_once(&once, init_default);
   return &the_default;
 }
 

@@ -59,6 +59,7 @@ typedef struct lam_shape_rule {
   uint16_t first;   /* where its steps begin in the row's code */
   bool may_be_none; /* the rule decides whether the output is there, not the caller */
   int8_t as;        /* the input of `as x`, or -1 */
+  int16_t only_if;  /* {$attr?..:none}: where attr lies in lam_op_attrs; -1 = no such rule */
   lam_dtype_rule dtype_rule;
   lam_dtype dtype; /* LAM_AS_NAMED */
 } lam_shape_rule;

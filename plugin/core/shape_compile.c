@@ -291,15 +291,27 @@ static lam_status parse_dtype(parser *p) {
   return parse_attr(p, 'i', &at);
 }
 
+/* A rule that is one choice between a shape and none, by one attribute, need not be run to see that
+ * the output is absent: most outputs of this kind are. */
+static int16_t switch_of(const lam_shape_code *rule, const lam_shape_code *code) {
+  if (rule[0].step != LAM_SHAPE_ATTR || rule[1].step != LAM_SHAPE_JUMP_IF_0) return -1;
+  const lam_shape_code *otherwise = code + rule[1].at;
+  const bool none = otherwise[0].step == LAM_SHAPE_NONE && otherwise[1].step == LAM_SHAPE_END;
+  return none ? (int16_t)rule[0].at : -1;
+}
+
 static lam_status parse_rule(parser *p, lam_row_tensor *output) {
+  const int first = p->row->n_code;
   p->rule = &output->shape;
-  *p->rule = (lam_shape_rule){.first = (uint16_t)p->row->n_code, .as = -1};
+  *p->rule = (lam_shape_rule){.first = (uint16_t)first, .as = -1};
   if (!accept_word(p, output->name)) return wrong(p, output->name);
   LAM_TRY(expect(p, ':'));
   skip_blanks(p);
   LAM_TRY(accept_word(p, "as") ? parse_as(p) : parse_shape(p));
   if (accept(p, '@')) LAM_TRY(parse_dtype(p));
-  return put_step(p, LAM_SHAPE_END);
+  LAM_TRY(put_step(p, LAM_SHAPE_END));
+  p->rule->only_if = switch_of(p->row->code + first, p->row->code);
+  return LAM_OK;
 }
 
 lam_status lam_shapes_compile(const char *text, lam_row *row) {

@@ -21,11 +21,14 @@ static lam_who who(const machine *m) {
   return (lam_who){m->row->name, m->row->out[m->output].name};
 }
 
+static lam_status too_many_dims(const machine *m) {
+  return lam_refuse(who(m), "it would have more than %d dimensions", LAM_MAX_DIMS);
+}
+
 static lam_status emit(machine *m, int64_t dim) {
   if (dim < 0)
     return lam_refuse(who(m), "its dimension %d would be %lld", m->out->ndim, (long long)dim);
-  if (m->out->ndim == LAM_MAX_DIMS)
-    return lam_refuse(who(m), "it would have more than %d dimensions", LAM_MAX_DIMS);
+  if (m->out->ndim == LAM_MAX_DIMS) return too_many_dims(m);
   m->out->dims[m->out->ndim++] = dim;
   return LAM_OK;
 }
@@ -49,7 +52,8 @@ static lam_status slice(machine *m, int input, int64_t first, int64_t last) {
   const int64_t end = last == LAM_SHAPE_OPEN_END ? t->ndim : last < 0 ? last + t->ndim : last;
   if (first < 0 || first > end || end > t->ndim)
     return no_dim(m, input, first > end || first < 0 ? first : last - 1);
-  for (int64_t i = first; i < end; i++) LAM_TRY(emit(m, t->shape[i]));
+  if (m->out->ndim + end - first > LAM_MAX_DIMS) return too_many_dims(m);
+  for (int64_t i = first; i < end; i++) m->out->dims[m->out->ndim++] = t->shape[i];
   return LAM_OK;
 }
 
@@ -58,11 +62,7 @@ static lam_status run_slice(machine *m, int input) {
   return slice(m, input, first, last);
 }
 
-static lam_status run_copy(machine *m, int input) {
-  const DLTensor *t = m->env->in[input];
-  for (int i = 0; i < t->ndim; i++) LAM_TRY(emit(m, t->shape[i]));
-  return LAM_OK;
-}
+static lam_status run_copy(machine *m, int input) { return slice(m, input, 0, LAM_SHAPE_OPEN_END); }
 
 static lam_status run_ints(machine *m) {
   const lam_op_attrs *a = m->env->attrs;
@@ -104,6 +104,10 @@ static int64_t weight_cols(const DLTensor *w) {
   return packed ? w->shape[0] : w->shape[1];
 }
 
+static int64_t attr_at(const lam_shape_env *env, int offset) {
+  return *(const int64_t *)((const char *)env->attrs + offset);
+}
+
 static DLDataType result_dtype(const lam_shape_rule *rule, const lam_shape_env *env) {
   const int64_t attr = env->attrs->dtype;
   if (rule->dtype_rule == LAM_AS_FIRST) return env->in[0]->dtype;
@@ -115,6 +119,10 @@ static DLDataType result_dtype(const lam_shape_rule *rule, const lam_shape_env *
 
 lam_status lam_shape_run(const lam_row *row, int output, const lam_shape_env *env, lam_shape *out) {
   const lam_shape_rule *rule = &row->out[output].shape;
+  if (rule->only_if >= 0 && attr_at(env, rule->only_if) == 0) {
+    *out = (lam_shape){.ndim = -1, .dtype = env->in[0]->dtype};
+    return LAM_OK;
+  }
   machine m; /* its stack need not be cleared */
   m.row = row;
   m.env = env;
@@ -132,7 +140,7 @@ lam_status lam_shape_run(const lam_row *row, int output, const lam_shape_env *en
         push(&m, c->value);
         break;
       case LAM_SHAPE_ATTR:
-        push(&m, *(const int64_t *)((const char *)env->attrs + c->at));
+        push(&m, attr_at(env, c->at));
         break;
       case LAM_SHAPE_ROWS:
         push(&m, env->in[c->input]->shape[0]);

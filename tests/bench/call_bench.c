@@ -10,7 +10,7 @@
 
 #include "plugin/core/context.h"
 
-enum { ROUNDS = 21, CALLS = 20000 };
+enum { ROUNDS = 1001, CALLS = 200 }; /* rounds shorter than a time slice */
 
 static float x = 2, w = 3, y;
 static int64_t shape[] = {1, 1}, strides[] = {1, 1};
