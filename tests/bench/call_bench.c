@@ -1,9 +1,8 @@
 /* call_bench.c: what a call costs above its kernel. y [1, 1] = x [1, 1] w [1, 1], through lam_run
  * and through the device's gemm alone, in turn; what is left is finding the row, checking three
- * tensors, shapes, memory and attributes. Prints `name figure unit spread`: the median of rounds,
- * and (most - least) / median.
- * Invariant: both sides are measured in the same round. Leaves the gemm itself to kernels_bench.c.
- * */
+ * tensors, shapes, memory and attributes, and the operator's own steps.
+ * Prints `name figure unit spread`: the median of rounds, and the width of their middle half over it.
+ * Invariant: both sides are measured in the same round. Leaves the gemm itself to kernels_bench.c. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
