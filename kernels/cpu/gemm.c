@@ -45,7 +45,8 @@ static lam_status between_passes(const lam_gemm *g, int64_t row, int64_t n, lam_
   const lam_matrix there = has(g->aux) ? g->aux : g->d;
   *out = lam_matrix_rows(there, row, n);
   if (has(g->aux) || there.dtype == LAM_F32) return LAM_OK;
-  *out = (lam_matrix){.rows = n, .cols = there.cols, .row_stride = there.cols, .col_stride = 1};
+  *out = (lam_matrix){
+      .rows = n, .cols = there.cols, .row_stride = there.cols, .col_stride = 1, .dtype = LAM_F32};
   out->data = lam_cpu_scratch(LAM_SCRATCH_RESULT, (uint64_t)(n * there.cols) * sizeof(float));
   return out->data ? LAM_OK : LAM_RESOURCE_EXHAUSTED;
 }
