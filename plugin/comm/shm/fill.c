@@ -36,7 +36,7 @@ static void copy_streaming(char *to, const char *from, size_t bytes) { memcpy(to
 
 void lam_shm_fill(lam_world *w, void *to, const void *from, int64_t bytes) {
   if (bytes < TIMED_FROM) {
-    if (w->probe_at && bytes >= STREAM_FROM) copy_streaming(to, from, (size_t)bytes);
+    if (shm_peers_are_far(w) && bytes >= STREAM_FROM) copy_streaming(to, from, (size_t)bytes);
     else shm_copy(to, from, bytes);
     return;
   }

@@ -23,7 +23,6 @@
 #define SHM_PIECE_BYTES (128 << 10)    /* of what only travels */
 #define SHM_SPREAD_BYTES (4 << 10)     /* pieces from this size on take turns within a slot */
 #define SHM_DIRECTORY 1024
-#define SHM_TWO_SHOT_SUM (256 << 10)   /* partial sums: one share per rank from here on */
 #define SHM_KEPT_BYTES (8 << 20)       /* a bigger region gives its memory back when it is left */
 #define SHM_ARENA_BYTES (4ull << 30)   /* address space; memory is taken as regions are made */
 
@@ -141,6 +140,7 @@ static inline void shm_region_leave_peer(shm_head *theirs) {     /* a user's sid
 shm_head *lam_shm_region_find(const lam_world *w, int rank, uint64_t key); /* NULL: not there (yet) */
 
 /* Copies into own memory that peers read next, the way that is fast where the ranks run now (fill.c). */
+static inline bool shm_peers_are_far(const lam_world *w) { return w->probe_at != 0; }
 void lam_shm_fill(lam_world *w, void *to, const void *from, int64_t bytes);
 
 /* ---- Group ------------------------------------------------------------------------------------------------------ */
@@ -173,6 +173,7 @@ typedef struct shm_sum_slot {
   shm_head *heads[SHM_RANKS];          /* by rank; NULL: not yet looked up */
   uint64_t capacity;
   uint32_t generation;
+  void *own;                           /* memory for parts that are copied in, where they are small enough to be; else NULL */
 } shm_sum_slot;
 typedef struct shm_sums {
   uint32_t taken, started, finished;   /* chunks since the group was made */
