@@ -95,7 +95,7 @@ lam_status lam_shm_partial(lam_group *g, int64_t rows, int64_t cols, lam_sum *su
     return lam_fail(LAM_FAILED_PRECONDITION, "partial sums: %d chunks are under way, finish one first", SHM_SUMS);
   sum->slot = (int)(s->sums.taken % SHM_SUMS);
   LAM_TRY(wait_flags(s, offsetof(shm_board, read), s->sums.taken + 1 - SHM_SUMS));
-  LAM_TRY(grow_slot(s, sum->slot, bytes));
+  LAM_TRY(grow_slot(s, sum->slot, bytes ? bytes : 1)); /* no rows: peers look for it all the same */
   const bool copied = bytes <= GRAIN || (bytes <= COPIED_UP_TO && shm_peers_are_far(s->world));
   void *own = copied ? s->sums.slots[sum->slot].own : NULL;
   sum->part = (lam_matrix){.data = own ? own : shared(s, sum->slot, g->rank), .rows = rows, .cols = cols,
