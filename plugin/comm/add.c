@@ -1,8 +1,10 @@
 /* add.c: sums of arrays in a fixed order: what every all-reduce spends its arithmetic on.
  *
- * The ladder: a plain loop (vectorised by nobody at -O2: 2 GB/s) -> vectors of 64 bytes, compiled three times: as AVX-512 one
- * instruction each, as AVX2 two, else four; picked once. Nothing more pays: memory is the limit.
- * Invariant: element i is added in the order of the parts, bf16 in f32 with one rounding, so every rank gets the same bits.
+ * The ladder: a plain loop (vectorised by nobody at -O2: 2 GB/s) -> vectors of 64 bytes,
+ * compiled three times: as AVX-512 one instruction each, as AVX2 two, else four; picked once.
+ * Nothing more pays: memory is the limit.
+ * Invariant: element i is added in the order of the parts, bf16 in f32 with one rounding, so
+ * every rank gets the same bits.
  * Leaves bias, residual and row strides to the device's sum. */
 #include <stdatomic.h>
 #include <string.h>
@@ -45,7 +47,8 @@ ALWAYS_INLINE void step_i64(const void *const *parts, int n_parts, size_t at, vo
   *(mem_u64 *)((char *)y + at) = sum;
 }
 
-/* Two bf16 lie in 32 bits: the odd ones are floats as they are, but for the even ones below them. */
+/* Two bf16 lie in 32 bits: the odd ones are floats as they are, but for the even ones below
+ * them. */
 ALWAYS_INLINE void add_bf16(const void *from, vf32 *even, vf32 *odd) {
   const vu32 both = *(const mem_u32 *)from;
   *even += (vf32)(both << 16);
@@ -70,7 +73,8 @@ ALWAYS_INLINE void step_bf16(const void *const *parts, int n_parts, size_t at, v
 typedef void step_fn(const void *const *parts, int n_parts, size_t at, void *y);
 
 /* The last step, which is not a whole one, goes through copies of what is left. */
-ALWAYS_INLINE void add_tail(step_fn *step, const void *const *parts, int n_parts, size_t at, size_t bytes, void *y) {
+ALWAYS_INLINE void add_tail(step_fn *step, const void *const *parts, int n_parts, size_t at,
+                            size_t bytes, void *y) {
   unsigned char rest[LAM_GROUP_RANKS][STEP], sum[STEP];
   const void *rests[LAM_GROUP_RANKS];
   rests[0] = memcpy(rest[0], (const char *)parts[0] + at, bytes);
@@ -79,7 +83,8 @@ ALWAYS_INLINE void add_tail(step_fn *step, const void *const *parts, int n_parts
   memcpy((char *)y + at, sum, bytes);
 }
 
-ALWAYS_INLINE void add_steps(step_fn *step, const void *const *parts, int n_parts, size_t bytes, void *y) {
+ALWAYS_INLINE void add_steps(step_fn *step, const void *const *parts, int n_parts, size_t bytes,
+                             void *y) {
   size_t at = 0;
   if (n_parts == 2)
     for (; at + STEP <= bytes; at += STEP) step(parts, 2, at, y);
@@ -90,12 +95,23 @@ ALWAYS_INLINE void add_steps(step_fn *step, const void *const *parts, int n_part
 
 ALWAYS_INLINE void add_any(lam_dtype t, const void *const *parts, int n_parts, size_t n, void *y) {
   switch (t) {
-    case LAM_F32: add_steps(step_f32, parts, n_parts, n * 4, y); break;
-    case LAM_BF16: add_steps(step_bf16, parts, n_parts, n * 2, y); break;
-    case LAM_F64: add_steps(step_f64, parts, n_parts, n * 8, y); break;
-    case LAM_I32: add_steps(step_i32, parts, n_parts, n * 4, y); break;
-    case LAM_I64: add_steps(step_i64, parts, n_parts, n * 8, y); break;
-    default: break; /* lam_add_supported says no */
+    case LAM_F32:
+      add_steps(step_f32, parts, n_parts, n * 4, y);
+      break;
+    case LAM_BF16:
+      add_steps(step_bf16, parts, n_parts, n * 2, y);
+      break;
+    case LAM_F64:
+      add_steps(step_f64, parts, n_parts, n * 8, y);
+      break;
+    case LAM_I32:
+      add_steps(step_i32, parts, n_parts, n * 4, y);
+      break;
+    case LAM_I64:
+      add_steps(step_i64, parts, n_parts, n * 8, y);
+      break;
+    default:
+      break; /* lam_add_supported says no */
   }
 }
 
@@ -105,7 +121,8 @@ static void add_plain(lam_dtype t, const void *const *parts, int n_parts, size_t
 }
 
 #if defined(__x86_64__)
-__attribute__((target("avx2"))) static void add_avx2(lam_dtype t, const void *const *parts, int n_parts, size_t n, void *y) {
+__attribute__((target("avx2"))) static void add_avx2(lam_dtype t, const void *const *parts,
+                                                     int n_parts, size_t n, void *y) {
   add_any(t, parts, n_parts, n, y);
 }
 __attribute__((target("avx512f,avx512bw,avx512vl"))) static void add_avx512(

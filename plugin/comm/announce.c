@@ -1,5 +1,7 @@
-/* announce.c: what ranks say to each other in clear: names of operations, their comparison, the header of a message.
- * Invariant: a text about a disagreement is the same on every rank that has seen the same announcements.
+/* announce.c: what ranks say to each other in clear: names of operations, their comparison, the
+ * header of a message.
+ * Invariant: a text about a disagreement is the same on every rank that has seen the same
+ * announcements.
  * Leaves carrying announcements and headers to the engines. */
 #include <stdio.h>
 #include <string.h>
@@ -22,8 +24,10 @@ static const char *const comm_names[] = {"split", "warmup", "channel", "pipeline
 
 const char *lam_comm_op_name(uint32_t op) {
   const char *name = NULL;
-  if (op < LAM_OP_END_) name = op_names[op];
-  else if (op - LAM_COMM_SPLIT < sizeof comm_names / sizeof *comm_names) name = comm_names[op - LAM_COMM_SPLIT];
+  if (op < LAM_OP_END_)
+    name = op_names[op];
+  else if (op - LAM_COMM_SPLIT < sizeof comm_names / sizeof *comm_names)
+    name = comm_names[op - LAM_COMM_SPLIT];
   return name ? name : "an unknown operation";
 }
 
@@ -41,11 +45,11 @@ static lam_status say_mismatch(int rank, const lam_comm_op *theirs, const lam_co
   op_text(theirs, a, sizeof a);
   op_text(first, b, sizeof b);
   if (theirs->sequence != first->sequence)
-    snprintf(extra, sizeof extra, "; it is operation %llu there, %llu here", (unsigned long long)theirs->sequence,
-             (unsigned long long)first->sequence);
+    snprintf(extra, sizeof extra, "; it is operation %llu there, %llu here",
+             (unsigned long long)theirs->sequence, (unsigned long long)first->sequence);
   else if (theirs->extra != first->extra)
-    snprintf(extra, sizeof extra, "; root, dimension or what else must agree: %lld and %lld", (long long)theirs->extra,
-             (long long)first->extra);
+    snprintf(extra, sizeof extra, "; root, dimension or what else must agree: %lld and %lld",
+             (long long)theirs->extra, (long long)first->extra);
   return lam_fail(LAM_MISMATCH, "rank %d called %s, rank 0 %s%s", rank, a, b, extra);
 }
 
@@ -59,7 +63,8 @@ lam_status lam_comm_compare(const lam_comm_op *const *ops, int n) {
 static uint64_t wire_check(const lam_wire *w) {
   uint64_t words[sizeof *w / 8], sum = 0x9e3779b97f4a7c15u;
   memcpy(words, w, sizeof words);
-  for (size_t i = 0; i < sizeof words / 8 - 1; i++) sum = (sum ^ words[i]) * 0xff51afd7ed558ccdu, sum ^= sum >> 32;
+  for (size_t i = 0; i < sizeof words / 8 - 1; i++)
+    sum = (sum ^ words[i]) * 0xff51afd7ed558ccdu, sum ^= sum >> 32;
   return sum;
 }
 
@@ -77,7 +82,7 @@ lam_status lam_wire_verify(const lam_wire *w, int peer, uint64_t sequence, uint6
     return lam_fail(LAM_MISMATCH, "message from rank %d: it is number %llu, expected %llu", peer,
                     (unsigned long long)w->sequence, (unsigned long long)sequence);
   if (w->bytes > room)
-    return lam_fail(LAM_MISMATCH, "message from rank %d: rank %d sent %llu bytes, room is for %llu", peer, peer,
-                    (unsigned long long)w->bytes, (unsigned long long)room);
+    return lam_fail(LAM_MISMATCH, "message from rank %d: rank %d sent %llu bytes, room is for %llu",
+                    peer, peer, (unsigned long long)w->bytes, (unsigned long long)room);
   return LAM_OK;
 }

@@ -1,5 +1,7 @@
-/* blocks.c: a rank's share of a whole [outer, total, inner] operand, as a run of bytes laid out in equal blocks.
- * Invariant: byte i of a share is the same element on every rank. Leaves moving shares to the engines. */
+/* blocks.c: a rank's share of a whole [outer, total, inner] operand, as a run of bytes laid out
+ * in equal blocks.
+ * Invariant: byte i of a share is the same element on every rank. Leaves moving shares to the
+ * engines. */
 #include <string.h>
 
 #include "plugin/comm/comm.h"

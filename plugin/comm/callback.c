@@ -1,11 +1,13 @@
 /* callback.c: a group over the host's own communication: five functions it hands in.
  *
- * send and recv are enough: where one of the other three is NULL, and in groups made by split (which the host's collectives do
- * not know), collectives are made of them here, everyone to everyone.
- * Invariant: before each collective the ranks exchange and compare what they are about to do, so a disagreement is a MISMATCH
- * on all of them, as on shm.
- * What a host must hold to: send does not wait for the matching recv (it buffers, or sends from another thread), deadlines and
- * dead peers are its own to notice, and channel numbers are any 32 bits. A failure poisons this rank's groups only.
+ * send and recv are enough: where one of the other three is NULL, and in groups made by split
+ * (which the host's collectives do not know), collectives are made of them here, everyone to
+ * everyone.
+ * Invariant: before each collective the ranks exchange and compare what they are about to do, so
+ * a disagreement is a MISMATCH on all of them, as on shm. What a host must hold to: send does
+ * not wait for the matching recv (it buffers, or sends from another thread), deadlines and dead
+ * peers are its own to notice, and channel numbers are any 32 bits. A failure poisons this
+ * rank's groups only.
  * Leaves poisoning to calls.c. */
 #include <stdlib.h>
 #include <string.h>
@@ -26,7 +28,7 @@ enum { CHANNEL_KIND0, CHANNEL_KIND1, CHANNEL_CONTROL, CHANNELS };
 typedef struct callback_group {
   lam_group *g;
   callback_world *world;
-  bool whole;                       /* the host's own group, so its collectives may be used */
+  bool whole; /* the host's own group, so its collectives may be used */
   uint32_t first_channel;
   int host_rank[LAM_GROUP_RANKS];
   uint64_t sent[LAM_GROUP_RANKS][2], received[LAM_GROUP_RANKS][2];
@@ -34,51 +36,61 @@ typedef struct callback_group {
 
 static callback_group *own(const lam_group *g) { return g->impl; }
 
-/* ---- The host's functions ------------------------------------------------------------------------------------------ */
+/* ---- The host's functions -------------------------------------------------------------------- */
 
 static lam_status host_said(const char *function, lam_status status) {
   if (status == LAM_OK) return LAM_OK;
   return lam_fail(status, "callback %s failed: %s", function, lam_status_name(status));
 }
 
-static lam_status host_send(const callback_group *c, int peer, uint32_t channel, const void *data, uint64_t bytes) {
+static lam_status host_send(const callback_group *c, int peer, uint32_t channel, const void *data,
+                            uint64_t bytes) {
   if (bytes == 0) return LAM_OK;
-  return host_said("send", c->world->cb.send(c->world->cb.user, c->host_rank[peer], channel, data, bytes));
+  return host_said("send",
+                   c->world->cb.send(c->world->cb.user, c->host_rank[peer], channel, data, bytes));
 }
 
-static lam_status host_recv(const callback_group *c, int peer, uint32_t channel, void *data, uint64_t bytes) {
+static lam_status host_recv(const callback_group *c, int peer, uint32_t channel, void *data,
+                            uint64_t bytes) {
   if (bytes == 0) return LAM_OK;
-  return host_said("recv", c->world->cb.recv(c->world->cb.user, c->host_rank[peer], channel, data, bytes));
+  return host_said("recv",
+                   c->world->cb.recv(c->world->cb.user, c->host_rank[peer], channel, data, bytes));
 }
 
 /* Rank r's block of `all` holds counts[r] bytes, one after the other. */
-static lam_status gather_by_hand(const callback_group *c, const void *mine, void *all, const uint64_t *counts) {
+static lam_status gather_by_hand(const callback_group *c, const void *mine, void *all,
+                                 const uint64_t *counts) {
   const uint32_t channel = c->first_channel + CHANNEL_CONTROL;
   const int me = c->g->rank;
   uint64_t at = 0;
   for (int r = 0; r < c->g->size; r++)
     if (r != me) LAM_TRY(host_send(c, r, channel, mine, counts[me]));
   for (int r = 0; r < c->g->size; at += counts[r++]) {
-    if (r != me) LAM_TRY(host_recv(c, r, channel, (char *)all + at, counts[r]));
-    else if (counts[me] > 0) memmove((char *)all + at, mine, counts[me]);
+    if (r != me)
+      LAM_TRY(host_recv(c, r, channel, (char *)all + at, counts[r]));
+    else if (counts[me] > 0)
+      memmove((char *)all + at, mine, counts[me]);
   }
   return LAM_OK;
 }
 
-static lam_status gather(const callback_group *c, const void *mine, void *all, const uint64_t *counts) {
+static lam_status gather(const callback_group *c, const void *mine, void *all,
+                         const uint64_t *counts) {
   if (!c->whole || !c->world->cb.all_gather) return gather_by_hand(c, mine, all, counts);
   return host_said("all_gather", c->world->cb.all_gather(c->world->cb.user, mine, all, counts));
 }
 
-static lam_status gather_even(const callback_group *c, const void *mine, void *all, uint64_t bytes) {
+static lam_status gather_even(const callback_group *c, const void *mine, void *all,
+                              uint64_t bytes) {
   uint64_t counts[LAM_GROUP_RANKS];
   for (int r = 0; r < c->g->size; r++) counts[r] = bytes;
   return gather(c, mine, all, counts);
 }
 
-/* ---- Life ----------------------------------------------------------------------------------------------------------- */
+/* ---- Life ------------------------------------------------------------------------------------ */
 
-static lam_status group_open(lam_group *g, callback_world *world, bool whole, const int *host_rank) {
+static lam_status group_open(lam_group *g, callback_world *world, bool whole,
+                             const int *host_rank) {
   callback_group *c = calloc(1, sizeof *c);
   if (!c) return lam_fail(LAM_RESOURCE_EXHAUSTED, "group: no memory");
   *c = (callback_group){.g = g, .world = world, .whole = whole};
@@ -104,9 +116,11 @@ static lam_status agree_on_handle(lam_group *g) {
 }
 
 lam_status lam_callback_create(lam_group *g, const lam_callbacks *callbacks) {
-  LAM_TRY(lam_struct_check("lam_group_from_callbacks", "lam_callbacks", callbacks, sizeof *callbacks));
+  LAM_TRY(
+      lam_struct_check("lam_group_from_callbacks", "lam_callbacks", callbacks, sizeof *callbacks));
   if (!callbacks->send || !callbacks->recv)
-    return lam_fail(LAM_INVALID_ARGUMENT, "lam_group_from_callbacks: callbacks.%s is NULL", callbacks->send ? "recv" : "send");
+    return lam_fail(LAM_INVALID_ARGUMENT, "lam_group_from_callbacks: callbacks.%s is NULL",
+                    callbacks->send ? "recv" : "send");
   callback_world *world = calloc(1, sizeof *world);
   if (!world) return lam_fail(LAM_RESOURCE_EXHAUSTED, "group: no memory");
   world->cb = *callbacks;
@@ -123,8 +137,10 @@ lam_status lam_callback_create(lam_group *g, const lam_callbacks *callbacks) {
 static lam_status callback_split(lam_group *parent, const int *members, int n, lam_group *sub) {
   int host_rank[LAM_GROUP_RANKS];
   for (int r = 0; r < n; r++) host_rank[r] = own(parent)->host_rank[members[r]];
-  const uint64_t alone = n == 1 ? lam_mix((uint64_t)lam_clock_ns(), (uintptr_t)sub) : 0; /* nobody to agree with */
-  sub->handle = lam_group_handle_make(lam_mix((uint64_t)parent->handle, parent->sequence + alone), (uint64_t)members[0]);
+  const uint64_t alone =
+      n == 1 ? lam_mix((uint64_t)lam_clock_ns(), (uintptr_t)sub) : 0; /* nobody to agree with */
+  sub->handle = lam_group_handle_make(lam_mix((uint64_t)parent->handle, parent->sequence + alone),
+                                      (uint64_t)members[0]);
   LAM_TRY(group_open(sub, own(parent)->world, false, host_rank));
   own(sub)->first_channel = (uint32_t)lam_mix((uint64_t)sub->handle, 0) | 64u;
   return LAM_OK;
@@ -142,7 +158,7 @@ static lam_status callback_check(const lam_group *g) {
   return w->poison == LAM_OK ? LAM_OK : lam_fail(w->poison, "%s", w->message);
 }
 
-/* ---- Collectives ---------------------------------------------------------------------------------------------------- */
+/* ---- Collectives ----------------------------------------------------------------------------- */
 
 static lam_status callback_begin(lam_group *g, const lam_comm_op *op) {
   lam_comm_op all[LAM_GROUP_RANKS];
@@ -154,7 +170,8 @@ static lam_status callback_begin(lam_group *g, const lam_comm_op *op) {
 }
 
 /* Everyone's operand to everyone, then the sum in rank order. */
-static lam_status all_reduce_by_hand(const callback_group *c, const void *x, void *y, int64_t n, lam_dtype t) {
+static lam_status all_reduce_by_hand(const callback_group *c, const void *x, void *y, int64_t n,
+                                     lam_dtype t) {
   const uint64_t bytes = (uint64_t)(n * lam_dtype_bytes(t));
   const void *parts[LAM_GROUP_RANKS];
   lam_scratch scratch;
@@ -175,16 +192,19 @@ static DLDataType dlpack_type(lam_dtype t) {
   return types[t];
 }
 
-static lam_status callback_all_reduce(lam_group *g, const void *x, void *y, int64_t n, lam_dtype t) {
+static lam_status callback_all_reduce(lam_group *g, const void *x, void *y, int64_t n,
+                                      lam_dtype t) {
   const callback_group *c = own(g);
   const uint64_t bytes = (uint64_t)(n * lam_dtype_bytes(t));
   if (n == 0) return LAM_OK;
   if (!c->whole || !c->world->cb.all_reduce) return all_reduce_by_hand(c, x, y, n, t);
   if (x != y) memcpy(y, x, bytes);
-  return host_said("all_reduce", c->world->cb.all_reduce(c->world->cb.user, y, (uint64_t)n, dlpack_type(t)));
+  return host_said("all_reduce",
+                   c->world->cb.all_reduce(c->world->cb.user, y, (uint64_t)n, dlpack_type(t)));
 }
 
-static void count_shares(const lam_group *g, const lam_parts *p, uint64_t *counts, uint64_t *out_total) {
+static void count_shares(const lam_group *g, const lam_parts *p, uint64_t *counts,
+                         uint64_t *out_total) {
   *out_total = 0;
   for (int r = 0; r < g->size; r++) {
     const lam_blocks b = lam_parts_of(p, r, g->size);
@@ -193,7 +213,8 @@ static void count_shares(const lam_group *g, const lam_parts *p, uint64_t *count
 }
 
 /* Shares that lie one after the other need no other memory: outer is 1. */
-static lam_status callback_all_gather(lam_group *g, const lam_parts *p, const void *mine, void *whole) {
+static lam_status callback_all_gather(lam_group *g, const lam_parts *p, const void *mine,
+                                      void *whole) {
   uint64_t counts[LAM_GROUP_RANKS], total = 0, at = 0;
   lam_scratch scratch;
   count_shares(g, p, counts, &total);
@@ -211,8 +232,8 @@ static lam_status callback_all_gather(lam_group *g, const lam_parts *p, const vo
 }
 
 /* Rank r's block of `all` to rank r; then the sum of all blocks for this rank, in rank order. */
-static lam_status scatter_by_hand(const callback_group *c, const char *all, void *mine, const uint64_t *counts, lam_dtype t,
-                                  char *blocks) {
+static lam_status scatter_by_hand(const callback_group *c, const char *all, void *mine,
+                                  const uint64_t *counts, lam_dtype t, char *blocks) {
   const void *parts[LAM_GROUP_RANKS];
   const int me = c->g->rank;
   uint64_t at = 0;
@@ -222,18 +243,22 @@ static lam_status scatter_by_hand(const callback_group *c, const char *all, void
   }
   for (int r = 0; r < c->g->size; r++)
     if (r != me)
-      LAM_TRY(host_recv(c, r, c->first_channel + CHANNEL_CONTROL, blocks + counts[me] * (uint64_t)r, counts[me]));
+      LAM_TRY(host_recv(c, r, c->first_channel + CHANNEL_CONTROL, blocks + counts[me] * (uint64_t)r,
+                        counts[me]));
   lam_add(t, parts, c->g->size, (int64_t)counts[me] / lam_dtype_bytes(t), mine);
   return LAM_OK;
 }
 
-static lam_status scatter(const callback_group *c, const void *all, void *mine, const uint64_t *counts, lam_dtype t,
-                          char *blocks) {
-  if (!c->whole || !c->world->cb.reduce_scatter) return scatter_by_hand(c, all, mine, counts, t, blocks);
-  return host_said("reduce_scatter", c->world->cb.reduce_scatter(c->world->cb.user, all, mine, counts, dlpack_type(t)));
+static lam_status scatter(const callback_group *c, const void *all, void *mine,
+                          const uint64_t *counts, lam_dtype t, char *blocks) {
+  if (!c->whole || !c->world->cb.reduce_scatter)
+    return scatter_by_hand(c, all, mine, counts, t, blocks);
+  return host_said("reduce_scatter", c->world->cb.reduce_scatter(c->world->cb.user, all, mine,
+                                                                 counts, dlpack_type(t)));
 }
 
-static lam_status callback_reduce_scatter(lam_group *g, const lam_parts *p, const void *whole, void *mine) {
+static lam_status callback_reduce_scatter(lam_group *g, const lam_parts *p, const void *whole,
+                                          void *mine) {
   uint64_t counts[LAM_GROUP_RANKS], total = 0, at = 0;
   lam_scratch scratch;
   count_shares(g, p, counts, &total);
@@ -250,36 +275,40 @@ static lam_status callback_reduce_scatter(lam_group *g, const lam_parts *p, cons
   return status;
 }
 
-/* ---- Transfers ------------------------------------------------------------------------------------------------------ */
+/* ---- Transfers ------------------------------------------------------------------------------- */
 
-static lam_status send_message(const callback_group *c, int peer, uint32_t channel, uint64_t sequence, const lam_wire *header,
-                               const void *data) {
+static lam_status send_message(const callback_group *c, int peer, uint32_t channel,
+                               uint64_t sequence, const lam_wire *header, const void *data) {
   lam_wire wire = *header;
   lam_wire_seal(&wire, sequence);
   LAM_TRY(host_send(c, peer, channel, &wire, sizeof wire));
   return host_send(c, peer, channel, data, wire.bytes);
 }
 
-static lam_status recv_message(const callback_group *c, int peer, uint32_t channel, uint64_t sequence, lam_wire *header,
-                               void *data, uint64_t room) {
+static lam_status recv_message(const callback_group *c, int peer, uint32_t channel,
+                               uint64_t sequence, lam_wire *header, void *data, uint64_t room) {
   LAM_TRY(host_recv(c, peer, channel, header, sizeof *header));
   LAM_TRY(lam_wire_verify(header, peer, sequence, room));
   return host_recv(c, peer, channel, data, header->bytes);
 }
 
-static lam_status callback_send(lam_group *g, int peer, int kind, const lam_wire *header, const void *data) {
+static lam_status callback_send(lam_group *g, int peer, int kind, const lam_wire *header,
+                                const void *data) {
   callback_group *c = own(g);
   LAM_TRY(callback_check(g));
-  return send_message(c, peer, c->first_channel + (uint32_t)kind, c->sent[peer][kind]++, header, data);
+  return send_message(c, peer, c->first_channel + (uint32_t)kind, c->sent[peer][kind]++, header,
+                      data);
 }
 
-static lam_status callback_recv(lam_group *g, int peer, int kind, lam_wire *header, void *data, uint64_t room) {
+static lam_status callback_recv(lam_group *g, int peer, int kind, lam_wire *header, void *data,
+                                uint64_t room) {
   callback_group *c = own(g);
   LAM_TRY(callback_check(g));
-  return recv_message(c, peer, c->first_channel + (uint32_t)kind, c->received[peer][kind]++, header, data, room);
+  return recv_message(c, peer, c->first_channel + (uint32_t)kind, c->received[peer][kind]++, header,
+                      data, room);
 }
 
-/* ---- Channels: `depth` slots at the receiver, one at the sender, whose host buffers ---------------------------------- */
+/* ---- Channels: `depth` slots at the receiver, one at the sender, whose host buffers ---------- */
 
 typedef struct callback_channel {
   lam_channel base;
@@ -288,22 +317,24 @@ typedef struct callback_channel {
   uint32_t number;
   bool acquired;
   uint64_t moved, released, depth, stride, slot_bytes;
-  char *slots;                      /* depth * stride bytes */
+  char *slots; /* depth * stride bytes */
 } callback_channel;
 
 static callback_channel *channel_of(lam_channel *c) { return (callback_channel *)c; }
 
-static lam_status callback_channel_open(lam_group *g, int peer, bool sender, uint64_t key, int depth, uint64_t bytes,
-                                        lam_channel **out) {
+static lam_status callback_channel_open(lam_group *g, int peer, bool sender, uint64_t key,
+                                        int depth, uint64_t bytes, lam_channel **out) {
   callback_channel *c = calloc(1, sizeof *c);
   if (!c) return lam_fail(LAM_RESOURCE_EXHAUSTED, "channel: no memory");
-  *c = (callback_channel){.ctx = g->ctx, .peer = peer, .depth = sender ? 1 : (uint64_t)depth, .slot_bytes = bytes};
+  *c = (callback_channel){
+      .ctx = g->ctx, .peer = peer, .depth = sender ? 1 : (uint64_t)depth, .slot_bytes = bytes};
   c->stride = (bytes + 63) / 64 * 64 + 64;
   c->number = (uint32_t)lam_mix((uint64_t)g->handle, key) | 64u;
   c->slots = lam_context_alloc(g->ctx, c->depth * c->stride);
   if (!c->slots) {
     free(c);
-    return lam_fail(LAM_RESOURCE_EXHAUSTED, "channel: no memory for %d slots of %llu bytes", depth, (unsigned long long)bytes);
+    return lam_fail(LAM_RESOURCE_EXHAUSTED, "channel: no memory for %d slots of %llu bytes", depth,
+                    (unsigned long long)bytes);
   }
   *out = &c->base;
   return LAM_OK;
@@ -318,7 +349,8 @@ static lam_status callback_channel_acquire(lam_channel *channel, void **out_slot
 
 static lam_status callback_channel_push(lam_channel *channel, const lam_wire *header) {
   callback_channel *c = channel_of(channel);
-  if (!c->acquired) return lam_fail(LAM_FAILED_PRECONDITION, "channel: push without a slot acquired");
+  if (!c->acquired)
+    return lam_fail(LAM_FAILED_PRECONDITION, "channel: push without a slot acquired");
   if (header->bytes > c->slot_bytes)
     return lam_fail(LAM_INVALID_ARGUMENT, "channel: a message of %llu bytes, a slot holds %llu",
                     (unsigned long long)header->bytes, (unsigned long long)c->slot_bytes);
@@ -326,13 +358,16 @@ static lam_status callback_channel_push(lam_channel *channel, const lam_wire *he
   return send_message(own(channel->group), c->peer, c->number, c->moved++, header, c->slots);
 }
 
-static lam_status callback_channel_pull(lam_channel *channel, lam_wire *out_header, const void **out_data) {
+static lam_status callback_channel_pull(lam_channel *channel, lam_wire *out_header,
+                                        const void **out_data) {
   callback_channel *c = channel_of(channel);
   if (c->moved - c->released == c->depth)
-    return lam_fail(LAM_FAILED_PRECONDITION, "channel: all %llu slots hold messages, release one first",
+    return lam_fail(LAM_FAILED_PRECONDITION,
+                    "channel: all %llu slots hold messages, release one first",
                     (unsigned long long)c->depth);
   char *slot = c->slots + c->moved % c->depth * c->stride;
-  LAM_TRY(recv_message(own(channel->group), c->peer, c->number, c->moved, out_header, slot, c->slot_bytes));
+  LAM_TRY(recv_message(own(channel->group), c->peer, c->number, c->moved, out_header, slot,
+                       c->slot_bytes));
   c->moved++;
   *out_data = slot;
   return LAM_OK;
@@ -340,7 +375,8 @@ static lam_status callback_channel_pull(lam_channel *channel, lam_wire *out_head
 
 static lam_status callback_channel_release(lam_channel *channel) {
   callback_channel *c = channel_of(channel);
-  if (c->released == c->moved) return lam_fail(LAM_FAILED_PRECONDITION, "channel: release of a message that was not pulled");
+  if (c->released == c->moved)
+    return lam_fail(LAM_FAILED_PRECONDITION, "channel: release of a message that was not pulled");
   c->released++;
   return LAM_OK;
 }
@@ -368,9 +404,9 @@ const lam_engine lam_engine_callback = {
     .all_reduce = callback_all_reduce,
     .all_gather = callback_all_gather,
     .reduce_scatter = callback_reduce_scatter,
-    .broadcast = NULL,   /* by calls.c, from all_gather */
-    .reduce = NULL,      /* by calls.c, from all_reduce */
-    .partial = NULL,     /* by calls.c: the host's memory is not the peers' to read */
+    .broadcast = NULL, /* by calls.c, from all_gather */
+    .reduce = NULL,    /* by calls.c, from all_reduce */
+    .partial = NULL,   /* by calls.c: the host's memory is not the peers' to read */
     .sum_start = NULL,
     .sum_finish = NULL,
     .send = callback_send,

@@ -1,16 +1,17 @@
-/* calls.c: the wrappers that operators and pipelines call: each announces its operation, runs the engine's cell, and after a
- * failure ends the group's world and keeps the message.
+/* calls.c: the wrappers that operators and pipelines call: each announces its operation, runs
+ * the engine's cell, and after a failure ends the group's world and keeps the message.
  *
- * Invariant: what is refused before it is announced (arguments, a missing cell) leaves the group as it was; whatever fails later
- * poisons it, and every later call gets the same status and message. A group of one rank copies and asks no engine.
- * Cells that an engine leaves out are made from its others here: broadcast, reduce, partial sums. */
+ * Invariant: what is refused before it is announced (arguments, a missing cell) leaves the group
+ * as it was; whatever fails later poisons it, and every later call gets the same status and
+ * message. A group of one rank copies and asks no engine. Cells that an engine leaves out are
+ * made from its others here: broadcast, reduce, partial sums. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "plugin/comm/comm.h"
 
-/* ---- Failing -------------------------------------------------------------------------------------------------------- */
+/* ---- Failing --------------------------------------------------------------------------------- */
 
 void lam_group_keep(lam_group *g, lam_status status) {
   g->poison = status;
@@ -18,12 +19,14 @@ void lam_group_keep(lam_group *g, lam_status status) {
 }
 
 lam_status lam_group_end(lam_group *g, const char *doing, lam_status status) {
-  const lam_status told = g->engine->check ? g->engine->check(g) : LAM_OK; /* another was first: its words */
+  const lam_status told =
+      g->engine->check ? g->engine->check(g) : LAM_OK; /* another was first: its words */
   if (told != LAM_OK) {
     lam_group_keep(g, told);
     return told;
   }
-  if (doing && status != LAM_MISMATCH) (void)lam_fail_within(status, "%s", doing); /* a mismatch names both sides itself */
+  if (doing && status != LAM_MISMATCH)
+    (void)lam_fail_within(status, "%s", doing); /* a mismatch names both sides itself */
   lam_group_keep(g, status);
   g->engine->poison(g, status, g->error);
   (void)lam_fail(status, "%s", g->error);
@@ -38,7 +41,8 @@ static lam_status missing(const lam_group *g, const char *what) {
 
 /* Refusals change nothing; all else in a call without an announcement of its own ends the world. */
 static lam_status end_unless_refused(lam_group *g, const char *doing, lam_status status) {
-  if (status == LAM_OK || status == LAM_INVALID_ARGUMENT || status == LAM_FAILED_PRECONDITION || status == LAM_WOULD_BLOCK)
+  if (status == LAM_OK || status == LAM_INVALID_ARGUMENT || status == LAM_FAILED_PRECONDITION ||
+      status == LAM_WOULD_BLOCK)
     return status;
   return lam_group_end(g, doing, status);
 }
@@ -57,17 +61,19 @@ static lam_status done(lam_group *g, const lam_comm_op *op, lam_status status) {
   return status == LAM_OK ? LAM_OK : lam_group_end(g, lam_comm_op_name(op->op), status);
 }
 
-/* ---- Collectives ---------------------------------------------------------------------------------------------------- */
+/* ---- Collectives ----------------------------------------------------------------------------- */
 
 static lam_status check_sum(const lam_comm_op *op, lam_dtype t) {
   if (lam_add_supported(t)) return LAM_OK;
-  return lam_fail(LAM_UNIMPLEMENTED, "%s: %s cannot be summed here, only f32, bf16, f64, i32 and i64",
+  return lam_fail(LAM_UNIMPLEMENTED,
+                  "%s: %s cannot be summed here, only f32, bf16, f64, i32 and i64",
                   lam_comm_op_name(op->op), lam_dtype_name(t));
 }
 
 static lam_status check_root(const lam_group *g, const lam_comm_op *op, int root) {
   if (root >= 0 && root < g->size) return LAM_OK;
-  return lam_fail(LAM_INVALID_ARGUMENT, "%s: root is %d, expected 0 to %d", lam_comm_op_name(op->op), root, g->size - 1);
+  return lam_fail(LAM_INVALID_ARGUMENT, "%s: root is %d, expected 0 to %d",
+                  lam_comm_op_name(op->op), root, g->size - 1);
 }
 
 static lam_status alone(const lam_group *g, const void *from, void *to, uint64_t bytes) {
@@ -80,20 +86,23 @@ static uint64_t whole_bytes(const lam_group *g, const lam_parts *p) {
   return (uint64_t)(p->outer * p->first[g->size] * p->inner * lam_dtype_bytes(p->dtype));
 }
 
-lam_status lam_group_all_reduce(lam_group *g, const lam_comm_op *op, const void *x, void *y, int64_t n, lam_dtype t) {
+lam_status lam_group_all_reduce(lam_group *g, const lam_comm_op *op, const void *x, void *y,
+                                int64_t n, lam_dtype t) {
   LAM_TRY(check_sum(op, t));
   if (g->size == 1) return alone(g, x, y, (uint64_t)(n * lam_dtype_bytes(t)));
   LAM_TRY(announce(g, op));
   return done(g, op, g->engine->all_reduce(g, x, y, n, t));
 }
 
-lam_status lam_group_all_gather(lam_group *g, const lam_comm_op *op, const lam_parts *p, const void *mine, void *whole) {
+lam_status lam_group_all_gather(lam_group *g, const lam_comm_op *op, const lam_parts *p,
+                                const void *mine, void *whole) {
   if (g->size == 1) return alone(g, mine, whole, whole_bytes(g, p));
   LAM_TRY(announce(g, op));
   return done(g, op, g->engine->all_gather(g, p, mine, whole));
 }
 
-lam_status lam_group_reduce_scatter(lam_group *g, const lam_comm_op *op, const lam_parts *p, const void *whole, void *mine) {
+lam_status lam_group_reduce_scatter(lam_group *g, const lam_comm_op *op, const lam_parts *p,
+                                    const void *whole, void *mine) {
   LAM_TRY(check_sum(op, p->dtype));
   if (g->size == 1) return alone(g, whole, mine, whole_bytes(g, p));
   LAM_TRY(announce(g, op));
@@ -101,21 +110,26 @@ lam_status lam_group_reduce_scatter(lam_group *g, const lam_comm_op *op, const l
 }
 
 /* All of it is the root's share. */
-static lam_status broadcast_by_gather(lam_group *g, const void *x, void *y, uint64_t bytes, int root) {
+static lam_status broadcast_by_gather(lam_group *g, const void *x, void *y, uint64_t bytes,
+                                      int root) {
   int64_t first[LAM_GROUP_RANKS + 1];
   for (int r = 0; r <= g->size; r++) first[r] = r > root ? (int64_t)bytes : 0;
   const lam_parts parts = {.outer = 1, .inner = 1, .first = first, .dtype = LAM_U8};
   return g->engine->all_gather(g, &parts, x, y);
 }
 
-lam_status lam_group_broadcast(lam_group *g, const lam_comm_op *op, const void *x, void *y, uint64_t bytes, int root) {
+lam_status lam_group_broadcast(lam_group *g, const lam_comm_op *op, const void *x, void *y,
+                               uint64_t bytes, int root) {
   LAM_TRY(check_root(g, op, root));
   if (g->size == 1) return alone(g, x, y, bytes);
   LAM_TRY(announce(g, op));
-  return done(g, op, (g->engine->broadcast ? g->engine->broadcast : broadcast_by_gather)(g, x, y, bytes, root));
+  return done(
+      g, op,
+      (g->engine->broadcast ? g->engine->broadcast : broadcast_by_gather)(g, x, y, bytes, root));
 }
 
-static lam_status reduce_by_all_reduce(lam_group *g, const void *x, void *y, int64_t n, lam_dtype t, int root) {
+static lam_status reduce_by_all_reduce(lam_group *g, const void *x, void *y, int64_t n, lam_dtype t,
+                                       int root) {
   const uint64_t bytes = (uint64_t)(n * lam_dtype_bytes(t));
   if (g->rank == root) return g->engine->all_reduce(g, x, y, n, t);
   lam_scratch scratch;
@@ -125,17 +139,20 @@ static lam_status reduce_by_all_reduce(lam_group *g, const void *x, void *y, int
   return status;
 }
 
-lam_status lam_group_reduce(lam_group *g, const lam_comm_op *op, const void *x, void *y, int64_t n, lam_dtype t, int root) {
+lam_status lam_group_reduce(lam_group *g, const lam_comm_op *op, const void *x, void *y, int64_t n,
+                            lam_dtype t, int root) {
   LAM_TRY(check_sum(op, t));
   LAM_TRY(check_root(g, op, root));
   if (g->size == 1) return alone(g, x, y, (uint64_t)(n * lam_dtype_bytes(t)));
   LAM_TRY(announce(g, op));
-  return done(g, op, (g->engine->reduce ? g->engine->reduce : reduce_by_all_reduce)(g, x, y, n, t, root));
+  return done(g, op,
+              (g->engine->reduce ? g->engine->reduce : reduce_by_all_reduce)(g, x, y, n, t, root));
 }
 
-/* ---- Partial sums --------------------------------------------------------------------------------------------------- */
+/* ---- Partial sums ---------------------------------------------------------------------------- */
 
-/* Where the engine has no memory for them (or there is one rank): the context's, summed by all_reduce when they are finished. */
+/* Where the engine has no memory for them (or there is one rank): the context's, summed by
+ * all_reduce when they are finished. */
 enum { OWN_SUMS = 4 };
 struct lam_own_sums {
   struct {
@@ -152,7 +169,8 @@ static lam_status own_partial(lam_group *g, int64_t rows, int64_t cols, lam_sum 
   if (!g->own_sums) g->own_sums = calloc(1, sizeof *g->own_sums);
   if (!g->own_sums) return lam_fail(LAM_RESOURCE_EXHAUSTED, "partial sums: no memory");
   if (g->own_sums->taken - g->own_sums->finished >= OWN_SUMS)
-    return lam_fail(LAM_FAILED_PRECONDITION, "partial sums: %d chunks are under way, finish one first", OWN_SUMS);
+    return lam_fail(LAM_FAILED_PRECONDITION,
+                    "partial sums: %d chunks are under way, finish one first", OWN_SUMS);
   s->slot = (int)(g->own_sums->taken % OWN_SUMS);
   void **data = &g->own_sums->slots[s->slot].data;
   uint64_t *room = &g->own_sums->slots[s->slot].bytes;
@@ -160,25 +178,35 @@ static lam_status own_partial(lam_group *g, int64_t rows, int64_t cols, lam_sum 
     lam_context_free(g->ctx, *data, *room);
     *data = lam_context_alloc(g->ctx, bytes);
     *room = *data ? bytes : 0;
-    if (!*data) return lam_fail(LAM_RESOURCE_EXHAUSTED, "partial sums: no memory for %llu bytes", (unsigned long long)bytes);
+    if (!*data)
+      return lam_fail(LAM_RESOURCE_EXHAUSTED, "partial sums: no memory for %llu bytes",
+                      (unsigned long long)bytes);
   }
-  s->part = (lam_matrix){.data = *data, .rows = rows, .cols = cols, .row_stride = cols, .col_stride = 1, .dtype = LAM_F32};
+  s->part = (lam_matrix){.data = *data,
+                         .rows = rows,
+                         .cols = cols,
+                         .row_stride = cols,
+                         .col_stride = 1,
+                         .dtype = LAM_F32};
   g->own_sums->taken++;
   return LAM_OK;
 }
 
 static lam_status own_finish(lam_group *g, lam_sum *s) {
   const lam_matrix part = s->part;
-  if (g->size > 1) LAM_TRY(g->engine->all_reduce(g, part.data, part.data, part.rows * part.cols, LAM_F32));
+  if (g->size > 1)
+    LAM_TRY(g->engine->all_reduce(g, part.data, part.data, part.rows * part.cols, LAM_F32));
   const lam_matrix mine = lam_matrix_rows(part, s->y_first, s->y.rows);
-  LAM_TRY(lam_device_sum(&lam_device_cpu, lam_context_workers(g->ctx), &mine, 1, s->bias, s->residual, s->y, NULL));
+  LAM_TRY(lam_device_sum(&lam_device_cpu, lam_context_workers(g->ctx), &mine, 1, s->bias,
+                         s->residual, s->y, NULL));
   g->own_sums->finished++;
   return LAM_OK;
 }
 
 void lam_group_sums_free(lam_group *g) {
   if (!g->own_sums) return;
-  for (int i = 0; i < OWN_SUMS; i++) lam_context_free(g->ctx, g->own_sums->slots[i].data, g->own_sums->slots[i].bytes);
+  for (int i = 0; i < OWN_SUMS; i++)
+    lam_context_free(g->ctx, g->own_sums->slots[i].data, g->own_sums->slots[i].bytes);
   free(g->own_sums);
 }
 
@@ -189,12 +217,14 @@ lam_status lam_group_begin_sums(lam_group *g, const lam_comm_op *op) {
 
 lam_status lam_group_partial(lam_group *g, int64_t rows, int64_t cols, lam_sum *s) {
   if (g->poison != LAM_OK) return poisoned(g);
-  return end_unless_refused(g, "partial sums", (has_own_sums(g) ? own_partial : g->engine->partial)(g, rows, cols, s));
+  return end_unless_refused(g, "partial sums",
+                            (has_own_sums(g) ? own_partial : g->engine->partial)(g, rows, cols, s));
 }
 
 lam_status lam_group_sum_start(lam_group *g, lam_sum *s) {
   if (g->poison != LAM_OK) return poisoned(g);
-  return has_own_sums(g) ? LAM_OK : end_unless_refused(g, "partial sums", g->engine->sum_start(g, s));
+  return has_own_sums(g) ? LAM_OK
+                         : end_unless_refused(g, "partial sums", g->engine->sum_start(g, s));
 }
 
 lam_status lam_group_sum_finish(lam_group *g, lam_sum *s) {
@@ -203,37 +233,44 @@ lam_status lam_group_sum_finish(lam_group *g, lam_sum *s) {
   return status == LAM_OK ? LAM_OK : lam_group_end(g, "partial sums", status);
 }
 
-/* ---- Transfers ------------------------------------------------------------------------------------------------------ */
+/* ---- Transfers ------------------------------------------------------------------------------- */
 
 static lam_status check_peer(const lam_group *g, const char *what, int peer, int kind) {
   if (g->poison != LAM_OK) return poisoned(g);
   if (peer < 0 || peer >= g->size || peer == g->rank)
-    return lam_fail(LAM_INVALID_ARGUMENT, "%s: peer is %d, expected another of the ranks 0 to %d", what, peer, g->size - 1);
+    return lam_fail(LAM_INVALID_ARGUMENT, "%s: peer is %d, expected another of the ranks 0 to %d",
+                    what, peer, g->size - 1);
   if (kind < 0 || kind > 1)
-    return lam_fail(LAM_INVALID_ARGUMENT, "%s: kind is %d, expected 0 (activation) or 1 (gradient)", what, kind);
+    return lam_fail(LAM_INVALID_ARGUMENT, "%s: kind is %d, expected 0 (activation) or 1 (gradient)",
+                    what, kind);
   return LAM_OK;
 }
 
-lam_status lam_group_send(lam_group *g, int peer, int kind, const lam_wire *header, const void *data) {
+lam_status lam_group_send(lam_group *g, int peer, int kind, const lam_wire *header,
+                          const void *data) {
   LAM_TRY(check_peer(g, "send", peer, kind));
   if (!g->engine->send) return missing(g, "send");
   return end_unless_refused(g, "send", g->engine->send(g, peer, kind, header, data));
 }
 
-lam_status lam_group_recv(lam_group *g, int peer, int kind, lam_wire *header, void *data, uint64_t room) {
+lam_status lam_group_recv(lam_group *g, int peer, int kind, lam_wire *header, void *data,
+                          uint64_t room) {
   LAM_TRY(check_peer(g, "recv", peer, kind));
   if (!g->engine->recv) return missing(g, "recv");
   return end_unless_refused(g, "recv", g->engine->recv(g, peer, kind, header, data, room));
 }
 
-/* ---- Channels ------------------------------------------------------------------------------------------------------- */
+/* ---- Channels -------------------------------------------------------------------------------- */
 
-lam_status lam_channel_open(lam_group *g, int peer, bool sender, uint64_t key, int depth, uint64_t bytes, lam_channel **out) {
+lam_status lam_channel_open(lam_group *g, int peer, bool sender, uint64_t key, int depth,
+                            uint64_t bytes, lam_channel **out) {
   *out = NULL;
   LAM_TRY(check_peer(g, "channel", peer, 0));
-  if (depth < 1) return lam_fail(LAM_INVALID_ARGUMENT, "channel: depth is %d, expected at least 1", depth);
+  if (depth < 1)
+    return lam_fail(LAM_INVALID_ARGUMENT, "channel: depth is %d, expected at least 1", depth);
   if (!g->engine->channel_open) return missing(g, "channel");
-  LAM_TRY(end_unless_refused(g, "channel", g->engine->channel_open(g, peer, sender, key, depth, bytes, out)));
+  LAM_TRY(end_unless_refused(g, "channel",
+                             g->engine->channel_open(g, peer, sender, key, depth, bytes, out)));
   (*out)->group = g;
   return LAM_OK;
 }
@@ -241,7 +278,8 @@ lam_status lam_channel_open(lam_group *g, int peer, bool sender, uint64_t key, i
 lam_status lam_channel_acquire(lam_channel *c, void **out_slot) {
   lam_group *g = c->group;
   if (g->poison != LAM_OK) return poisoned(g);
-  return end_unless_refused(g, "channel, waiting for a free slot", g->engine->channel_acquire(c, out_slot));
+  return end_unless_refused(g, "channel, waiting for a free slot",
+                            g->engine->channel_acquire(c, out_slot));
 }
 
 lam_status lam_channel_push(lam_channel *c, const lam_wire *header) {
@@ -253,7 +291,8 @@ lam_status lam_channel_push(lam_channel *c, const lam_wire *header) {
 lam_status lam_channel_pull(lam_channel *c, lam_wire *out_header, const void **out_data) {
   lam_group *g = c->group;
   if (g->poison != LAM_OK) return poisoned(g);
-  return end_unless_refused(g, "channel, waiting for a message", g->engine->channel_pull(c, out_header, out_data));
+  return end_unless_refused(g, "channel, waiting for a message",
+                            g->engine->channel_pull(c, out_header, out_data));
 }
 
 lam_status lam_channel_release(lam_channel *c) {

@@ -1,30 +1,35 @@
-/* comm.h: what the engines of comm/ share: names of operations, their comparison, sums of arrays, the wire header, time.
- * Invariant: nothing here knows how bytes travel. Leaves that to the engines, and the public calls to group.c. */
+/* comm.h: what the engines of comm/ share: names of operations, their comparison, sums of
+ * arrays, the wire header, time.
+ * Invariant: nothing here knows how bytes travel. Leaves that to the engines, and the public
+ * calls to group.c. */
 #ifndef LAMELLA_PLUGIN_COMM_COMM_H
 #define LAMELLA_PLUGIN_COMM_COMM_H
 
 #include "plugin/comm/group.h"
 
-#define LAM_GROUP_RANKS 64  /* most ranks of a group on one machine */
+#define LAM_GROUP_RANKS 64 /* most ranks of a group on one machine */
 
 int64_t lam_clock_ns(void); /* monotonic */
 
-/* ---- Announcements (announce.c) --------------------------------------------------------------------------------- */
+/* ---- Announcements (announce.c) -------------------------------------------------------------- */
 const char *lam_comm_op_name(uint32_t op);
-/* LAM_MISMATCH naming rank 0's operation and that of the first rank that differs from it: the same text on every rank. */
+/* LAM_MISMATCH naming rank 0's operation and that of the first rank that differs from it: the
+ * same text on every rank. */
 lam_status lam_comm_compare(const lam_comm_op *const *ops, int n);
 
-/* ---- Wire headers (announce.c) ---------------------------------------------------------------------------------- */
+/* ---- Wire headers (announce.c) --------------------------------------------------------------- */
 void lam_wire_seal(lam_wire *w, uint64_t sequence); /* magic, version, sequence, check */
 lam_status lam_wire_verify(const lam_wire *w, int peer, uint64_t sequence, uint64_t room);
 
-/* ---- Arithmetic (add.c) ----------------------------------------------------------------------------------------- */
+/* ---- Arithmetic (add.c) ---------------------------------------------------------------------- */
 bool lam_add_supported(lam_dtype t);
-/* y[i] = parts[0][i] + parts[1][i] + ... in that order, n elements; bf16 in f32, rounded once. y may be one of parts. */
+/* y[i] = parts[0][i] + parts[1][i] + ... in that order, n elements; bf16 in f32, rounded once. y
+ * may be one of parts. */
 void lam_add(lam_dtype t, const void *const *parts, int n_parts, int64_t n, void *y);
 
-/* ---- Strides (blocks.c) ----------------------------------------------------------------------------------------- */
-/* A rank's share of a whole operand, as bytes: `count` blocks of `bytes`, `stride` apart, from `offset`. */
+/* ---- Strides (blocks.c) ---------------------------------------------------------------------- */
+/* A rank's share of a whole operand, as bytes: `count` blocks of `bytes`, `stride` apart, from
+ * `offset`. */
 typedef struct lam_blocks {
   int64_t count, bytes, stride, offset;
 } lam_blocks;
@@ -33,27 +38,30 @@ lam_blocks lam_parts_of(const lam_parts *p, int rank, int size);
 void lam_blocks_take(const lam_blocks *b, const void *whole, int64_t first, int64_t n, void *to);
 void lam_blocks_put(const lam_blocks *b, void *whole, int64_t first, int64_t n, const void *from);
 
-/* ---- Meeting (rendezvous.c) ------------------------------------------------------------------------------------- */
+/* ---- Meeting (rendezvous.c) ------------------------------------------------------------------ */
 #define LAM_CARD_BYTES 192
 #define LAM_CARD_FDS 2
 typedef struct lam_card { /* what a rank shows all the others when they meet */
   unsigned char data[LAM_CARD_BYTES];
-  int fds[LAM_CARD_FDS];  /* a received card's are the receiver's to close; -1: none */
+  int fds[LAM_CARD_FDS]; /* a received card's are the receiver's to close; -1: none */
 } lam_card;
-/* cards [desc->size]: the own one is given, the others are filled. *out_tag: a number of this meeting, equal on all ranks. */
-lam_status lam_rendezvous(lam_context *ctx, const lam_group_desc *desc, lam_card *cards, uint64_t *out_tag);
+/* cards [desc->size]: the own one is given, the others are filled. *out_tag: a number of this
+ * meeting, equal on all ranks. */
+lam_status lam_rendezvous(lam_context *ctx, const lam_group_desc *desc, lam_card *cards,
+                          uint64_t *out_tag);
 void lam_group_id_derive(const uint8_t secret[32], lam_group_id *out_id);
 
-/* ---- Handles (handles.c) ---------------------------------------------------------------------------------------- */
-uint64_t lam_mix(uint64_t a, uint64_t b);          /* a well mixed hash of both, never 0 */
+/* ---- Handles (handles.c) --------------------------------------------------------------------- */
+uint64_t lam_mix(uint64_t a, uint64_t b); /* a well mixed hash of both, never 0 */
 int64_t lam_group_handle_make(uint64_t of_world, uint64_t which); /* > 0, below 2^53 */
-lam_status lam_group_register(lam_group *g);       /* by g->handle and this thread */
+lam_status lam_group_register(lam_group *g);                      /* by g->handle and this thread */
 void lam_group_unregister(const lam_group *g);
 
-
-/* ---- Failing, sums (calls.c); callback groups (callback.c) ------------------------------------------------------ */
-void lam_group_keep(lam_group *g, lam_status status);  /* this thread's last message becomes the group's */
-lam_status lam_group_end(lam_group *g, const char *doing, lam_status status); /* poison, unless another rank was first */
+/* ---- Failing, sums (calls.c); callback groups (callback.c) ----------------------------------- */
+/* This thread's last message becomes the group's. */
+void lam_group_keep(lam_group *g, lam_status status);
+/* Poison with `status` and what was being done, unless another rank was first: then its words. */
+lam_status lam_group_end(lam_group *g, const char *doing, lam_status status);
 void lam_group_sums_free(lam_group *g);
 lam_status lam_callback_create(lam_group *g, const lam_callbacks *callbacks);
 

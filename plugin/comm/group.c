@@ -1,6 +1,7 @@
 /* group.c: the life of a group: made, split, asked about, poisoned, destroyed.
- * Invariant: a group that is handed out is registered under its handle and open in its engine; destroy undoes both and waits for
- * nobody. Leaves operations to calls.c, the launcher's environment to launch.c, how bytes travel to the engines. */
+ * Invariant: a group that is handed out is registered under its handle and open in its engine;
+ * destroy undoes both and waits for nobody. Leaves operations to calls.c, the launcher's
+ * environment to launch.c, how bytes travel to the engines. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,27 +20,35 @@ static lam_status engine_find(const char *name, const lam_engine **out) {
     }
     snprintf(known + strlen(known), sizeof known - strlen(known), " %s", engines[i]->name);
   }
-  return lam_fail(LAM_NOT_FOUND, "lam_group_create: engine \"%s\" is not known; known are:%s", name, known);
+  return lam_fail(LAM_NOT_FOUND, "lam_group_create: engine \"%s\" is not known; known are:%s", name,
+                  known);
 }
 
 static lam_status desc_open(const char *who, const lam_group_desc *desc, lam_group_desc *out) {
   LAM_TRY(lam_struct_check(who, "lam_group_desc", desc, sizeof *desc));
   *out = *desc;
   if (out->size < 1 || out->size > LAM_GROUP_RANKS)
-    return lam_fail(LAM_INVALID_ARGUMENT, "%s: size is %d, expected 1 to %d", who, out->size, LAM_GROUP_RANKS);
+    return lam_fail(LAM_INVALID_ARGUMENT, "%s: size is %d, expected 1 to %d", who, out->size,
+                    LAM_GROUP_RANKS);
   if (out->rank < 0 || out->rank >= out->size)
-    return lam_fail(LAM_INVALID_ARGUMENT, "%s: rank is %d, expected 0 to %d", who, out->rank, out->size - 1);
+    return lam_fail(LAM_INVALID_ARGUMENT, "%s: rank is %d, expected 0 to %d", who, out->rank,
+                    out->size - 1);
   if (out->deadline_ms == 0) out->deadline_ms = 30000;
   if (out->first_deadline_ms == 0) out->first_deadline_ms = 600000;
   return LAM_OK;
 }
 
-static lam_status group_alloc(lam_context *ctx, const lam_engine *engine, const lam_group_desc *desc, lam_group **out) {
+static lam_status group_alloc(lam_context *ctx, const lam_engine *engine,
+                              const lam_group_desc *desc, lam_group **out) {
   if (!ctx) ctx = lam_context_default();
   lam_group *g = lam_context_alloc(ctx, sizeof *g);
   if (!g) return lam_fail(LAM_RESOURCE_EXHAUSTED, "group: no memory");
-  *g = (lam_group){.engine = engine, .ctx = ctx, .rank = desc->rank, .size = desc->size,
-                   .deadline_ms = desc->deadline_ms, .first_deadline_ms = desc->first_deadline_ms};
+  *g = (lam_group){.engine = engine,
+                   .ctx = ctx,
+                   .rank = desc->rank,
+                   .size = desc->size,
+                   .deadline_ms = desc->deadline_ms,
+                   .first_deadline_ms = desc->first_deadline_ms};
   *out = g;
   return LAM_OK;
 }
@@ -75,18 +84,19 @@ lam_status lam_group_create(lam_context *ctx, const lam_group_desc *desc, lam_gr
   return hand_out(g, engine->create(&d, g), out_group);
 }
 
-lam_status lam_group_from_callbacks(lam_context *ctx, const lam_group_desc *desc, const lam_callbacks *callbacks,
-                                    lam_group **out_group) {
+lam_status lam_group_from_callbacks(lam_context *ctx, const lam_group_desc *desc,
+                                    const lam_callbacks *callbacks, lam_group **out_group) {
   lam_group_desc d;
   lam_group *g = NULL;
-  if (!out_group) return lam_fail(LAM_INVALID_ARGUMENT, "lam_group_from_callbacks: out_group is NULL");
+  if (!out_group)
+    return lam_fail(LAM_INVALID_ARGUMENT, "lam_group_from_callbacks: out_group is NULL");
   *out_group = NULL;
   LAM_TRY(desc_open("lam_group_from_callbacks", desc, &d));
   LAM_TRY(group_alloc(ctx, &lam_engine_callback, &d, &g));
   return hand_out(g, lam_callback_create(g, callbacks), out_group);
 }
 
-/* ---- Split --------------------------------------------------------------------------------------------------------- */
+/* ---- Split ----------------------------------------------------------------------------------- */
 
 typedef struct seat {
   int32_t color, key;
@@ -117,7 +127,8 @@ lam_status lam_group_split(lam_group *g, int32_t color, int32_t key, lam_group *
   seat seats[LAM_GROUP_RANKS];
   int members[LAM_GROUP_RANKS];
   lam_group *sub = NULL;
-  if (!g || !out_sub) return lam_fail(LAM_INVALID_ARGUMENT, "lam_group_split: %s is NULL", g ? "out_sub" : "g");
+  if (!g || !out_sub)
+    return lam_fail(LAM_INVALID_ARGUMENT, "lam_group_split: %s is NULL", g ? "out_sub" : "g");
   *out_sub = NULL;
   LAM_TRY(gather_seats(g, color, key, seats));
   if (color < 0) return LAM_OK;
@@ -129,7 +140,7 @@ lam_status lam_group_split(lam_group *g, int32_t color, int32_t key, lam_group *
   return status == LAM_OK ? LAM_OK : lam_group_end(g, "split", status);
 }
 
-/* ---- Questions ------------------------------------------------------------------------------------------------------ */
+/* ---- Questions ------------------------------------------------------------------------------- */
 
 /* Another rank or group of the world may have ended it since this group was last used. */
 static void notice_end(lam_group *g) {
@@ -141,9 +152,15 @@ lam_status lam_group_get_info(const lam_group *g, lam_group_info *out_info) {
   if (!g) return lam_fail(LAM_INVALID_ARGUMENT, "lam_group_get_info: g is NULL");
   LAM_TRY(lam_struct_check("lam_group_get_info", "lam_group_info", out_info, sizeof *out_info));
   notice_end((lam_group *)(uintptr_t)g);
-  *out_info = (lam_group_info){.struct_size = out_info->struct_size, .rank = g->rank, .size = g->size, .poison = g->poison,
-                               .engine = g->engine->name, .error = g->error, .operations = g->sequence,
-                               .waits = g->waits, .sleeps = g->sleeps};
+  *out_info = (lam_group_info){.struct_size = out_info->struct_size,
+                               .rank = g->rank,
+                               .size = g->size,
+                               .poison = g->poison,
+                               .engine = g->engine->name,
+                               .error = g->error,
+                               .operations = g->sequence,
+                               .waits = g->waits,
+                               .sleeps = g->sleeps};
   return LAM_OK;
 }
 
@@ -154,7 +171,7 @@ const char *lam_group_path(const lam_group *g, uint32_t op, uint64_t bytes) {
   return g->engine->path ? g->engine->path(g, op, bytes) : g->engine->name;
 }
 
-/* ---- Warm-up, end --------------------------------------------------------------------------------------------------- */
+/* ---- Warm-up, end ---------------------------------------------------------------------------- */
 
 /* A byte to everyone, of either kind, then one from everyone: so small a send waits for nobody. */
 static lam_status use_every_edge(lam_group *g) {
@@ -177,10 +194,17 @@ lam_status lam_group_warmup(lam_group *g) {
   return g->size > 1 ? use_every_edge(g) : LAM_OK;
 }
 
+/* From any thread where the engine can tell the world; the group's own thread notices it then. */
 void lam_group_poison(lam_group *g, lam_status why, const char *message) {
-  if (!g || g->poison != LAM_OK) return;
-  (void)lam_fail(why != LAM_OK ? why : LAM_POISONED, "%s", message ? message : "the host ended the group");
-  (void)lam_group_end(g, NULL, why != LAM_OK ? why : LAM_POISONED);
+  if (!g) return;
+  if (why == LAM_OK) why = LAM_POISONED;
+  if (!message) message = "the host ended the group";
+  if (g->size > 1 && g->engine->check) {
+    g->engine->poison(g, why, message);
+  } else if (g->poison == LAM_OK) {
+    g->poison = why;
+    snprintf(g->error, sizeof g->error, "%s", message);
+  }
 }
 
 void lam_group_destroy(lam_group *g) {

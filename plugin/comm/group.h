@@ -1,51 +1,56 @@
-/* group.h: an ordered set of ranks over one engine, as operators and pipelines see it; and the table an engine fills.
+/* group.h: an ordered set of ranks over one engine, as operators and pipelines see it; and the
+ * table an engine fills.
  *
- * Invariant: every operation is announced to the peers (lam_comm_op, compared by all of them) before it moves data; after a
- * failure from there on the group's world is poisoned and every later call returns the same error.
- * Leaves how bytes travel to the engines (shm/, callback.c; later nccl, mpi), arithmetic to kernels/. */
+ * Invariant: every operation is announced to the peers (lam_comm_op, compared by all of them)
+ * before it moves data; after a failure from there on the group's world is poisoned and every
+ * later call returns the same error.
+ * Leaves how bytes travel to the engines (shm/, callback.c; later nccl, mpi), arithmetic to
+ * kernels/. */
 #ifndef LAMELLA_PLUGIN_COMM_GROUP_H
 #define LAMELLA_PLUGIN_COMM_GROUP_H
 
 #include "plugin/core/context.h"
 #include "plugin/core/shard.h"
 
-/* What a rank says it is doing, in clear. Compared by all ranks; shape is that of the whole operand (the split dimension
- * replaced by its whole length). 88 bytes. */
+/* What a rank says it is doing, in clear. Compared by all ranks; shape is that of the whole
+ * operand (the split dimension replaced by its whole length). 88 bytes. */
 typedef struct lam_comm_op {
-  uint32_t op;                         /* LAM_OP_..., or LAM_COMM_... below */
-  uint16_t dtype;                      /* lam_dtype */
+  uint32_t op;    /* LAM_OP_..., or LAM_COMM_... below */
+  uint16_t dtype; /* lam_dtype */
   uint16_t ndim;
   int64_t dims[8];
-  int64_t extra;                       /* root, dim, or what else must agree */
-  uint64_t sequence;                   /* filled in by the engine */
+  int64_t extra;     /* root, dim, or what else must agree */
+  uint64_t sequence; /* filled in by the engine */
 } lam_comm_op;
 #define LAM_COMM_SPLIT 1000u
 #define LAM_COMM_WARMUP 1001u
 #define LAM_COMM_CHANNEL 1002u
 #define LAM_COMM_PIPELINE 1003u
 
-/* How a whole [outer, total, inner] operand lies over the ranks along its middle dimension: rank r holds elements
- * first[r] .. first[r + 1] - 1 of it. All counts in elements of dtype. */
+/* How a whole [outer, total, inner] operand lies over the ranks along its middle dimension: rank
+ * r holds elements first[r] .. first[r + 1] - 1 of it. All counts in elements of dtype. */
 typedef struct lam_parts {
   int64_t outer, inner;
-  const int64_t *first;                /* [size + 1], first[0] = 0, first[size] = total */
+  const int64_t *first; /* [size + 1], first[0] = 0, first[size] = total */
   lam_dtype dtype;
 } lam_parts;
 
-/* A sum of partial products: parts are f32 matrices [rows, cols] that the engine gives out (partial), filled by a gemm, then
- * summed over the ranks in rank order with bias, rounded once into y. scatter: y holds only rows first[rank]..first[rank+1]-1
- * of the whole [rows of all chunks]; else all of this chunk's rows on every rank. Several chunks may be under way. */
+/* A sum of partial products: parts are f32 matrices [rows, cols] that the engine gives out
+ * (partial), filled by a gemm, then summed over the ranks in rank order with bias, rounded once
+ * into y. scatter: y holds only rows first[rank]..first[rank+1]-1 of the whole [rows of all
+ * chunks]; else all of this chunk's rows on every rank. Several chunks may be under way. */
 typedef struct lam_sum {
-  lam_matrix part;                     /* from lam_group_partial */
-  lam_matrix bias;                     /* [1, cols] or absent */
-  lam_matrix residual;                 /* as y or absent */
-  lam_matrix y;                        /* the rows of this chunk that this rank receives (0 rows is fine) */
-  int64_t y_first;                     /* which row of the chunk y starts at */
+  lam_matrix part;     /* from lam_group_partial */
+  lam_matrix bias;     /* [1, cols] or absent */
+  lam_matrix residual; /* as y or absent */
+  lam_matrix y;        /* the rows of this chunk that this rank receives (0 rows is fine) */
+  int64_t y_first;     /* which row of the chunk y starts at */
   bool scatter;
-  int slot;                            /* filled by lam_group_partial */
+  int slot; /* filled by lam_group_partial */
 } lam_sum;
 
-typedef struct lam_channel {           /* one ordered stream of messages between two ranks; an engine's own starts with it */
+/* One ordered stream of messages between two ranks; an engine's own starts with it. */
+typedef struct lam_channel {
   struct lam_group *group;
 } lam_channel;
 
@@ -64,70 +69,92 @@ typedef struct lam_wire {
 #define LAM_WIRE_VERSION 1
 
 typedef struct lam_engine lam_engine;
-typedef struct lam_world lam_world;    /* what a group and all its splits share: poison, liveness; engine's own */
+typedef struct lam_world lam_world; /* what a group and its splits share; the engine's own */
 
+/* A rank uses the groups of a world from one thread at a time; only lam_group_poison may come from
+ * any. */
 struct lam_group {
   const lam_engine *engine;
-  void *impl;                          /* the engine's own */
+  void *impl; /* the engine's own */
   lam_context *ctx;
   int rank, size;
   uint32_t deadline_ms, first_deadline_ms;
-  uint64_t sequence;                   /* operations announced so far */
+  uint64_t sequence; /* operations announced so far */
   uint64_t waits, sleeps;
   int64_t handle;
   lam_status poison;
-  char error[LAM_MESSAGE_BYTES];       /* why, once poisoned */
-  struct lam_own_sums *own_sums;       /* partial sums where the engine has no cell for them; calls.c */
+  char error[LAM_MESSAGE_BYTES]; /* why, once poisoned */
+  struct lam_own_sums *own_sums; /* partial sums where the engine has no cell for them; calls.c */
 };
 
-/* NULL cells: unsupported, except those marked optional, which group.c then makes from the others. */
+/* NULL cells: unsupported, except those marked optional, which group.c then makes from the
+ * others. */
 struct lam_engine {
-  const char *name, *what;             /* "shm", one line */
+  const char *name, *what; /* "shm", one line */
   lam_status (*create)(const lam_group_desc *desc, lam_group *g);
-  lam_status (*split)(lam_group *parent, const int *members, int n, lam_group *sub); /* members: parent's ranks, in order */
-  void (*destroy)(lam_group *g);       /* never blocks */
+  /* members: parent's ranks, in order */
+  lam_status (*split)(lam_group *parent, const int *members, int n, lam_group *sub);
+  void (*destroy)(lam_group *g); /* never blocks */
   void (*poison)(lam_group *g, lam_status why, const char *message);
-  lam_status (*check)(const lam_group *g);             /* optional: what ended the world, told by any rank; LAM_OK: it goes on */
-  lam_status (*begin)(lam_group *g, const lam_comm_op *op); /* announce; compare happens at the first wait */
-  lam_status (*all_reduce)(lam_group *g, const void *x, void *y, int64_t n, lam_dtype t); /* x == y allowed */
+  /* optional: what ended the world, told by any rank; LAM_OK: it goes on */
+  lam_status (*check)(const lam_group *g);
+  /* announce; compare happens at the first wait */
+  lam_status (*begin)(lam_group *g, const lam_comm_op *op);
+  /* x == y allowed */
+  lam_status (*all_reduce)(lam_group *g, const void *x, void *y, int64_t n, lam_dtype t);
   lam_status (*all_gather)(lam_group *g, const lam_parts *p, const void *mine, void *whole);
   lam_status (*reduce_scatter)(lam_group *g, const lam_parts *p, const void *whole, void *mine);
-  lam_status (*broadcast)(lam_group *g, const void *x, void *y, uint64_t bytes, int root); /* optional */
-  lam_status (*reduce)(lam_group *g, const void *x, void *y, int64_t n, lam_dtype t, int root); /* optional; y on root only */
-  /* optional: partial sums in memory the peers can read; else scratch + all_reduce */
+  /* optional; reduce's y on root only */
+  lam_status (*broadcast)(lam_group *g, const void *x, void *y, uint64_t bytes, int root);
+  lam_status (*reduce)(lam_group *g, const void *x, void *y, int64_t n, lam_dtype t, int root);
+  /* optional: partial sums in memory the peers can read; else scratch + all_reduce. start: part
+   * and all fields are written; does not wait. finish: writes y; in the order they started. */
   lam_status (*partial)(lam_group *g, int64_t rows, int64_t cols, lam_sum *s);
-  lam_status (*sum_start)(lam_group *g, lam_sum *s);   /* part is written; does not wait */
-  lam_status (*sum_finish)(lam_group *g, lam_sum *s);  /* y is written; sums finish in the order they started */
+  lam_status (*sum_start)(lam_group *g, lam_sum *s);
+  lam_status (*sum_finish)(lam_group *g, lam_sum *s);
   /* host calls: ordered per (peer, direction, kind) */
   lam_status (*send)(lam_group *g, int peer, int kind, const lam_wire *header, const void *data);
   lam_status (*recv)(lam_group *g, int peer, int kind, lam_wire *header, void *data, uint64_t room);
-  /* channels of pipelines: a ring of `depth` slots of `bytes`, opened by both ends with the same key */
-  lam_status (*channel_open)(lam_group *g, int peer, bool sender, uint64_t key, int depth, uint64_t bytes, lam_channel **out);
-  lam_status (*channel_acquire)(lam_channel *c, void **out_slot);            /* sender: a free slot; waits for credit */
-  lam_status (*channel_push)(lam_channel *c, const lam_wire *header);        /* sender: the acquired slot is full */
-  lam_status (*channel_pull)(lam_channel *c, lam_wire *out_header, const void **out_data); /* receiver: next message; waits */
-  lam_status (*channel_release)(lam_channel *c);                             /* receiver: oldest pulled message is free */
+  /* channels of pipelines: a ring of `depth` slots of `bytes`, opened by both ends with one key.
+   * Sender: acquire waits for a free slot, push sends it. Receiver: pull waits for the next
+   * message, release frees the oldest pulled one. Opening waits for nobody. */
+  lam_status (*channel_open)(lam_group *g, int peer, bool sender, uint64_t key, int depth,
+                             uint64_t bytes, lam_channel **out);
+  lam_status (*channel_acquire)(lam_channel *c, void **out_slot);
+  lam_status (*channel_push)(lam_channel *c, const lam_wire *header);
+  lam_status (*channel_pull)(lam_channel *c, lam_wire *out_header, const void **out_data);
+  lam_status (*channel_release)(lam_channel *c);
   void (*channel_close)(lam_channel *c);
   const char *(*path)(const lam_group *g, uint32_t op, uint64_t bytes);
 };
 extern const lam_engine lam_engine_shm, lam_engine_callback;
 
-lam_status lam_group_find(int64_t handle, lam_group **out); /* a `group` attribute; with ranks as threads, this thread's */
+/* A `group` attribute; with ranks as threads, this thread's. */
+lam_status lam_group_find(int64_t handle, lam_group **out);
 
-/* The wrappers operators call: each announces (op), runs, and on failure poisons and keeps the message on the group.
- * size 1 is a local copy and costs nothing else. */
-lam_status lam_group_all_reduce(lam_group *g, const lam_comm_op *op, const void *x, void *y, int64_t n, lam_dtype t);
-lam_status lam_group_all_gather(lam_group *g, const lam_comm_op *op, const lam_parts *p, const void *mine, void *whole);
-lam_status lam_group_reduce_scatter(lam_group *g, const lam_comm_op *op, const lam_parts *p, const void *whole, void *mine);
-lam_status lam_group_broadcast(lam_group *g, const lam_comm_op *op, const void *x, void *y, uint64_t bytes, int root);
-lam_status lam_group_reduce(lam_group *g, const lam_comm_op *op, const void *x, void *y, int64_t n, lam_dtype t, int root);
-lam_status lam_group_begin_sums(lam_group *g, const lam_comm_op *op); /* then partial / start / finish, any number of chunks */
+/* The wrappers operators call: each announces (op), runs, and on failure poisons and keeps the
+ * message on the group. size 1 is a local copy and costs nothing else. */
+lam_status lam_group_all_reduce(lam_group *g, const lam_comm_op *op, const void *x, void *y,
+                                int64_t n, lam_dtype t);
+lam_status lam_group_all_gather(lam_group *g, const lam_comm_op *op, const lam_parts *p,
+                                const void *mine, void *whole);
+lam_status lam_group_reduce_scatter(lam_group *g, const lam_comm_op *op, const lam_parts *p,
+                                    const void *whole, void *mine);
+lam_status lam_group_broadcast(lam_group *g, const lam_comm_op *op, const void *x, void *y,
+                               uint64_t bytes, int root);
+lam_status lam_group_reduce(lam_group *g, const lam_comm_op *op, const void *x, void *y, int64_t n,
+                            lam_dtype t, int root);
+/* then partial, start, finish for any number of chunks */
+lam_status lam_group_begin_sums(lam_group *g, const lam_comm_op *op);
 lam_status lam_group_partial(lam_group *g, int64_t rows, int64_t cols, lam_sum *s);
 lam_status lam_group_sum_start(lam_group *g, lam_sum *s);
 lam_status lam_group_sum_finish(lam_group *g, lam_sum *s);
-lam_status lam_group_send(lam_group *g, int peer, int kind, const lam_wire *header, const void *data);
-lam_status lam_group_recv(lam_group *g, int peer, int kind, lam_wire *header, void *data, uint64_t room);
-lam_status lam_channel_open(lam_group *g, int peer, bool sender, uint64_t key, int depth, uint64_t bytes, lam_channel **out);
+lam_status lam_group_send(lam_group *g, int peer, int kind, const lam_wire *header,
+                          const void *data);
+lam_status lam_group_recv(lam_group *g, int peer, int kind, lam_wire *header, void *data,
+                          uint64_t room);
+lam_status lam_channel_open(lam_group *g, int peer, bool sender, uint64_t key, int depth,
+                            uint64_t bytes, lam_channel **out);
 lam_status lam_channel_acquire(lam_channel *c, void **out_slot);
 lam_status lam_channel_push(lam_channel *c, const lam_wire *header);
 lam_status lam_channel_pull(lam_channel *c, lam_wire *out_header, const void **out_data);

@@ -1,8 +1,9 @@
 /* handles.c: the process-wide table behind group handles: open groups and nothing else.
  *
- * Invariant: a handle is made from the world's number, so it is equal on all ranks and never comes twice; a closed group's handle
- * finds nothing. Where ranks are threads of one process, a handle finds the group that the calling thread opened.
- * Finding the group that this thread found last takes no lock. Leaves the groups' lives to group.c. */
+ * Invariant: a handle is made from the world's number, so it is equal on all ranks and never
+ * comes twice; a closed group's handle finds nothing. Where ranks are threads of one process, a
+ * handle finds the group that the calling thread opened. Finding the group that this thread
+ * found last takes no lock. Leaves the groups' lives to group.c. */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -16,9 +17,9 @@ typedef struct entry {
 } entry;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static entry *entries;              /* these three under `lock` */
+static entry *entries; /* these three under `lock` */
 static int n_entries, room;
-static _Atomic uint64_t version;    /* of the table: a thread's last find is good while it stays */
+static _Atomic uint64_t version; /* of the table: a thread's last find is good while it stays */
 
 static _Thread_local struct {
   uint64_t version;
@@ -50,8 +51,10 @@ lam_status lam_group_register(lam_group *g) {
   pthread_mutex_lock(&lock);
   if (n_entries == room) {
     entry *more = realloc(entries, (size_t)(room ? 2 * room : 16) * sizeof *more);
-    if (more) entries = more, room = room ? 2 * room : 16;
-    else status = lam_fail(LAM_RESOURCE_EXHAUSTED, "group: no memory");
+    if (more)
+      entries = more, room = room ? 2 * room : 16;
+    else
+      status = lam_fail(LAM_RESOURCE_EXHAUSTED, "group: no memory");
   }
   if (status == LAM_OK) entries[n_entries++] = (entry){g->handle, this_thread(), g};
   atomic_fetch_add(&version, 1);
@@ -88,13 +91,16 @@ static lam_status look_up(int64_t handle, lam_group **out) {
   *out = n == 1 ? any : ours;
   if (*out) return LAM_OK;
   if (n > 1)
-    return lam_fail(LAM_FAILED_PRECONDITION, "group: %d ranks of group %lld are threads of this process, and this thread is none",
-                    n, (long long)handle);
+    return lam_fail(
+        LAM_FAILED_PRECONDITION,
+        "group: %d ranks of group %lld are threads of this process, and this thread is none", n,
+        (long long)handle);
   return lam_fail(LAM_NOT_FOUND, "group: no open group has the handle %lld", (long long)handle);
 }
 
 lam_status lam_group_find(int64_t handle, lam_group **out) {
-  if (last.group && last.handle == handle && last.version == atomic_load_explicit(&version, memory_order_acquire)) {
+  if (last.group && last.handle == handle &&
+      last.version == atomic_load_explicit(&version, memory_order_acquire)) {
     *out = last.group;
     return LAM_OK;
   }

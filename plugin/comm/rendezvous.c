@@ -1,9 +1,11 @@
-/* rendezvous.c: how the ranks of a group meet on one machine: rank 0 listens on an abstract Unix socket named by the id, the
- * others show their cards (192 bytes and two fds), and each gets everyone else's.
+/* rendezvous.c: how the ranks of a group meet on one machine: rank 0 listens on an abstract Unix
+ * socket named by the id, the others show their cards (192 bytes and two fds), and each gets
+ * everyone else's.
  *
- * Invariant: a card is passed on only after its bearer's user id and secret were checked; every message is 256 bytes, and a
- * connection that does not speak in time is dropped without holding up the others. The socket has no file and ends with rank 0.
- * What a stranger does (wrong user, wrong secret, silence) costs only its own connection; a member that contradicts the others
+ * Invariant: a card is passed on only after its bearer's user id and secret were checked; every
+ * message is 256 bytes, and a connection that does not speak in time is dropped without holding
+ * up the others. The socket has no file and ends with rank 0. What a stranger does (wrong user,
+ * wrong secret, silence) costs only its own connection; a member that contradicts the others
  * (size, a rank claimed twice) ends the meeting for all with one text.
  * Leaves what a card says to the engine. */
 #include <errno.h>
@@ -20,8 +22,8 @@
 
 #define MAGIC 0x314d414cu /* "LAM1": also the protocol's version */
 #define SECRET_BYTES 24
-#define SPEAK_MS 5000     /* from accept to a whole hello */
-#define LINGER_MS 500     /* after a failure: for members who are on their way */
+#define SPEAK_MS 5000 /* from accept to a whole hello */
+#define LINGER_MS 500 /* after a failure: for members who are on their way */
 #define GRACE_MS 1000
 #define SLICE_MS 20
 
@@ -39,11 +41,11 @@ typedef struct note {
 } note;
 _Static_assert(sizeof(note) == 256, "fixed size on the wire");
 
-/* ---- Ids ---------------------------------------------------------------------------------------------------------- */
+/* ---- Ids ------------------------------------------------------------------------------------- */
 
 typedef struct id_layout {
-  uint32_t magic, transport;          /* 1: Unix socket, one machine */
-  uint8_t nonce[8];                   /* names the socket: everyone may know it */
+  uint32_t magic, transport; /* 1: Unix socket, one machine */
+  uint8_t nonce[8];          /* names the socket: everyone may know it */
   uint8_t secret[SECRET_BYTES];
   uint8_t zero[88];
 } id_layout;
@@ -61,7 +63,8 @@ lam_status lam_group_id_create(lam_group_id *out_id) {
   if (!out_id) return lam_fail(LAM_INVALID_ARGUMENT, "lam_group_id_create: out_id is NULL");
   memset(out_id, 0, sizeof *out_id);
   if (getrandom(secret, sizeof secret, 0) != (ssize_t)sizeof secret)
-    return lam_fail(LAM_UNAVAILABLE, "lam_group_id_create: the system gives no random bytes: %s", strerror(errno));
+    return lam_fail(LAM_UNAVAILABLE, "lam_group_id_create: the system gives no random bytes: %s",
+                    strerror(errno));
   lam_group_id_derive(secret, out_id);
   return LAM_OK;
 }
@@ -69,17 +72,21 @@ lam_status lam_group_id_create(lam_group_id *out_id) {
 static lam_status id_open(const lam_group_id *id, id_layout *out) {
   memcpy(out, id, sizeof *out);
   if (out->magic == MAGIC && out->transport == 1) return LAM_OK;
-  return lam_fail(LAM_INVALID_ARGUMENT, "id: not one that lam_group_id_create made (its first word is 0x%08x)", out->magic);
+  return lam_fail(LAM_INVALID_ARGUMENT,
+                  "id: not one that lam_group_id_create made (its first word is 0x%08x)",
+                  out->magic);
 }
 
 static socklen_t socket_name(const id_layout *id, struct sockaddr_un *a) {
   *a = (struct sockaddr_un){.sun_family = AF_UNIX};
-  int n = snprintf(a->sun_path + 1, sizeof a->sun_path - 1, "lamella-"); /* a leading NUL: no file */
-  for (size_t i = 0; i < sizeof id->nonce; i++) n += snprintf(a->sun_path + 1 + n, 3, "%02x", id->nonce[i]);
+  int n =
+      snprintf(a->sun_path + 1, sizeof a->sun_path - 1, "lamella-"); /* a leading NUL: no file */
+  for (size_t i = 0; i < sizeof id->nonce; i++)
+    n += snprintf(a->sun_path + 1 + n, 3, "%02x", id->nonce[i]);
   return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)n);
 }
 
-/* ---- Messages ----------------------------------------------------------------------------------------------------- */
+/* ---- Messages -------------------------------------------------------------------------------- */
 
 /* 1 sent, 0 try again, -1 the other side is gone. */
 static int note_send(int sock, const note *m, const int *fds, int n_fds) {
@@ -110,8 +117,10 @@ static void take_fds(struct msghdr *msg, int fds[LAM_CARD_FDS]) {
     for (size_t at = CMSG_LEN(0); at + sizeof(int) <= c->cmsg_len; at += sizeof(int)) {
       int fd = -1;
       memcpy(&fd, (char *)c + at, sizeof fd);
-      if (n < LAM_CARD_FDS) fds[n++] = fd;
-      else close(fd);
+      if (n < LAM_CARD_FDS)
+        fds[n++] = fd;
+      else
+        close(fd);
     }
   }
 }
@@ -130,12 +139,14 @@ static int note_recv(int sock, note *m, int fds[LAM_CARD_FDS]) {
     char bytes[CMSG_SPACE(sizeof(int) * LAM_CARD_FDS)];
   } control;
   struct iovec part = {m, sizeof *m};
-  struct msghdr msg = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+  struct msghdr msg = {
+      .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
   fds[0] = fds[1] = -1;
   const ssize_t n = recvmsg(sock, &msg, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
   if (n < 0) return errno == EAGAIN || errno == EINTR ? 0 : -1;
   take_fds(&msg, fds);
-  if (n == (ssize_t)sizeof *m && !(msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) && m->magic == MAGIC) return 1;
+  if (n == (ssize_t)sizeof *m && !(msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) && m->magic == MAGIC)
+    return 1;
   drop_fds(fds);
   return -1;
 }
@@ -155,7 +166,7 @@ static bool same_secret(const unsigned char *a, const unsigned char *b) {
   return differ == 0;
 }
 
-/* ---- What both sides need ------------------------------------------------------------------------------------------ */
+/* ---- What both sides need -------------------------------------------------------------------- */
 
 typedef struct meeting {
   lam_context *ctx;
@@ -167,13 +178,14 @@ typedef struct meeting {
 } meeting;
 
 static lam_status still_time(const meeting *m, const char *what) {
-  if (lam_context_should_stop(m->ctx)) return lam_fail(LAM_INTERRUPTED, "meeting: the host asked to stop");
+  if (lam_context_should_stop(m->ctx))
+    return lam_fail(LAM_INTERRUPTED, "meeting: the host asked to stop");
   if (lam_clock_ns() < m->deadline) return LAM_OK;
-  return lam_fail(LAM_PEER_STALLED, "meeting: rank %d of %d waited %u ms for %s", m->desc->rank, m->desc->size,
-                  m->desc->first_deadline_ms, what);
+  return lam_fail(LAM_PEER_STALLED, "meeting: rank %d of %d waited %u ms for %s", m->desc->rank,
+                  m->desc->size, m->desc->first_deadline_ms, what);
 }
 
-/* ---- Rank 0 --------------------------------------------------------------------------------------------------------- */
+/* ---- Rank 0 ---------------------------------------------------------------------------------- */
 
 #define STRANGERS 32
 typedef struct guest {
@@ -185,7 +197,7 @@ typedef struct guest {
 typedef struct host {
   meeting *m;
   int sock, n_guests, n_come, n_refused;
-  guest *guests;    /* [n_guests] */
+  guest *guests; /* [n_guests] */
 } host;
 
 static lam_status host_open(const meeting *m, int *out_sock) {
@@ -198,7 +210,8 @@ static lam_status host_open(const meeting *m, int *out_sock) {
   }
   const lam_status status =
       errno == EADDRINUSE
-          ? lam_fail(LAM_MISMATCH, "meeting: two ranks claim rank 0, or two groups use one id at the same time")
+          ? lam_fail(LAM_MISMATCH,
+                     "meeting: two ranks claim rank 0, or two groups use one id at the same time")
           : lam_fail(LAM_UNAVAILABLE, "meeting: socket %s: %s", name.sun_path + 1, strerror(errno));
   if (sock >= 0) close(sock);
   return status;
@@ -235,21 +248,28 @@ static void host_accept(host *h) {
 static lam_status check_hello(const host *h, const note *hello) {
   const int size = h->m->desc->size;
   if (hello->size != size)
-    return lam_fail(LAM_MISMATCH, "meeting: rank %d was given size %d, rank 0 size %d", hello->rank, hello->size, size);
+    return lam_fail(LAM_MISMATCH, "meeting: rank %d was given size %d, rank 0 size %d", hello->rank,
+                    hello->size, size);
   if (hello->rank <= 0 || hello->rank >= size)
-    return lam_fail(LAM_MISMATCH, "meeting: a peer claims rank %d, expected 1 to %d", hello->rank, size - 1);
+    return lam_fail(LAM_MISMATCH, "meeting: a peer claims rank %d, expected 1 to %d", hello->rank,
+                    size - 1);
   for (int i = 0; i < h->n_guests; i++)
-    if (h->guests[i].rank == hello->rank) return lam_fail(LAM_MISMATCH, "meeting: two peers claim rank %d", hello->rank);
+    if (h->guests[i].rank == hello->rank)
+      return lam_fail(LAM_MISMATCH, "meeting: two peers claim rank %d", hello->rank);
   return LAM_OK;
 }
 
-/* Takes a hello from a connection that has not spoken yet; false: not yet, or it was no member's and was dropped. */
+/* Takes a hello from a connection that has not spoken yet; false: not yet, or it was no member's
+ * and was dropped. */
 static bool guest_introduce(const host *h, guest *g, note *hello, int fds[LAM_CARD_FDS]) {
   const int got = note_recv(g->sock, hello, fds);
-  if (got > 0 && hello->kind == KIND_HELLO && same_secret(hello->secret, h->m->id.secret)) return true;
+  if (got > 0 && hello->kind == KIND_HELLO && same_secret(hello->secret, h->m->id.secret))
+    return true;
   if (got > 0) drop_fds(fds);
-  if (got > 0 && hello->kind == KIND_HELLO) guest_refuse(g, LAM_INVALID_ARGUMENT, "meeting: the id's secret is not rank 0's");
-  else if (got != 0) guest_drop(g);
+  if (got > 0 && hello->kind == KIND_HELLO)
+    guest_refuse(g, LAM_INVALID_ARGUMENT, "meeting: the id's secret is not rank 0's");
+  else if (got != 0)
+    guest_drop(g);
   return false;
 }
 
@@ -297,7 +317,8 @@ static void name_missing(const host *h, char *text, size_t room) {
 static void host_wait(host *h) {
   struct pollfd polls[1 + LAM_GROUP_RANKS + STRANGERS];
   polls[0] = (struct pollfd){.fd = h->sock, .events = POLLIN};
-  for (int i = 0; i < h->n_guests; i++) polls[1 + i] = (struct pollfd){.fd = h->guests[i].sock, .events = POLLIN};
+  for (int i = 0; i < h->n_guests; i++)
+    polls[1 + i] = (struct pollfd){.fd = h->guests[i].sock, .events = POLLIN};
   (void)poll(polls, (nfds_t)(1 + h->n_guests), SLICE_MS);
   if (polls[0].revents) host_accept(h);
 }
@@ -317,7 +338,8 @@ static lam_status host_gather(host *h) {
   return LAM_OK;
 }
 
-/* The text goes to all members, also those who are just coming, so that all end with the same one. */
+/* The text goes to all members, also those who are just coming, so that all end with the same
+ * one. */
 static lam_status host_refuse_all(host *h, lam_status status) {
   char text[LAM_MESSAGE_BYTES];
   const int64_t until = lam_clock_ns() + LINGER_MS * 1000000ll;
@@ -325,7 +347,8 @@ static lam_status host_refuse_all(host *h, lam_status status) {
   snprintf(text, sizeof text, "%s", lam_last_error());
   for (int i = 0; i < h->n_guests; i++)
     if (h->guests[i].rank >= 0) guest_refuse(&h->guests[i], status, text), told++;
-  while (status == LAM_MISMATCH && told + h->n_refused < h->m->desc->size - 1 && lam_clock_ns() < until) {
+  while (status == LAM_MISMATCH && told + h->n_refused < h->m->desc->size - 1 &&
+         lam_clock_ns() < until) {
     host_wait(h);
     for (int i = 0; i < h->n_guests; i++) {
       note hello;
@@ -340,12 +363,14 @@ static lam_status host_refuse_all(host *h, lam_status status) {
 }
 
 static lam_status send_card(const host *h, const guest *g, int rank) {
-  note m = {.magic = MAGIC, .kind = KIND_CARD, .rank = rank, .size = h->m->desc->size, .tag = h->m->tag};
+  note m = {
+      .magic = MAGIC, .kind = KIND_CARD, .rank = rank, .size = h->m->desc->size, .tag = h->m->tag};
   memcpy(m.data, h->m->cards[rank].data, LAM_CARD_BYTES);
   for (;;) {
     const int sent = note_send(g->sock, &m, h->m->cards[rank].fds, LAM_CARD_FDS);
     if (sent > 0) return LAM_OK;
-    if (sent < 0) return lam_fail(LAM_PEER_DEAD, "meeting: rank %d ended before all had come", g->rank);
+    if (sent < 0)
+      return lam_fail(LAM_PEER_DEAD, "meeting: rank %d ended before all had come", g->rank);
     LAM_TRY(still_time(h->m, "a peer to take its cards"));
     usleep(1000);
   }
@@ -368,7 +393,8 @@ static lam_status host_run(meeting *m) {
     return lam_fail(LAM_RESOURCE_EXHAUSTED, "meeting: no memory");
   }
   for (int i = 0; i < h.n_guests; i++) h.guests[i] = (guest){-1, -1, 0};
-  if (getrandom(&m->tag, sizeof m->tag, 0) != (ssize_t)sizeof m->tag) m->tag = (uint64_t)lam_clock_ns();
+  if (getrandom(&m->tag, sizeof m->tag, 0) != (ssize_t)sizeof m->tag)
+    m->tag = (uint64_t)lam_clock_ns();
   status = host_gather(&h);
   if (status == LAM_OK) status = host_tell(&h);
   if (status != LAM_OK) (void)host_refuse_all(&h, status);
@@ -379,7 +405,7 @@ static lam_status host_run(meeting *m) {
   return status;
 }
 
-/* ---- The others ----------------------------------------------------------------------------------------------------- */
+/* ---- The others ------------------------------------------------------------------------------ */
 
 /* Rank 0 may not be there yet. */
 static lam_status guest_connect(const meeting *m, int *out_sock) {
@@ -388,11 +414,13 @@ static lam_status guest_connect(const meeting *m, int *out_sock) {
   const socklen_t bytes = socket_name(&m->id, &name);
   const int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (sock < 0) return lam_fail(LAM_UNAVAILABLE, "meeting: socket: %s", strerror(errno));
-  for (useconds_t pause = 500; connect(sock, (struct sockaddr *)&name, bytes) != 0; pause += pause < 20000 ? pause : 0) {
+  for (useconds_t pause = 500; connect(sock, (struct sockaddr *)&name, bytes) != 0;
+       pause += pause < 20000 ? pause : 0) {
     const int error = errno;
     lam_status status = still_time(m, "rank 0");
     if (status == LAM_OK && error != ECONNREFUSED && error != EAGAIN && error != EINTR)
-      status = lam_fail(LAM_UNAVAILABLE, "meeting: socket %s: %s", name.sun_path + 1, strerror(error));
+      status =
+          lam_fail(LAM_UNAVAILABLE, "meeting: socket %s: %s", name.sun_path + 1, strerror(error));
     if (status != LAM_OK) {
       close(sock);
       return status;
@@ -402,8 +430,8 @@ static lam_status guest_connect(const meeting *m, int *out_sock) {
   *out_sock = sock;
   if (same_user(sock, &uid)) return LAM_OK;
   close(sock);
-  return lam_fail(LAM_FAILED_PRECONDITION, "meeting: socket %s belongs to user %u, expected %u", name.sun_path + 1, uid,
-                  (unsigned)geteuid());
+  return lam_fail(LAM_FAILED_PRECONDITION, "meeting: socket %s belongs to user %u, expected %u",
+                  name.sun_path + 1, uid, (unsigned)geteuid());
 }
 
 static lam_status next_card(meeting *m, int sock) {
@@ -416,14 +444,16 @@ static lam_status next_card(meeting *m, int sock) {
     (void)poll(&ready, 1, SLICE_MS);
   }
   if (got < 0) return lam_fail(LAM_PEER_DEAD, "meeting: rank 0 ended before all had come");
-  if (card.kind == KIND_CARD && card.rank >= 0 && card.rank < m->desc->size && card.rank != m->desc->rank) {
+  if (card.kind == KIND_CARD && card.rank >= 0 && card.rank < m->desc->size &&
+      card.rank != m->desc->rank) {
     memcpy(m->cards[card.rank].data, card.data, LAM_CARD_BYTES);
     memcpy(m->cards[card.rank].fds, fds, sizeof fds);
     m->tag = card.tag;
     return LAM_OK;
   }
   drop_fds(fds);
-  if (card.kind != KIND_REFUSED || card.status == LAM_OK) return lam_fail(LAM_INTERNAL, "meeting: rank 0 sent what is no card");
+  if (card.kind != KIND_REFUSED || card.status == LAM_OK)
+    return lam_fail(LAM_INTERNAL, "meeting: rank 0 sent what is no card");
   return lam_fail(card.status, "%.*s", LAM_CARD_BYTES, (const char *)card.data);
 }
 
@@ -434,8 +464,10 @@ static lam_status guest_run(meeting *m) {
   if (status != LAM_OK) return status;
   memcpy(hello.secret, m->id.secret, SECRET_BYTES);
   memcpy(hello.data, m->cards[m->desc->rank].data, LAM_CARD_BYTES);
-  m->deadline = lam_clock_ns() + (m->desc->first_deadline_ms + GRACE_MS) * 1000000ll; /* rank 0 says first who is missing */
-  while (status == LAM_OK && (sent = note_send(sock, &hello, m->cards[m->desc->rank].fds, LAM_CARD_FDS)) == 0) {
+  m->deadline = lam_clock_ns() + (m->desc->first_deadline_ms + GRACE_MS) *
+                                     1000000ll; /* rank 0 says first who is missing */
+  while (status == LAM_OK &&
+         (sent = note_send(sock, &hello, m->cards[m->desc->rank].fds, LAM_CARD_FDS)) == 0) {
     status = still_time(m, "rank 0 to listen");
     usleep(1000);
   }
@@ -445,7 +477,8 @@ static lam_status guest_run(meeting *m) {
   return status;
 }
 
-lam_status lam_rendezvous(lam_context *ctx, const lam_group_desc *desc, lam_card *cards, uint64_t *out_tag) {
+lam_status lam_rendezvous(lam_context *ctx, const lam_group_desc *desc, lam_card *cards,
+                          uint64_t *out_tag) {
   meeting m = {.ctx = ctx, .desc = desc, .cards = cards};
   m.deadline = lam_clock_ns() + (int64_t)desc->first_deadline_ms * 1000000;
   LAM_TRY(id_open(&desc->id, &m.id));

@@ -1,5 +1,6 @@
-/* comm_bench.c: collectives and transfers of the shm engine between two processes, each pinned to its own CPU, and memcpy of
- * the same buffers for comparison. Prints `name/bytes median us spread` per case; argv[1] keeps the names that contain it.
+/* comm_bench.c: collectives and transfers of the shm engine between two processes, each pinned
+ * to its own CPU, and memcpy of the same buffers for comparison. Prints `name/bytes median us
+ * spread` per case; argv[1] keeps the names that contain it.
  * Leaves how to measure to comm_bench.h. */
 #include "tests/bench/comm_bench.h"
 
@@ -23,31 +24,39 @@ static void must(lam_status status, const char *what) {
 
 static void all_reduce(void *user, int64_t bytes, int calls) {
   const bench *b = user;
-  const lam_comm_op op = {.op = LAM_OP_all_reduce, .dtype = LAM_F32, .ndim = 1, .dims = {bytes / 4}};
-  for (int i = 0; i < calls; i++) must(lam_group_all_reduce(b->g, &op, b->x, b->y, bytes / 4, LAM_F32), "all_reduce");
+  const lam_comm_op op = {
+      .op = LAM_OP_all_reduce, .dtype = LAM_F32, .ndim = 1, .dims = {bytes / 4}};
+  for (int i = 0; i < calls; i++)
+    must(lam_group_all_reduce(b->g, &op, b->x, b->y, bytes / 4, LAM_F32), "all_reduce");
 }
 
 static void all_reduce_bf16(void *user, int64_t bytes, int calls) {
   const bench *b = user;
-  const lam_comm_op op = {.op = LAM_OP_all_reduce, .dtype = LAM_BF16, .ndim = 1, .dims = {bytes / 2}};
-  for (int i = 0; i < calls; i++) must(lam_group_all_reduce(b->g, &op, b->x, b->y, bytes / 2, LAM_BF16), "all_reduce");
+  const lam_comm_op op = {
+      .op = LAM_OP_all_reduce, .dtype = LAM_BF16, .ndim = 1, .dims = {bytes / 2}};
+  for (int i = 0; i < calls; i++)
+    must(lam_group_all_reduce(b->g, &op, b->x, b->y, bytes / 2, LAM_BF16), "all_reduce");
 }
 
 /* `bytes` is the whole operand's. */
 static void all_gather(void *user, int64_t bytes, int calls) {
   const bench *b = user;
   const int64_t first[] = {0, bytes / 8, bytes / 4};
-  const lam_comm_op op = {.op = LAM_OP_all_gather, .dtype = LAM_F32, .ndim = 1, .dims = {bytes / 4}};
+  const lam_comm_op op = {
+      .op = LAM_OP_all_gather, .dtype = LAM_F32, .ndim = 1, .dims = {bytes / 4}};
   const lam_parts parts = {.outer = 1, .inner = 1, .first = first, .dtype = LAM_F32};
-  for (int i = 0; i < calls; i++) must(lam_group_all_gather(b->g, &op, &parts, b->x, b->y), "all_gather");
+  for (int i = 0; i < calls; i++)
+    must(lam_group_all_gather(b->g, &op, &parts, b->x, b->y), "all_gather");
 }
 
 static void reduce_scatter(void *user, int64_t bytes, int calls) {
   const bench *b = user;
   const int64_t first[] = {0, bytes / 8, bytes / 4};
-  const lam_comm_op op = {.op = LAM_OP_reduce_scatter, .dtype = LAM_F32, .ndim = 1, .dims = {bytes / 4}};
+  const lam_comm_op op = {
+      .op = LAM_OP_reduce_scatter, .dtype = LAM_F32, .ndim = 1, .dims = {bytes / 4}};
   const lam_parts parts = {.outer = 1, .inner = 1, .first = first, .dtype = LAM_F32};
-  for (int i = 0; i < calls; i++) must(lam_group_reduce_scatter(b->g, &op, &parts, b->x, b->y), "reduce_scatter");
+  for (int i = 0; i < calls; i++)
+    must(lam_group_reduce_scatter(b->g, &op, &parts, b->x, b->y), "reduce_scatter");
 }
 
 /* A stream of messages one way, then a byte back. */
@@ -57,9 +66,13 @@ static void one_way(void *user, int64_t bytes, int calls) {
   unsigned char done = 0;
   const int me = b->g->rank;
   for (int i = 0; i < calls; i++)
-    must(me == 0 ? lam_group_send(b->g, 1, 0, &header, b->x) : lam_group_recv(b->g, 0, 0, &header, b->y, MOST_BYTES), "one_way");
+    must(me == 0 ? lam_group_send(b->g, 1, 0, &header, b->x)
+                 : lam_group_recv(b->g, 0, 0, &header, b->y, MOST_BYTES),
+         "one_way");
   header.bytes = 1;
-  must(me == 1 ? lam_group_send(b->g, 0, 0, &header, &done) : lam_group_recv(b->g, 1, 0, &header, &done, 1), "one_way");
+  must(me == 1 ? lam_group_send(b->g, 0, 0, &header, &done)
+               : lam_group_recv(b->g, 1, 0, &header, &done, 1),
+       "one_way");
 }
 
 static void copy(void *user, int64_t bytes, int calls) {

@@ -1,8 +1,11 @@
-/* comm_bench.h: how comm_bench.c (Lamella) and comm_bench_mpi.c (Open MPI) measure, so that both measure alike.
+/* comm_bench.h: how comm_bench.c (Lamella) and comm_bench_mpi.c (Open MPI) measure, so that both
+ * measure alike.
  *
- * Two ranks, each pinned to its own CPU, do `calls` calls in a row, SAMPLES times; a sample is the mean time of a call. Printed
- * per case: `name/bytes median us spread` (half of what lies between the quartiles, over the median).
- * Invariant: the same sizes, buffers and numbers of calls on both sides. Leaves the calls to the two programs. */
+ * Two ranks, each pinned to its own CPU, do `calls` calls in a row, SAMPLES times; a sample is
+ * the mean time of a call. Printed per case: `name/bytes median us spread` (half of what lies
+ * between the quartiles, over the median).
+ * Invariant: the same sizes, buffers and numbers of calls on both sides. Leaves the calls to the
+ * two programs. */
 #ifndef LAMELLA_TESTS_BENCH_COMM_BENCH_H_
 #define LAMELLA_TESTS_BENCH_COMM_BENCH_H_
 
@@ -13,9 +16,13 @@
 
 enum { SAMPLES = 21, WARM_SAMPLES = 3 };
 
-static const int64_t reduce_sizes[] = {64, 256, 1 << 10, 2 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20};
+static const int64_t reduce_sizes[] = {64,       256,       1 << 10, 2 << 10, 4 << 10, 16 << 10,
+                                       64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20};
 static const int64_t transfer_sizes[] = {64, 4 << 10, 64 << 10, 1 << 20, 16 << 20};
-enum { N_REDUCE = sizeof reduce_sizes / sizeof *reduce_sizes, N_TRANSFER = sizeof transfer_sizes / sizeof *transfer_sizes };
+enum {
+  N_REDUCE = sizeof reduce_sizes / sizeof *reduce_sizes,
+  N_TRANSFER = sizeof transfer_sizes / sizeof *transfer_sizes
+};
 #define MOST_BYTES (16 << 20)
 
 static inline double now_us(void) {
@@ -36,7 +43,8 @@ static int by_value(const void *a, const void *b) {
 }
 
 /* One case on this rank: run(user, bytes, calls) does the calls. Rank 0 prints. */
-static inline void measure(const char *name, int64_t bytes, int rank, void (*run)(void *user, int64_t bytes, int calls), void *user) {
+static inline void measure(const char *name, int64_t bytes, int rank,
+                           void (*run)(void *user, int64_t bytes, int calls), void *user) {
   double samples[SAMPLES];
   const int calls = calls_for(bytes);
   for (int i = -WARM_SAMPLES; i < SAMPLES; i++) {
@@ -45,15 +53,18 @@ static inline void measure(const char *name, int64_t bytes, int rank, void (*run
     if (i >= 0) samples[i] = (now_us() - start) / calls;
   }
   qsort(samples, SAMPLES, sizeof *samples, by_value);
-  const double median = samples[SAMPLES / 2], spread = (samples[SAMPLES * 3 / 4] - samples[SAMPLES / 4]) / 2 / median;
-  if (rank == 0) printf("%s/%lld %.4f us %.3f\n", name, (long long)bytes, median, spread), fflush(stdout);
+  const double median = samples[SAMPLES / 2],
+               spread = (samples[SAMPLES * 3 / 4] - samples[SAMPLES / 4]) / 2 / median;
+  if (rank == 0)
+    printf("%s/%lld %.4f us %.3f\n", name, (long long)bytes, median, spread), fflush(stdout);
 }
 
 /* Random values: what is all zeros may be cheaper. */
 static inline float *fresh_floats(int rank) {
   float *x = aligned_alloc(4096, MOST_BYTES);
   if (!x) abort();
-  for (int64_t i = 0; i < MOST_BYTES / 4; i++) x[i] = (float)((uint32_t)(i + rank) * 2654435761u >> 8) * 0x1p-24f;
+  for (int64_t i = 0; i < MOST_BYTES / 4; i++)
+    x[i] = (float)((uint32_t)(i + rank) * 2654435761u >> 8) * 0x1p-24f;
   return x;
 }
 

@@ -1,4 +1,5 @@
-/* comm_bench_mpi.c: what comm_bench.c measures, over MPI: mpirun --bind-to core -n 2 comm_bench_mpi [filter].
+/* comm_bench_mpi.c: what comm_bench.c measures, over MPI: mpirun --bind-to core -n 2
+ * comm_bench_mpi [filter].
  * Leaves how to measure to comm_bench.h. */
 #include "tests/bench/comm_bench.h"
 
@@ -12,14 +13,16 @@ typedef struct bench {
 
 static void all_reduce(void *user, int64_t bytes, int calls) {
   const bench *b = user;
-  for (int i = 0; i < calls; i++) MPI_Allreduce(b->x, b->y, (int)(bytes / 4), MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD);
+  for (int i = 0; i < calls; i++)
+    MPI_Allreduce(b->x, b->y, (int)(bytes / 4), MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD);
 }
 
 /* `bytes` is the whole operand's. */
 static void all_gather(void *user, int64_t bytes, int calls) {
   const bench *b = user;
   const int n = (int)(bytes / 8);
-  for (int i = 0; i < calls; i++) MPI_Allgather(b->x, n, MPI_FLOAT, b->y, n, MPI_FLOAT, MPI_COMM_WORLD);
+  for (int i = 0; i < calls; i++)
+    MPI_Allgather(b->x, n, MPI_FLOAT, b->y, n, MPI_FLOAT, MPI_COMM_WORLD);
 }
 
 static void reduce_scatter(void *user, int64_t bytes, int calls) {
@@ -33,11 +36,15 @@ static void one_way(void *user, int64_t bytes, int calls) {
   const bench *b = user;
   unsigned char done = 0;
   for (int i = 0; i < calls; i++) {
-    if (b->rank == 0) MPI_Send(b->x, (int)(bytes / 4), MPI_FLOAT, 1, 0, MPI_COMM_WORLD);
-    else MPI_Recv(b->y, (int)(bytes / 4), MPI_FLOAT, 0, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+    if (b->rank == 0)
+      MPI_Send(b->x, (int)(bytes / 4), MPI_FLOAT, 1, 0, MPI_COMM_WORLD);
+    else
+      MPI_Recv(b->y, (int)(bytes / 4), MPI_FLOAT, 0, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
   }
-  if (b->rank == 1) MPI_Send(&done, 1, MPI_BYTE, 0, 0, MPI_COMM_WORLD);
-  else MPI_Recv(&done, 1, MPI_BYTE, 1, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+  if (b->rank == 1)
+    MPI_Send(&done, 1, MPI_BYTE, 0, 0, MPI_COMM_WORLD);
+  else
+    MPI_Recv(&done, 1, MPI_BYTE, 1, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
 }
 
 static void run_sizes(const char *name, const char *filter, bench *b, const int64_t *sizes, int n,

@@ -1,12 +1,14 @@
 /* all_reduce.c: sums over all ranks: all_reduce and reduce.
  *
- * Forms of all_reduce, by size (us for 2 ranks, f32, caches near each other; beside them Open MPI 4.1):
- *   packet     announcement and operand in marked lines (packet.c)          64 B   0.09   0.19
- *   one-shot   every rank copies its operand in and sums all of them        16 KiB 1.8    7.4
- *   two-shot   rank r sums share r of every piece and publishes it, with    1 MiB  61     135     (one-shot in pieces: 122)
- *              one more wait, but 2 operands' worth read instead of p
- * A big operand goes in pieces through the slots, so that filling one overlaps the peers' reading of another.
- * Invariant: element i is summed in rank order 0..p-1 by whoever sums it, so all ranks hold the same bits.
+ * Forms of all_reduce by size, with us for 2 ranks, f32, caches near each other, and Open MPI 4.1:
+ *   packet    announcement and operand in marked lines (packet.c)       64 B    0.09   0.19
+ *   one-shot  every rank copies its operand in and sums all of them     16 KiB  1.8    7.4
+ *   two-shot  rank r sums share r of every piece and publishes it       1 MiB   61     135
+ * Two shots wait once more and read 2 operands' worth instead of p; one-shot, 1 MiB takes 122.
+ * A big operand goes in pieces through the slots, so that filling one overlaps the peers'
+ * reading of another.
+ * Invariant: element i is summed in rank order 0..p-1 by whoever sums it, so all ranks hold the
+ * same bits.
  * Leaves order and waits to steps.c, arithmetic to add.c. */
 #include "plugin/comm/shm/shm.h"
 
@@ -18,12 +20,15 @@ static int64_t piece_length(const shm_pass *p, int64_t piece) {
 static const void *x_at(const shm_pass *p, int64_t element) {
   return (const char *)p->x + element * lam_dtype_bytes(p->dtype);
 }
-static void *y_at(const shm_pass *p, int64_t element) { return (char *)p->y + element * lam_dtype_bytes(p->dtype); }
+static void *y_at(const shm_pass *p, int64_t element) {
+  return (char *)p->y + element * lam_dtype_bytes(p->dtype);
+}
 
-/* ---- One-shot ------------------------------------------------------------------------------------------------------ */
+/* ---- One-shot -------------------------------------------------------------------------------- */
 
 static void fill_all(const shm_pass *p, int64_t piece, unsigned char *own) {
-  lam_shm_fill(p->s->world, own, x_at(p, piece * p->piece), piece_length(p, piece) * lam_dtype_bytes(p->dtype));
+  lam_shm_fill(p->s->world, own, x_at(p, piece * p->piece),
+               piece_length(p, piece) * lam_dtype_bytes(p->dtype));
 }
 
 static void add_all(const shm_pass *p, int64_t piece) {
@@ -34,7 +39,7 @@ static void add_all(const shm_pass *p, int64_t piece) {
   lam_add(p->dtype, parts, s->g->size, piece_length(p, piece), y_at(p, piece * p->piece));
 }
 
-/* ---- Two-shot ------------------------------------------------------------------------------------------------------ */
+/* ---- Two-shot -------------------------------------------------------------------------------- */
 
 /* Share r of a piece: [first, first + n) of its elements, cut at whole cache lines. */
 typedef struct share {
@@ -42,8 +47,10 @@ typedef struct share {
 } share;
 
 static share share_of(const shm_pass *p, int64_t piece, int rank) {
-  const int64_t n = piece_length(p, piece), line = SHM_LINE / lam_dtype_bytes(p->dtype), ranks = p->s->g->size;
-  const int64_t each = (n + ranks * line - 1) / (ranks * line) * line, first = each * rank < n ? each * rank : n;
+  const int64_t n = piece_length(p, piece), ranks = p->s->g->size;
+  const int64_t line = SHM_LINE / lam_dtype_bytes(p->dtype);
+  const int64_t each = (n + ranks * line - 1) / (ranks * line) * line;
+  const int64_t first = each * rank < n ? each * rank : n;
   return (share){first, n - first < each ? n - first : each};
 }
 
@@ -53,7 +60,8 @@ static void fill_others(const shm_pass *p, int64_t piece, unsigned char *own) {
   const share mine = share_of(p, piece, p->s->g->rank);
   const int64_t after = mine.first + mine.n;
   lam_shm_fill(p->s->world, own, x_at(p, piece * p->piece), mine.first * bytes);
-  lam_shm_fill(p->s->world, own + after * bytes, x_at(p, piece * p->piece + after), (n - after) * bytes);
+  lam_shm_fill(p->s->world, own + after * bytes, x_at(p, piece * p->piece + after),
+               (n - after) * bytes);
 }
 
 static void fold_share(const shm_pass *p, int64_t piece) {
@@ -61,7 +69,8 @@ static void fold_share(const shm_pass *p, int64_t piece) {
   const shm_group *s = p->s;
   const int64_t bytes = lam_dtype_bytes(p->dtype);
   const share mine = share_of(p, piece, s->g->rank);
-  void *own = shm_slot_data(p, s->g->rank, piece) + mine.first * bytes, *y = y_at(p, piece * p->piece + mine.first);
+  void *own = shm_slot_data(p, s->g->rank, piece) + mine.first * bytes;
+  void *y = y_at(p, piece * p->piece + mine.first);
   for (int r = 0; r < s->g->size; r++) parts[r] = shm_slot_data(p, r, piece) + mine.first * bytes;
   parts[s->g->rank] = x_at(p, piece * p->piece + mine.first);
   lam_add(p->dtype, parts, s->g->size, mine.n, y);
@@ -73,15 +82,15 @@ static void drain_shares(const shm_pass *p, int64_t piece) {
   for (int r = 0; r < p->s->g->size; r++) {
     const share theirs = share_of(p, piece, r);
     if (r != p->s->g->rank)
-      memcpy(y_at(p, piece * p->piece + theirs.first), shm_slot_data(p, r, piece) + theirs.first * bytes,
-             (size_t)(theirs.n * bytes));
+      memcpy(y_at(p, piece * p->piece + theirs.first),
+             shm_slot_data(p, r, piece) + theirs.first * bytes, (size_t)(theirs.n * bytes));
   }
 }
 
-/* ---- Which, and in what pieces ------------------------------------------------------------------------------------- */
+/* ---- Which, and in what pieces --------------------------------------------------------------- */
 
 typedef struct path {
-  uint64_t up_to;        /* bytes of the operand */
+  uint64_t up_to; /* bytes of the operand */
   uint64_t piece_bytes;
   bool two_shot;
   const char *name;
@@ -100,9 +109,12 @@ static const path *path_for(int size, uint64_t bytes) {
   return p;
 }
 
-const char *lam_shm_all_reduce_path(int size, uint64_t bytes) { return path_for(size, bytes)->name; }
+const char *lam_shm_all_reduce_path(int size, uint64_t bytes) {
+  return path_for(size, bytes)->name;
+}
 
-static shm_pass pass_over(lam_group *g, const void *x, void *y, int64_t n, lam_dtype t, uint64_t piece_bytes) {
+static shm_pass pass_over(lam_group *g, const void *x, void *y, int64_t n, lam_dtype t,
+                          uint64_t piece_bytes) {
   shm_pass p = {.s = shm_group_of(g), .x = x, .y = y, .total = n, .dtype = t};
   p.piece = (int64_t)piece_bytes / lam_dtype_bytes(t);
   p.n = n > p.piece ? (n + p.piece - 1) / p.piece : 1;
@@ -120,7 +132,7 @@ lam_status lam_shm_all_reduce(lam_group *g, const void *x, void *y, int64_t n, l
   return lam_shm_pass_run(&p);
 }
 
-/* ---- Reduce -------------------------------------------------------------------------------------------------------- */
+/* ---- Reduce ---------------------------------------------------------------------------------- */
 
 static void fill_unless_root(const shm_pass *p, int64_t piece, unsigned char *own) {
   if (p->s->g->rank != p->root) fill_all(p, piece, own);

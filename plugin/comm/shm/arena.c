@@ -1,8 +1,10 @@
-/* arena.c: a rank's shared memory: one memfd, mapped by all its peers, cut into regions that peers find by key.
+/* arena.c: a rank's shared memory: one memfd, mapped by all its peers, cut into regions that
+ * peers find by key.
  *
- * Invariant: a region's memory is used again only when its owner and all its users have left it; until then its entry stays in
- * the directory, so that what a rank sent before it left can still be received.
- * The fd is sealed against shrinking, so a peer cannot make an access fail; nothing has a name, so nothing is left behind.
+ * Invariant: a region's memory is used again only when its owner and all its users have left it;
+ * until then its entry stays in the directory, so that what a rank sent before it left can still
+ * be received. The fd is sealed against shrinking, so a peer cannot make an access fail; nothing
+ * has a name, so nothing is left behind.
  * Leaves passing fds to rendezvous.c, and what lies in a region to its users. */
 #include <errno.h>
 #include <fcntl.h>
@@ -20,7 +22,7 @@
 
 static uint64_t round_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 
-/* ---- Mappings ---------------------------------------------------------------------------------------------------- */
+/* ---- Mappings -------------------------------------------------------------------------------- */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static shm_arena *arenas;    /* of this process, under `lock` */
@@ -50,7 +52,8 @@ static lam_status arena_add(int fd, bool own, shm_arena **out) {
 
 lam_status lam_shm_arena_create(shm_arena **out) {
   const int fd = memfd_create("lamella", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-  if (fd < 0) return lam_fail(LAM_RESOURCE_EXHAUSTED, "arena: memfd_create failed: %s", strerror(errno));
+  if (fd < 0)
+    return lam_fail(LAM_RESOURCE_EXHAUSTED, "arena: memfd_create failed: %s", strerror(errno));
   lam_status status = LAM_OK;
   if (ftruncate(fd, (off_t)SHM_ARENA_BYTES) != 0 || fcntl(fd, F_ADD_SEALS, SEALS) != 0)
     status = lam_fail(LAM_RESOURCE_EXHAUSTED, "arena: %s", strerror(errno));
@@ -63,8 +66,11 @@ lam_status lam_shm_arena_create(shm_arena **out) {
 lam_status lam_shm_arena_map(int fd, shm_arena **out) {
   struct stat st;
   const int seals = fcntl(fd, F_GET_SEALS);
-  if (seals < 0 || (seals & SEALS) != SEALS || fstat(fd, &st) != 0 || (uint64_t)st.st_size != SHM_ARENA_BYTES)
-    return lam_fail(LAM_INTERNAL, "arena: a peer's memory is not sealed or of another size: other versions of Lamella?");
+  if (seals < 0 || (seals & SEALS) != SEALS || fstat(fd, &st) != 0 ||
+      (uint64_t)st.st_size != SHM_ARENA_BYTES)
+    return lam_fail(
+        LAM_INTERNAL,
+        "arena: a peer's memory is not sealed or of another size: other versions of Lamella?");
   return arena_add(fd, false, out);
 }
 
@@ -75,7 +81,8 @@ lam_status lam_shm_arena_find(uint64_t serial, shm_arena **out) {
   if (a) a->refs++;
   pthread_mutex_unlock(&lock);
   *out = a;
-  return a ? LAM_OK : lam_fail(LAM_PEER_DEAD, "arena: a peer thread has left before the group was made");
+  return a ? LAM_OK
+           : lam_fail(LAM_PEER_DEAD, "arena: a peer thread has left before the group was made");
 }
 
 void lam_shm_arena_release(shm_arena *a) {
@@ -94,7 +101,7 @@ void lam_shm_arena_release(shm_arena *a) {
   free(a);
 }
 
-/* ---- Which blocks are in use -------------------------------------------------------------------------------------- */
+/* ---- Which blocks are in use ----------------------------------------------------------------- */
 
 static lam_status blocks_insert(shm_blocks *b, int at, shm_block block) {
   if (b->n == b->room) {
@@ -115,13 +122,15 @@ static void blocks_remove(shm_blocks *b, int at) {
   memmove(b->list + at, b->list + at + 1, (size_t)(b->n - at) * sizeof *b->list);
 }
 
-/* Joins the block with free neighbours. Where there is no memory to note it, it is lost until the world ends. */
+/* Joins the block with free neighbours. Where there is no memory to note it, it is lost until
+ * the world ends. */
 static void heap_give(shm_heap *h, shm_block block) {
   shm_blocks *b = &h->free;
   int at = 0;
   while (at < b->n && b->list[at].offset < block.offset) at++;
   if (at > 0 && b->list[at - 1].offset + b->list[at - 1].bytes == block.offset) {
-    block = (shm_block){.offset = b->list[at - 1].offset, .bytes = b->list[at - 1].bytes + block.bytes};
+    block =
+        (shm_block){.offset = b->list[at - 1].offset, .bytes = b->list[at - 1].bytes + block.bytes};
     blocks_remove(b, --at);
   }
   if (at < b->n && block.offset + block.bytes == b->list[at].offset) {
@@ -154,7 +163,7 @@ static lam_status heap_take(shm_heap *h, uint64_t bytes, uint64_t *out_offset) {
   return LAM_OK;
 }
 
-/* ---- Regions ------------------------------------------------------------------------------------------------------ */
+/* ---- Regions --------------------------------------------------------------------------------- */
 
 static const shm_arena *own_arena(const lam_world *w) { return w->peers[w->rank].arena; }
 
@@ -190,8 +199,9 @@ shm_head *lam_shm_region_find(const lam_world *w, int rank, uint64_t key) {
   return NULL;
 }
 
-/* Regions that all have left become free; big ones give their memory back to the system. Last in, first looked at: where
- * `until` has been left by all, so is it for those that wait for it, which came before it. */
+/* Regions that all have left become free; big ones give their memory back to the system. Last
+ * in, first looked at: where `until` has been left by all, so is it for those that wait for it,
+ * which came before it. */
 static void sweep(lam_world *w) {
   shm_blocks *b = &w->heap.leaving;
   for (int i = b->n - 1; i >= 0; i--) {
@@ -199,17 +209,18 @@ static void sweep(lam_world *w) {
     const shm_head *head = (const shm_head *)(own_arena(w)->base + block.offset);
     const shm_head *until = (const shm_head *)(own_arena(w)->base + block.until);
     if (atomic_load_explicit(&until->users_left, memory_order_acquire) < until->users) continue;
-    directory_remove(shm_arena_control(own_arena(w)), head->key);
+    if (head->key) directory_remove(shm_arena_control(own_arena(w)), head->key);
     blocks_remove(b, i);
     if (block.bytes > SHM_KEPT_BYTES)
-      (void)fallocate(own_arena(w)->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)block.offset, (off_t)block.bytes);
+      (void)fallocate(own_arena(w)->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                      (off_t)block.offset, (off_t)block.bytes);
     heap_give(&w->heap, block);
     lam_context_count_arena(w->ctx, -(int64_t)block.bytes);
   }
 }
 
-lam_status lam_shm_region_create(lam_world *w, uint64_t key, uint64_t bytes, uint64_t zeroed, uint32_t users,
-                                 shm_head **out) {
+lam_status lam_shm_region_create(lam_world *w, uint64_t key, uint64_t bytes, uint64_t zeroed,
+                                 uint32_t users, shm_head **out) {
   uint64_t offset = 0;
   if (w->heap.top == 0) w->heap.top = round_up(sizeof(shm_control), PAGE);
   bytes = round_up(bytes, PAGE);
@@ -218,8 +229,8 @@ lam_status lam_shm_region_create(lam_world *w, uint64_t key, uint64_t bytes, uin
   /* Taken now: later a lack of memory would be a signal, not a status. */
   if (fallocate(own_arena(w)->fd, 0, (off_t)offset, (off_t)bytes) != 0 && errno != EOPNOTSUPP) {
     heap_give(&w->heap, (shm_block){.offset = offset, .bytes = bytes});
-    return lam_fail(LAM_RESOURCE_EXHAUSTED, "arena: %llu bytes of shared memory: %s", (unsigned long long)bytes,
-                    strerror(errno));
+    return lam_fail(LAM_RESOURCE_EXHAUSTED, "arena: %llu bytes of shared memory: %s",
+                    (unsigned long long)bytes, strerror(errno));
   }
   shm_head *head = (shm_head *)(own_arena(w)->base + offset);
   memset(head, 0, zeroed);
@@ -232,7 +243,8 @@ lam_status lam_shm_region_create(lam_world *w, uint64_t key, uint64_t bytes, uin
 }
 
 lam_status lam_shm_region_publish(lam_world *w, const shm_head *own) {
-  return directory_add(shm_arena_control(own_arena(w)), own->key, (uint64_t)((const unsigned char *)own - own_arena(w)->base));
+  return directory_add(shm_arena_control(own_arena(w)), own->key,
+                       (uint64_t)((const unsigned char *)own - own_arena(w)->base));
 }
 
 static uint64_t place_of(const lam_world *w, const shm_head *own) {
@@ -243,7 +255,8 @@ void lam_shm_region_leave_with(lam_world *w, shm_head *own, const shm_head *unti
   if (!own) return;
   const shm_block block = {place_of(w, own), own->bytes, place_of(w, until)};
   atomic_store_explicit(&own->owner_left, 1, memory_order_release);
-  (void)blocks_insert(&w->heap.leaving, w->heap.leaving.n, block); /* without memory for it: lost until the world ends */
+  (void)blocks_insert(&w->heap.leaving, w->heap.leaving.n,
+                      block); /* without memory for it: lost until the world ends */
 }
 
 void lam_shm_region_leave(lam_world *w, shm_head *own) {

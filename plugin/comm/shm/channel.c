@@ -1,6 +1,8 @@
-/* channel.c: channels of pipelines: a ring whose slots the sender's stage writes and the receiver's stage reads in place.
- * Invariant: a slot handed out by acquire is the sender's until push; one handed out by pull the receiver's until release.
- * Opening waits for nobody, so ranks may open theirs in any order. Leaves the ring itself to ring.c. */
+/* channel.c: channels of pipelines: a ring whose slots the sender's stage writes and the
+ * receiver's stage reads in place.
+ * Invariant: a slot handed out by acquire is the sender's until push; one handed out by pull the
+ * receiver's until release. Opening waits for nobody, so ranks may open theirs in any order.
+ * Leaves the ring itself to ring.c. */
 #include <stdlib.h>
 
 #include "plugin/comm/shm/shm.h"
@@ -13,8 +15,8 @@ typedef struct shm_channel {
 
 static shm_channel *own(lam_channel *c) { return (shm_channel *)c; }
 
-lam_status lam_shm_channel_open(lam_group *g, int peer, bool sender, uint64_t key, int depth, uint64_t bytes,
-                                lam_channel **out) {
+lam_status lam_shm_channel_open(lam_group *g, int peer, bool sender, uint64_t key, int depth,
+                                uint64_t bytes, lam_channel **out) {
   shm_group *s = shm_group_of(g);
   shm_channel *c = calloc(1, sizeof *c);
   if (!c) return lam_fail(LAM_RESOURCE_EXHAUSTED, "channel: no memory");
@@ -39,7 +41,8 @@ lam_status lam_shm_channel_acquire(lam_channel *channel, void **out_slot) {
 
 lam_status lam_shm_channel_push(lam_channel *channel, const lam_wire *header) {
   shm_channel *c = own(channel);
-  if (!c->acquired) return lam_fail(LAM_FAILED_PRECONDITION, "channel: push without a slot acquired");
+  if (!c->acquired)
+    return lam_fail(LAM_FAILED_PRECONDITION, "channel: push without a slot acquired");
   if (header->bytes > c->ring.slot_bytes)
     return lam_fail(LAM_INVALID_ARGUMENT, "channel: a message of %llu bytes, a slot holds %llu",
                     (unsigned long long)header->bytes, (unsigned long long)c->ring.slot_bytes);
@@ -64,7 +67,8 @@ lam_status lam_shm_channel_pull(lam_channel *channel, lam_wire *out_header, cons
 
 lam_status lam_shm_channel_release(lam_channel *channel) {
   shm_ring *r = &own(channel)->ring;
-  if (r->released == r->moved) return lam_fail(LAM_FAILED_PRECONDITION, "channel: release of a message that was not pulled");
+  if (r->released == r->moved)
+    return lam_fail(LAM_FAILED_PRECONDITION, "channel: release of a message that was not pulled");
   shm_flag_raise(r->freed, ++r->released);
   return LAM_OK;
 }

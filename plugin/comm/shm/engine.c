@@ -1,16 +1,17 @@
 /* engine.c: the shm engine: groups on one machine over shared memory, as one table.
  * Invariant: when create or split returns on one rank, every member has found every other's board.
- * Leaves meeting to world.c, moving data to the other files here, checks and poisoning to group.c. */
+ * Leaves meeting to world.c, moving data to the other files here, checks and poisoning to
+ * group.c. */
 #include <stdlib.h>
 
 #include "plugin/comm/shm/shm.h"
 
-/* ---- Opening ---------------------------------------------------------------------------------------------------------- */
+/* ---- Opening --------------------------------------------------------------------------------- */
 
 static lam_status board_create(shm_group *s) {
   shm_head *head = NULL;
-  LAM_TRY(lam_shm_region_create(s->world, (uint64_t)s->g->handle, sizeof(shm_board), offsetof(shm_board, slots),
-                                (uint32_t)s->g->size - 1, &head));
+  LAM_TRY(lam_shm_region_create(s->world, (uint64_t)s->g->handle, sizeof(shm_board),
+                                offsetof(shm_board, slots), (uint32_t)s->g->size - 1, &head));
   s->boards[s->g->rank] = (shm_board *)head;
   return lam_shm_region_publish(s->world, head);
 }
@@ -39,7 +40,8 @@ static lam_status boards_open(shm_group *s) {
 }
 
 static void leave(shm_group *s) {
-  if (!lam_shm_world_is_ours(s->world)) return; /* a forked child's copy: the peers are its parent's */
+  if (!lam_shm_world_is_ours(s->world))
+    return; /* a forked child's copy: the peers are its parent's */
   lam_shm_sums_leave(s);
   lam_shm_transfers_leave(s);
   for (int r = 0; r < s->g->size; r++)
@@ -67,7 +69,8 @@ static lam_status group_open(lam_group *g, lam_world *world, const int *members)
   return status;
 }
 
-/* Alone there is nobody to meet: no arena, no socket; group.c keeps such a group from every other cell. */
+/* Alone there is nobody to meet: no arena, no socket; group.c keeps such a group from every
+ * other cell. */
 static lam_status shm_create(const lam_group_desc *desc, lam_group *g) {
   lam_world *world = NULL;
   g->handle = lam_group_handle_make(lam_mix((uint64_t)lam_clock_ns(), (uintptr_t)g), 0);
@@ -82,7 +85,8 @@ static lam_status shm_split(lam_group *parent, const int *members, int n, lam_gr
   int world_rank[SHM_RANKS];
   sub->handle = lam_group_handle_make(lam_mix((uint64_t)lam_clock_ns(), (uintptr_t)sub), 0);
   if (n == 1) return LAM_OK;
-  sub->handle = lam_group_handle_make(lam_mix((uint64_t)parent->handle, parent->sequence), (uint64_t)members[0]);
+  sub->handle = lam_group_handle_make(lam_mix((uint64_t)parent->handle, parent->sequence),
+                                      (uint64_t)members[0]);
   for (int r = 0; r < n; r++) world_rank[r] = s->world_rank[members[r]];
   atomic_fetch_add(&s->world->refs, 1);
   return group_open(sub, s->world, world_rank);
@@ -108,11 +112,18 @@ static lam_status shm_check(const lam_group *g) {
 
 static const char *shm_path(const lam_group *g, uint32_t op, uint64_t bytes) {
   switch (op) {
-    case LAM_OP_all_reduce: return lam_shm_all_reduce_path(g->size, bytes);
-    case LAM_OP_all_gather: case LAM_OP_reduce_scatter: case LAM_OP_broadcast: case LAM_OP_reduce:
+    case LAM_OP_all_reduce:
+      return lam_shm_all_reduce_path(g->size, bytes);
+    case LAM_OP_all_gather:
+    case LAM_OP_reduce_scatter:
+    case LAM_OP_broadcast:
+    case LAM_OP_reduce:
       return bytes <= SHM_PIECE_BYTES ? "shm one-shot" : "shm one-shot, pipelined";
-    case LAM_OP_send_activation: case LAM_OP_recv_activation: return "shm slots";
-    default: return "shm";
+    case LAM_OP_send_activation:
+    case LAM_OP_recv_activation:
+      return "shm slots";
+    default:
+      return "shm";
   }
 }
 

@@ -1,7 +1,9 @@
 /* gather.c: operands that lie in shares over the ranks: all_gather, reduce_scatter, broadcast.
  *
- * A share is a run of bytes (blocks.c) that goes through the slots in pieces, however its blocks lie in the whole operand.
- * Invariant: all ranks take the same number of steps, that of the largest share; who has nothing left moves nothing.
+ * A share is a run of bytes (blocks.c) that goes through the slots in pieces, however its blocks
+ * lie in the whole operand.
+ * Invariant: all ranks take the same number of steps, that of the largest share; who has nothing
+ * left moves nothing.
  * Leaves order and waits to steps.c. */
 #include "plugin/comm/shm/shm.h"
 
@@ -10,7 +12,8 @@ static int64_t share_bytes(const shm_pass *p, int rank) {
   return b.count * b.bytes;
 }
 
-/* Piece `piece` of a share of `total` bytes: where it starts and how long it is (0: the share has ended). */
+/* Piece `piece` of a share of `total` bytes: where it starts and how long it is (0: the share
+ * has ended). */
 static int64_t piece_bytes(const shm_pass *p, int64_t piece, int64_t total, int64_t *out_first) {
   const int64_t left = total - piece * p->piece;
   *out_first = piece * p->piece;
@@ -33,7 +36,7 @@ static int64_t largest_share(const shm_pass *p) {
   return most;
 }
 
-/* ---- All-gather ---------------------------------------------------------------------------------------------------- */
+/* ---- All-gather ------------------------------------------------------------------------------ */
 
 static void fill_mine(const shm_pass *p, int64_t piece, unsigned char *own) {
   int64_t first = 0;
@@ -46,19 +49,25 @@ static void drain_theirs(const shm_pass *p, int64_t piece) {
     int64_t first = 0;
     const lam_blocks b = lam_parts_of(p->parts, r, p->s->g->size);
     const int64_t n = piece_bytes(p, piece, b.count * b.bytes, &first);
-    const void *from = r == p->s->g->rank ? (const char *)p->x + first : (const char *)shm_slot_data(p, r, piece);
+    const void *from =
+        r == p->s->g->rank ? (const char *)p->x + first : (const char *)shm_slot_data(p, r, piece);
     if (n > 0) lam_blocks_put(&b, p->y, first, n, from);
   }
 }
 
 lam_status lam_shm_all_gather(lam_group *g, const lam_parts *parts, const void *mine, void *whole) {
-  shm_pass p = {.s = shm_group_of(g), .x = mine, .y = whole, .parts = parts, .fill = fill_mine, .drain = drain_theirs};
+  shm_pass p = {.s = shm_group_of(g),
+                .x = mine,
+                .y = whole,
+                .parts = parts,
+                .fill = fill_mine,
+                .drain = drain_theirs};
   p.piece = SHM_PIECE_BYTES;
   cut(&p, largest_share(&p));
   return lam_shm_pass_run(&p);
 }
 
-/* ---- Reduce-scatter: slot r of the slot holds a piece of rank r's share --------------------------------------------- */
+/* ---- Reduce-scatter: slot r of the slot holds a piece of rank r's share ---------------------- */
 
 static void fill_shares(const shm_pass *p, int64_t piece, unsigned char *own) {
   for (int r = 0; r < p->s->g->size; r++) {
@@ -75,11 +84,18 @@ static void add_mine(const shm_pass *p, int64_t piece) {
   int64_t first = 0;
   const int64_t n = piece_bytes(p, piece, share_bytes(p, me), &first);
   for (int r = 0; r < p->s->g->size; r++) parts[r] = shm_slot_data(p, r, piece) + me * p->piece;
-  if (n > 0) lam_add(p->dtype, parts, p->s->g->size, n / lam_dtype_bytes(p->dtype), (char *)p->y + first);
+  if (n > 0)
+    lam_add(p->dtype, parts, p->s->g->size, n / lam_dtype_bytes(p->dtype), (char *)p->y + first);
 }
 
-lam_status lam_shm_reduce_scatter(lam_group *g, const lam_parts *parts, const void *whole, void *mine) {
-  shm_pass p = {.s = shm_group_of(g), .x = whole, .y = mine, .parts = parts, .fill = fill_shares, .drain = add_mine};
+lam_status lam_shm_reduce_scatter(lam_group *g, const lam_parts *parts, const void *whole,
+                                  void *mine) {
+  shm_pass p = {.s = shm_group_of(g),
+                .x = whole,
+                .y = mine,
+                .parts = parts,
+                .fill = fill_shares,
+                .drain = add_mine};
   p.dtype = parts->dtype;
   p.piece = SHM_SLOT_BYTES / g->size / SHM_LINE * SHM_LINE;
   cut(&p, largest_share(&p));
@@ -87,7 +103,7 @@ lam_status lam_shm_reduce_scatter(lam_group *g, const lam_parts *parts, const vo
   return lam_shm_pass_run(&p);
 }
 
-/* ---- Broadcast ------------------------------------------------------------------------------------------------------ */
+/* ---- Broadcast ------------------------------------------------------------------------------- */
 
 static void fill_at_root(const shm_pass *p, int64_t piece, unsigned char *own) {
   int64_t first = 0;

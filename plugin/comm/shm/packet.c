@@ -1,9 +1,12 @@
-/* packet.c: all_reduce of at most 1 KiB: the announcement and the operand in cache lines that each carry their step.
+/* packet.c: all_reduce of at most 1 KiB: the announcement and the operand in cache lines that
+ * each carry their step.
  *
- * With a flag of its own a rank fetches the flag first, then what it guards: two trips between caches. Here one look at all
- * lines of a peer tells whether they have come, and they are here already: one trip (64 bytes between far caches: 0.78 us before).
- * The step is published too, for a peer that sleeps or is in another operation.
- * Invariant: a line's step is stored after its bytes; lines are zero when a board is made, and step numbers start at 1.
+ * With a flag of its own a rank fetches the flag first, then what it guards: two trips between
+ * caches. Here one look at all lines of a peer tells whether they have come, and they are here
+ * already: one trip (64 bytes between far caches: 0.78 us before). The step is published too,
+ * for a peer that sleeps or is in another operation.
+ * Invariant: a line's step is stored after its bytes; lines are zero when a board is made, and
+ * step numbers start at 1.
  * Leaves longer waits to wait.c, disagreements to steps.c. */
 #include "plugin/comm/shm/shm.h"
 
@@ -16,7 +19,9 @@ static int lines_for(int64_t bytes) {
   return (int)(((int64_t)sizeof(lam_comm_op) + bytes + SHM_LINE_BYTES - 1) / SHM_LINE_BYTES);
 }
 
-static shm_line *lines_of(const shm_group *s, int rank, uint32_t step) { return s->boards[rank]->packets[step % SHM_SLOTS]; }
+static shm_line *lines_of(const shm_group *s, int rank, uint32_t step) {
+  return s->boards[rank]->packets[step % SHM_SLOTS];
+}
 
 static void write_lines(shm_line *lines, const packet *p, int n, uint32_t mark) {
   for (int i = 0; i < n; i++) {
@@ -26,18 +31,23 @@ static void write_lines(shm_line *lines, const packet *p, int n, uint32_t mark) 
 }
 
 static void read_lines(const shm_line *lines, packet *p, int n) {
-  for (int i = 0; i < n; i++) memcpy((unsigned char *)p + i * SHM_LINE_BYTES, lines[i].data, SHM_LINE_BYTES);
+  for (int i = 0; i < n; i++)
+    memcpy((unsigned char *)p + i * SHM_LINE_BYTES, lines[i].data, SHM_LINE_BYTES);
 }
 
 /* All are asked before any answer is used, so that they are fetched together. */
 static bool lines_here(const shm_line *lines, int n, uint32_t mark) {
   uint32_t differ = 0;
-  for (int i = 0; i < n; i++) differ |= atomic_load_explicit(&lines[i].mark, memory_order_acquire) ^ mark;
+  for (int i = 0; i < n; i++)
+    differ |= atomic_load_explicit(&lines[i].mark, memory_order_acquire) ^ mark;
   return differ == 0;
 }
 
 static lam_status await_lines(shm_group *s, int peer, const shm_line *lines, int n, uint32_t step) {
-  const shm_wait w = {.flag = &s->boards[peer]->step, .value = step + 1, .peer = peer, .deadline_ms = s->deadline_ms};
+  const shm_wait w = {.flag = &s->boards[peer]->step,
+                      .value = step + 1,
+                      .peer = peer,
+                      .deadline_ms = s->deadline_ms};
   for (int i = 0; i <= s->world->spins; i++) {
     if (lines_here(lines, n, step + 1)) return LAM_OK;
     shm_pause();

@@ -1,7 +1,9 @@
-/* ring.c: one directed stream of messages between two ranks: slots in the sender's arena, which the receiver reads in place.
+/* ring.c: one directed stream of messages between two ranks: slots in the sender's arena, which
+ * the receiver reads in place.
  *
- * Invariant: slot i % depth is written only when message i - depth was given back; messages come in the order they were pushed.
- * The region outlives its sender's leaving until the receiver has left too, so what was pushed can be pulled.
+ * Invariant: slot i % depth is written only when message i - depth was given back; messages come
+ * in the order they were pushed. The region outlives its sender's leaving until the receiver has
+ * left too, so what was pushed can be pulled.
  * Leaves what a slot holds to transfer.c (host calls) and channel.c (pipelines). */
 #include "plugin/comm/shm/shm.h"
 
@@ -30,7 +32,9 @@ lam_status lam_shm_ring_create(shm_ring *r, uint64_t extra_bytes) {
   return status;
 }
 
-static uint32_t patience(const shm_ring *r) { return r->moved ? r->s->g->deadline_ms : r->s->g->first_deadline_ms; }
+static uint32_t patience(const shm_ring *r) {
+  return r->moved ? r->s->g->deadline_ms : r->s->g->first_deadline_ms;
+}
 
 lam_status lam_shm_ring_attach(shm_ring *r) {
   if (r->head) return LAM_OK;
@@ -38,9 +42,10 @@ lam_status lam_shm_ring_attach(shm_ring *r) {
   LAM_TRY(lam_shm_region_await(r->s, &w, r->key, &r->head));
   if (r->head->depth != r->depth || r->head->slot_bytes != r->slot_bytes) {
     const lam_status status =
-        lam_fail(LAM_MISMATCH, "channel: rank %d opened it with %u slots of %llu bytes, rank %d with %u of %llu", r->peer,
-                 r->head->depth, (unsigned long long)r->head->slot_bytes, r->s->g->rank, r->depth,
-                 (unsigned long long)r->slot_bytes);
+        lam_fail(LAM_MISMATCH,
+                 "channel: rank %d opened it with %u slots of %llu bytes, rank %d with %u of %llu",
+                 r->peer, r->head->depth, (unsigned long long)r->head->slot_bytes, r->s->g->rank,
+                 r->depth, (unsigned long long)r->slot_bytes);
     shm_region_leave_peer(r->head);
     r->head = NULL;
     return status;
@@ -50,15 +55,23 @@ lam_status lam_shm_ring_attach(shm_ring *r) {
 }
 
 lam_status lam_shm_ring_credit(shm_ring *r) {
-  const shm_wait w = {.flag = r->freed, .value = r->moved + 1 - r->depth, .peer = r->peer, .deadline_ms = patience(r),
-                      .gone = &r->head->users_left, .between_two = true};
+  const shm_wait w = {.flag = r->freed,
+                      .value = r->moved + 1 - r->depth,
+                      .peer = r->peer,
+                      .deadline_ms = patience(r),
+                      .gone = &r->head->users_left,
+                      .between_two = true};
   return shm_wait_for(r->s, &w);
 }
 
 lam_status lam_shm_ring_ready(shm_ring *r) {
   LAM_TRY(lam_shm_ring_attach(r));
-  const shm_wait w = {.flag = r->pushed, .value = r->moved + 1, .peer = r->peer, .deadline_ms = patience(r),
-                      .gone = &r->head->owner_left, .between_two = true};
+  const shm_wait w = {.flag = r->pushed,
+                      .value = r->moved + 1,
+                      .peer = r->peer,
+                      .deadline_ms = patience(r),
+                      .gone = &r->head->owner_left,
+                      .between_two = true};
   return shm_wait_for(r->s, &w);
 }
 
@@ -67,7 +80,8 @@ void lam_shm_ring_close(shm_ring *r) {
     lam_shm_region_leave(r->s->world, r->head);
   } else {
     /* Its sender may have made it without our ever having looked. */
-    shm_head *theirs = r->head ? r->head : lam_shm_region_find(r->s->world, r->s->world_rank[r->peer], r->key);
+    shm_head *theirs =
+        r->head ? r->head : lam_shm_region_find(r->s->world, r->s->world_rank[r->peer], r->key);
     if (theirs) shm_region_leave_peer(theirs);
   }
   r->head = NULL;

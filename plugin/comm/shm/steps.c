@@ -1,24 +1,29 @@
 /* steps.c: the one protocol under all collectives of the shm engine.
  *
- * Every rank of a group does the same steps in the same order. In step i it writes slot i % 4 of its own board, then raises its
- * counter to i + 1; it reads the peers' slots of step i once their counters say so. An operation of n pieces takes n steps, or
- * n + 1 where a piece is folded (reduced by shares) between filling and draining:
+ * Every rank of a group does the same steps in the same order. In step i it writes slot i % 4 of
+ * its own board, then raises its counter to i + 1; it reads the peers' slots of step i once
+ * their counters say so. An operation of n pieces takes n steps, or n + 1 where a piece is
+ * folded (reduced by shares) between filling and draining:
  *     two phases     fill(k) publish | wait | drain(k - 1)
  *     three phases   fill(k) | wait | drain(k - 2) fold(k - 1) | publish
- * Invariant: a rank that has published step i reads no slot of a step before i - 1 again, and one that writes step i has seen
- * all peers' counters at i - 1 at least. So i - 4 is read by nobody: four slots, no barrier at an operation's end.
- * The operation is announced in the slot of its first step and compared after the first wait, before any data is used.
+ * Invariant: a rank that has published step i reads no slot of a step before i - 1 again, and
+ * one that writes step i has seen all peers' counters at i - 1 at least. So i - 4 is read by
+ * nobody: four slots, no barrier at an operation's end. The operation is announced in the slot
+ * of its first step and compared after the first wait, before any data is used.
  * Leaves what the pieces are to all_reduce.c and gather.c. */
 #include <string.h>
 
 #include "plugin/comm/shm/shm.h"
 
-static shm_slot *slot_of(const shm_group *s, int rank, uint32_t step) { return &s->boards[rank]->slots[step % SHM_SLOTS]; }
+static shm_slot *slot_of(const shm_group *s, int rank, uint32_t step) {
+  return &s->boards[rank]->slots[step % SHM_SLOTS];
+}
 
 lam_status lam_shm_begin(lam_group *g, const lam_comm_op *op) {
   shm_group *s = shm_group_of(g);
   if (!lam_shm_world_is_ours(s->world))
-    return lam_fail(LAM_FAILED_PRECONDITION, "group: it belongs to the process that forked this one");
+    return lam_fail(LAM_FAILED_PRECONDITION,
+                    "group: it belongs to the process that forked this one");
   LAM_TRY(lam_shm_world_check(s->world));
   s->deadline_ms = op->sequence <= 1 ? g->first_deadline_ms : g->deadline_ms;
   s->announced = true;
@@ -26,7 +31,9 @@ lam_status lam_shm_begin(lam_group *g, const lam_comm_op *op) {
   return LAM_OK;
 }
 
-const lam_comm_op *lam_shm_announced(const shm_group *s) { return &slot_of(s, s->g->rank, s->step)->op; }
+const lam_comm_op *lam_shm_announced(const shm_group *s) {
+  return &slot_of(s, s->g->rank, s->step)->op;
+}
 
 static void publish(shm_group *s) {
   s->announced = false;
@@ -36,7 +43,8 @@ static void publish(shm_group *s) {
 static lam_status wait_all(shm_group *s, uint32_t step) {
   for (int r = 0; r < s->g->size; r++) {
     if (r == s->g->rank) continue;
-    const shm_wait w = {.flag = &s->boards[r]->step, .value = step, .peer = r, .deadline_ms = s->deadline_ms};
+    const shm_wait w = {
+        .flag = &s->boards[r]->step, .value = step, .peer = r, .deadline_ms = s->deadline_ms};
     LAM_TRY(shm_wait_for(s, &w));
   }
   return LAM_OK;

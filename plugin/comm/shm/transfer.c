@@ -1,10 +1,13 @@
-/* transfer.c: send and recv of host calls: a message is copied in by its sender and out by its receiver, in pieces, so that both
- * copies run at the same time through slots that stay in the second-level cache.
+/* transfer.c: send and recv of host calls: a message is copied in by its sender and out by its
+ * receiver, in pieces, so that both copies run at the same time through slots that stay in the
+ * second-level cache.
  *
- * Invariant: per (peer, direction, kind) messages arrive in order and whole, or the receiver gets MISMATCH.
- * A send waits for its receiver only when EDGE_DEPTH pieces or EDGE_SPILL bytes are under way: a receiver that does not come is
- * given PATIENCE_NS, then the rest of the message is laid down in the arena beside the slots and send returns. So two ranks
- * that both send before they receive do not deadlock up to that amount; beyond it, they end with PEER_STALLED.
+ * Invariant: per (peer, direction, kind) messages arrive in order and whole, or the receiver
+ * gets MISMATCH. A send waits for its receiver only when EDGE_DEPTH pieces or EDGE_SPILL bytes
+ * are under way: a receiver that does not come is given PATIENCE_NS, then the next 4 MiB of
+ * the message are laid down in the arena beside the slots, and so on; send returns. So two ranks
+ * that both send before they receive do not deadlock up to that amount; beyond it, they end with
+ * PEER_STALLED.
  * Leaves what a header says to the operators, the ring to ring.c. */
 #include <sched.h>
 #include <stdlib.h>
@@ -17,17 +20,17 @@ enum { EDGE_DEPTH = 64, EDGE_INLINE = 1024, EDGE_SLOTS = 16, EDGE_SLOT_BYTES = 6
 #define PATIENCE_NS 200000
 
 typedef struct spill {
-  shm_head *region;                    /* NULL: none */
-  uint32_t after;                      /* free once the receiver has given back so many pieces */
+  shm_head *region; /* NULL: none */
+  uint32_t after;   /* free once the receiver has given back so many pieces */
 } spill;
 
 struct shm_edge {
   shm_ring ring;
-  uint64_t messages;                   /* so far */
-  uint32_t slot_after[EDGE_SLOTS];     /* a data slot is free once so many pieces were given back */
+  uint64_t messages;               /* so far */
+  uint32_t slot_after[EDGE_SLOTS]; /* a data slot is free once so many pieces were given back */
   uint32_t next_slot;
   uint64_t spilled_bytes;
-  spill spills[EDGE_DEPTH];            /* by piece % EDGE_DEPTH */
+  spill spills[EDGE_DEPTH]; /* by piece % EDGE_DEPTH */
 };
 
 static lam_status edge_find(shm_group *s, int peer, int kind, bool sender, shm_edge **out) {
@@ -37,9 +40,13 @@ static lam_status edge_find(shm_group *s, int peer, int kind, bool sender, shm_e
   shm_edge *e = calloc(1, sizeof *e);
   if (!e) return lam_fail(LAM_RESOURCE_EXHAUSTED, "transfer: no memory");
   const int from = sender ? s->g->rank : peer, to = sender ? peer : s->g->rank;
-  e->ring = (shm_ring){.s = s, .peer = peer, .depth = EDGE_DEPTH, .slot_bytes = EDGE_INLINE,
+  e->ring = (shm_ring){.s = s,
+                       .peer = peer,
+                       .depth = EDGE_DEPTH,
+                       .slot_bytes = EDGE_INLINE,
                        .key = shm_key(s, SHM_KEY_TRANSFER, (uint64_t)kind, from, to)};
-  const lam_status status = sender ? lam_shm_ring_create(&e->ring, (uint64_t)EDGE_SLOTS * EDGE_SLOT_BYTES) : LAM_OK;
+  const lam_status status =
+      sender ? lam_shm_ring_create(&e->ring, (uint64_t)EDGE_SLOTS * EDGE_SLOT_BYTES) : LAM_OK;
   if (status != LAM_OK) {
     free(e);
     return status;
@@ -48,10 +55,11 @@ static lam_status edge_find(shm_group *s, int peer, int kind, bool sender, shm_e
   return LAM_OK;
 }
 
-/* ---- Sending -------------------------------------------------------------------------------------------------------- */
+/* ---- Sending --------------------------------------------------------------------------------- */
 
 static unsigned char *data_slot(const shm_edge *e, uint32_t i) {
-  return (unsigned char *)shm_ring_at(&e->ring, 0) + e->ring.stride * e->ring.depth + (uint64_t)EDGE_SLOT_BYTES * i;
+  return (unsigned char *)shm_ring_at(&e->ring, 0) + e->ring.stride * e->ring.depth +
+         (uint64_t)EDGE_SLOT_BYTES * i;
 }
 
 static uint64_t place_of(const shm_ring *r, const void *p) {
@@ -83,14 +91,19 @@ static bool slot_soon(const shm_edge *e) {
 
 static lam_status slot_wait(shm_edge *e) {
   shm_ring *r = &e->ring;
-  const shm_wait w = {.flag = r->freed, .value = e->slot_after[e->next_slot], .peer = r->peer, .between_two = true,
-                      .deadline_ms = r->s->g->deadline_ms, .gone = &r->head->users_left};
+  const shm_wait w = {.flag = r->freed,
+                      .value = e->slot_after[e->next_slot],
+                      .peer = r->peer,
+                      .between_two = true,
+                      .deadline_ms = r->s->g->deadline_ms,
+                      .gone = &r->head->users_left};
   return shm_wait_for(r->s, &w);
 }
 
 static lam_status lay_down(shm_edge *e, const void *data, uint64_t bytes, shm_message *m) {
   spill *sp = &e->spills[e->ring.moved % EDGE_DEPTH];
-  LAM_TRY(lam_shm_region_create(e->ring.s->world, 0, sizeof(shm_head) + bytes, sizeof(shm_head), 0, &sp->region));
+  LAM_TRY(lam_shm_region_create(e->ring.s->world, 0, sizeof(shm_head) + bytes, sizeof(shm_head), 0,
+                                &sp->region));
   sp->after = e->ring.moved + 1;
   e->spilled_bytes += sp->region->bytes;
   memcpy(sp->region + 1, data, bytes);
@@ -109,7 +122,8 @@ static lam_status fill_piece(shm_edge *e, const void *data, uint64_t bytes, shm_
   }
   if (!slot_soon(e)) {
     drop_spills(e);
-    if (e->spilled_bytes < EDGE_SPILL) return lay_down(e, data, bytes < SPILL_BYTES ? bytes : SPILL_BYTES, m);
+    if (e->spilled_bytes < EDGE_SPILL)
+      return lay_down(e, data, bytes < SPILL_BYTES ? bytes : SPILL_BYTES, m);
     LAM_TRY(slot_wait(e));
   }
   unsigned char *to = data_slot(e, e->next_slot);
@@ -121,7 +135,8 @@ static lam_status fill_piece(shm_edge *e, const void *data, uint64_t bytes, shm_
   return LAM_OK;
 }
 
-lam_status lam_shm_send(lam_group *g, int peer, int kind, const lam_wire *header, const void *data) {
+lam_status lam_shm_send(lam_group *g, int peer, int kind, const lam_wire *header,
+                        const void *data) {
   shm_edge *e = NULL;
   uint64_t done = 0;
   LAM_TRY(edge_find(shm_group_of(g), peer, kind, true, &e));
@@ -141,14 +156,15 @@ lam_status lam_shm_send(lam_group *g, int peer, int kind, const lam_wire *header
   return LAM_OK;
 }
 
-/* ---- Receiving ------------------------------------------------------------------------------------------------------ */
+/* ---- Receiving ------------------------------------------------------------------------------- */
 
 static const void *piece_data(const shm_ring *r, const shm_message *m) {
   const unsigned char *base = r->s->world->peers[r->s->world_rank[r->peer]].arena->base;
   return m->place ? (const void *)(base + m->place) : (const void *)(m + 1);
 }
 
-lam_status lam_shm_recv(lam_group *g, int peer, int kind, lam_wire *header, void *data, uint64_t room) {
+lam_status lam_shm_recv(lam_group *g, int peer, int kind, lam_wire *header, void *data,
+                        uint64_t room) {
   shm_edge *e = NULL;
   uint64_t done = 0;
   LAM_TRY(edge_find(shm_group_of(g), peer, kind, false, &e));
@@ -159,6 +175,9 @@ lam_status lam_shm_recv(lam_group *g, int peer, int kind, lam_wire *header, void
       *header = m->wire;
       LAM_TRY(lam_wire_verify(header, peer, e->messages, room));
     }
+    if (m->bytes > header->bytes - done)
+      return lam_fail(LAM_INTERNAL, "message from rank %d: it is longer than its header says",
+                      peer);
     shm_copy((char *)data + done, piece_data(&e->ring, m), (int64_t)m->bytes);
     done += m->bytes;
     shm_flag_raise(e->ring.freed, ++e->ring.moved);
@@ -167,22 +186,23 @@ lam_status lam_shm_recv(lam_group *g, int peer, int kind, lam_wire *header, void
   return LAM_OK;
 }
 
-/* ---- The end -------------------------------------------------------------------------------------------------------- */
+/* ---- The end --------------------------------------------------------------------------------- */
 
 /* A peer may have sent what was never received: its ring is left all the same. */
 static void leave_from(shm_group *s, int peer, int kind) {
-  shm_ring unseen = {.s = s, .peer = peer, .key = shm_key(s, SHM_KEY_TRANSFER, (uint64_t)kind, peer, s->g->rank)};
+  shm_ring unseen = {
+      .s = s, .peer = peer, .key = shm_key(s, SHM_KEY_TRANSFER, (uint64_t)kind, peer, s->g->rank)};
   lam_shm_ring_close(s->from[peer][kind] ? &s->from[peer][kind]->ring : &unseen);
   free(s->from[peer][kind]);
 }
 
-/* Spilled pieces that were not received are the receiver's last: with the ring they are kept until it leaves. */
+/* Spilled pieces that were not received are the receiver's last: with the ring they are kept
+ * until it leaves. */
 static void leave_to(shm_group *s, shm_edge *e) {
   if (!e) return;
   for (int i = 0; i < EDGE_DEPTH; i++) {
     shm_head *region = e->spills[i].region;
-    if (!region) continue;
-    lam_shm_region_leave_with(s->world, region, e->ring.head);
+    if (region) lam_shm_region_leave_with(s->world, region, e->ring.head);
   }
   lam_shm_ring_close(&e->ring);
   free(e);

@@ -1,7 +1,7 @@
 /* wait.c: waiting for a peer: pause for about 2 us, then offer the processor, then sleep in slices.
  *
- * Invariant: a wait ends, whatever the peer does: its flag comes, or its death, its leaving, anyone's poison, the host's
- * should_stop or the deadline is seen within one slice (5 ms).
+ * Invariant: a wait ends, whatever the peer does: its flag comes, or its death, its leaving,
+ * anyone's poison, the host's should_stop or the deadline is seen within one slice (5 ms).
  * Leaves poisoning the world with the error to group.c. */
 #include <errno.h>
 #include <limits.h>
@@ -16,6 +16,8 @@
 
 #define YIELD_NS 50000 /* what waking a sleeper on an idle core costs: no use to sleep for less */
 #define SPIN_NS 2000
+#define SLICE_NS 1000000 /* the first; the next are longer */
+#define LONG_SLICE_NS 5000000
 
 int lam_shm_spins_measure(void) {
   enum { TRIES = 256 };
@@ -34,7 +36,8 @@ void lam_shm_flag_wake(shm_flag *f) {
   syscall(SYS_futex, &f->value, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
 
-/* Until the flag changes, a wake or the end of the slice; not private: the ranks may be processes. */
+/* Until the flag changes, a wake or the end of the slice; not private: the ranks may be
+ * processes. */
 static void flag_sleep(shm_flag *f, uint32_t value, int64_t slice_ns) {
   atomic_store(&f->sleepers, 1);
   const uint32_t seen = atomic_load(&f->value);
@@ -51,29 +54,35 @@ static const char *peer_text(const shm_group *s, int peer, char text[96]) {
   if (s->world->peers[of_world].life < 0)
     snprintf(text + n, 96 - (size_t)n, " (a thread of this process)");
   else if (pid)
-    snprintf(text + n, 96 - (size_t)n, " (pid %d, %s)", pid, lam_shm_peer_state(s->world, of_world));
+    snprintf(text + n, 96 - (size_t)n, " (pid %d, %s)", pid,
+             lam_shm_peer_state(s->world, of_world));
   return text;
 }
 
 static bool has_left(const shm_group *s, int peer) {
-  return s->boards[peer] && atomic_load_explicit(&s->boards[peer]->head.owner_left, memory_order_acquire);
+  return s->boards[peer] &&
+         atomic_load_explicit(&s->boards[peer]->head.owner_left, memory_order_acquire);
 }
 
 /* A peer that waits for us in a collective will not send: it would have to come back first. */
 static bool waits_elsewhere(const shm_group *s, const shm_wait *w) {
-  return w->between_two && (int32_t)(atomic_load_explicit(&s->boards[w->peer]->step.value, memory_order_acquire) - s->step) > 0;
+  return w->between_two &&
+         (int32_t)(atomic_load_explicit(&s->boards[w->peer]->step.value, memory_order_acquire) -
+                   s->step) > 0;
 }
 
 static lam_status check_members(const shm_group *s, const shm_wait *w) {
   char text[96];
   for (int r = 0; r < s->g->size; r++)
     if (r != s->g->rank && !has_left(s, r) && lam_shm_peer_died(s->world, s->world_rank[r]))
-      return lam_fail(LAM_PEER_DEAD, "rank %d of %d: %s died", s->g->rank, s->g->size, peer_text(s, r, text));
+      return lam_fail(LAM_PEER_DEAD, "rank %d of %d: %s died", s->g->rank, s->g->size,
+                      peer_text(s, r, text));
   if (has_left(s, w->peer) || (w->gone && atomic_load_explicit(w->gone, memory_order_acquire)))
-    return lam_fail(LAM_PEER_DEAD, "rank %d of %d: %s has left", s->g->rank, s->g->size, peer_text(s, w->peer, text));
+    return lam_fail(LAM_PEER_DEAD, "rank %d of %d: %s has left", s->g->rank, s->g->size,
+                    peer_text(s, w->peer, text));
   if (waits_elsewhere(s, w))
-    return lam_fail(LAM_MISMATCH, "rank %d of %d waits for a transfer with %s, which called %s", s->g->rank, s->g->size,
-                    peer_text(s, w->peer, text),
+    return lam_fail(LAM_MISMATCH, "rank %d of %d waits for a transfer with %s, which called %s",
+                    s->g->rank, s->g->size, peer_text(s, w->peer, text),
                     lam_comm_op_name(s->boards[w->peer]->slots[s->step % SHM_SLOTS].op.op));
   return LAM_OK;
 }
@@ -83,19 +92,21 @@ static lam_status look_around(const shm_group *s, const shm_wait *w, int64_t wai
   LAM_TRY(lam_shm_world_check(s->world));
   LAM_TRY(check_members(s, w));
   if (lam_context_should_stop(s->g->ctx))
-    return lam_fail(LAM_INTERRUPTED, "rank %d of %d: the host asked to stop", s->g->rank, s->g->size);
+    return lam_fail(LAM_INTERRUPTED, "rank %d of %d: the host asked to stop", s->g->rank,
+                    s->g->size);
   if (waited_ns > (int64_t)w->deadline_ms * 1000000)
-    return lam_fail(LAM_PEER_STALLED, "rank %d of %d: %s did not come within %u ms", s->g->rank, s->g->size,
-                    peer_text(s, w->peer, text), w->deadline_ms);
+    return lam_fail(LAM_PEER_STALLED, "rank %d of %d: %s did not come within %u ms", s->g->rank,
+                    s->g->size, peer_text(s, w->peer, text), w->deadline_ms);
   return LAM_OK;
 }
 
 static lam_status sleep_until(shm_group *s, const shm_wait *w, int64_t start) {
   s->g->sleeps++;
-  for (int64_t slice = 1000000; !shm_flag_reached(w->flag, w->value); slice = slice < 5000000 ? slice * 2 : 5000000) {
+  for (int64_t slice = SLICE_NS; !shm_flag_reached(w->flag, w->value); slice = LONG_SLICE_NS) {
     const lam_status status = look_around(s, w, lam_clock_ns() - start);
-    if (status != LAM_OK) return shm_flag_reached(w->flag, w->value) ? LAM_OK : status; /* its last act before it left */
-    flag_sleep(w->flag, w->value, slice < 5000000 ? slice : 5000000);
+    if (shm_flag_reached(w->flag, w->value)) break; /* perhaps the peer's last act before it left */
+    LAM_TRY(status);
+    flag_sleep(w->flag, w->value, slice);
   }
   return LAM_OK;
 }

@@ -1,7 +1,9 @@
-/* world.c: the ranks that met once: their arenas, whether each still lives, and the poison that ends the world for all.
+/* world.c: the ranks that met once: their arenas, whether each still lives, and the poison that
+ * ends the world for all.
  *
- * Invariant: a world is poisoned at most once per rank and never healed; the message is complete before the word that says so.
- * A rank's death is seen through its pidfd, which works across pid namespaces and is not kept alive by children it forked.
+ * Invariant: a world is poisoned at most once per rank and never healed; the message is complete
+ * before the word that says so. A rank's death is seen through its pidfd, which works across pid
+ * namespaces and is not kept alive by children it forked.
  * Leaves who must be told what to wait.c (on the way down) and group.c (on the way up). */
 #include <errno.h>
 #include <fcntl.h>
@@ -20,17 +22,17 @@
 
 /* What a rank shows the others, with its arena's fd and its pidfd. */
 typedef struct shm_card {
-  uint64_t process;       /* this process, whatever its pid is elsewhere */
-  uint64_t serial;        /* of the arena, for threads of one process */
+  uint64_t process; /* this process, whatever its pid is elsewhere */
+  uint64_t serial;  /* of the arena, for threads of one process */
   uint64_t pid_namespace;
   int32_t pid;
-  uint32_t quota;         /* CPUs the control group grants; 0 = no limit */
-  uint64_t cpus[16];      /* CPUs it may run on */
+  uint32_t quota;    /* CPUs the control group grants; 0 = no limit */
+  uint64_t cpus[16]; /* CPUs it may run on */
 } shm_card;
 _Static_assert(sizeof(shm_card) <= LAM_CARD_BYTES, "a card holds it");
 enum { ARENA_FD, LIFE_FD };
 
-/* ---- This process ------------------------------------------------------------------------------------------------ */
+/* ---- This process ---------------------------------------------------------------------------- */
 
 static _Atomic uint32_t forks;
 static _Atomic uint64_t process_nonce;
@@ -45,7 +47,8 @@ static void watch_forks(void) { pthread_atfork(NULL, NULL, in_forked_child); }
 static uint64_t this_process(void) {
   uint64_t fresh = 0, none = 0;
   if (atomic_load(&process_nonce)) return atomic_load(&process_nonce);
-  if (getrandom(&fresh, sizeof fresh, 0) != (ssize_t)sizeof fresh) fresh = (uint64_t)lam_clock_ns() << 20 | (uint64_t)getpid();
+  if (getrandom(&fresh, sizeof fresh, 0) != (ssize_t)sizeof fresh)
+    fresh = (uint64_t)lam_clock_ns() << 20 | (uint64_t)getpid();
   atomic_compare_exchange_strong(&process_nonce, &none, fresh | 1);
   return atomic_load(&process_nonce);
 }
@@ -65,7 +68,9 @@ static uint32_t quota_cpus(void) {
     line[strcspn(line, "\n")] = 0;
     snprintf(path, sizeof path, "/sys/fs/cgroup%s/cpu.max", line + 3);
   }
-  if (!read_line(path, line, sizeof line) && !read_line("/sys/fs/cgroup/cpu.max", line, sizeof line)) return 0;
+  if (!read_line(path, line, sizeof line) &&
+      !read_line("/sys/fs/cgroup/cpu.max", line, sizeof line))
+    return 0;
   if (sscanf(line, "%lld %lld", &quota, &period) != 2 || period <= 0) return 0;
   return (uint32_t)((quota + period - 1) / period);
 }
@@ -73,20 +78,24 @@ static uint32_t quota_cpus(void) {
 static void fill_card(const shm_arena *arena, shm_card *card) {
   cpu_set_t set;
   struct stat st;
-  *card = (shm_card){.process = this_process(), .serial = arena->serial, .pid = getpid(), .quota = quota_cpus()};
+  *card = (shm_card){
+      .process = this_process(), .serial = arena->serial, .pid = getpid(), .quota = quota_cpus()};
   if (stat("/proc/self/ns/pid", &st) == 0) card->pid_namespace = (uint64_t)st.st_ino;
-  if (sched_getaffinity(0, sizeof set, &set) != 0) memset(&set, 0xff, sizeof set); /* more than 1024 CPUs: plenty */
+  if (sched_getaffinity(0, sizeof set, &set) != 0)
+    memset(&set, 0xff, sizeof set); /* more than 1024 CPUs: plenty */
   memcpy(card->cpus, &set, sizeof card->cpus < sizeof set ? sizeof card->cpus : sizeof set);
 }
 
-/* ---- Meeting ------------------------------------------------------------------------------------------------------ */
+/* ---- Meeting --------------------------------------------------------------------------------- */
 
-/* Where there are no pidfds, a pipe that closes with the process tells the same (unless a forked child keeps it open). */
+/* Where there are no pidfds, a pipe that closes with the process tells the same (unless a forked
+ * child keeps it open). */
 static lam_status life_create(lam_world *w, int *out_fd) {
   int ends[2];
   *out_fd = (int)syscall(SYS_pidfd_open, getpid(), 0);
   if (*out_fd >= 0) return LAM_OK;
-  if (pipe2(ends, O_CLOEXEC) != 0) return lam_fail(LAM_RESOURCE_EXHAUSTED, "world: no pidfd and no pipe: %s", strerror(errno));
+  if (pipe2(ends, O_CLOEXEC) != 0)
+    return lam_fail(LAM_RESOURCE_EXHAUSTED, "world: no pidfd and no pipe: %s", strerror(errno));
   *out_fd = ends[0];
   w->life_write = ends[1];
   return LAM_OK;
@@ -101,7 +110,8 @@ static lam_status adopt_peer(lam_world *w, const shm_card *mine, lam_card *card,
   peer->life = card->fds[LIFE_FD];
   card->fds[LIFE_FD] = -1; /* now the peer's */
   if (peer->life < 0 || card->fds[ARENA_FD] < 0)
-    return lam_fail(LAM_INTERNAL, "world: rank %d came without its memory: too many open files?", rank);
+    return lam_fail(LAM_INTERNAL, "world: rank %d came without its memory: too many open files?",
+                    rank);
   return lam_shm_arena_map(card->fds[ARENA_FD], &peer->arena);
 }
 
@@ -179,9 +189,11 @@ void lam_shm_world_release(lam_world *w) {
   free(w);
 }
 
-/* ---- Life and poison ---------------------------------------------------------------------------------------------- */
+/* ---- Life and poison ------------------------------------------------------------------------- */
 
-bool lam_shm_world_is_ours(const lam_world *w) { return atomic_load_explicit(&forks, memory_order_relaxed) == w->forks; }
+bool lam_shm_world_is_ours(const lam_world *w) {
+  return atomic_load_explicit(&forks, memory_order_relaxed) == w->forks;
+}
 
 bool lam_shm_peer_died(const lam_world *w, int rank) {
   struct pollfd life = {.fd = w->peers[rank].life, .events = POLLIN};
@@ -193,8 +205,13 @@ const char *lam_shm_peer_state(const lam_world *w, int rank) {
   static const struct {
     char letter;
     const char *word;
-  } states[] = {{'R', "running"}, {'S', "sleeping"}, {'D', "waiting for a device"}, {'T', "stopped"},
-                {'t', "stopped by a debugger"}, {'Z', "ended"}, {'X', "ended"}};
+  } states[] = {{'R', "running"},
+                {'S', "sleeping"},
+                {'D', "waiting for a device"},
+                {'T', "stopped"},
+                {'t', "stopped by a debugger"},
+                {'Z', "ended"},
+                {'X', "ended"}};
   char path[40], line[256];
   snprintf(path, sizeof path, "/proc/%d/stat", w->peers[rank].pid);
   if (!read_line(path, line, sizeof line)) return "gone";

@@ -1,7 +1,8 @@
-/* callback_example.c: a host's communication for lam_group_from_callbacks: messages are copied into a list and taken from it.
+/* callback_example.c: a host's communication for lam_group_from_callbacks: messages are copied
+ * into a list and taken from it.
  *
- * send never waits; recv waits for the oldest message of its (sender, channel) and gives up after 10 s.
- * The collectives are made of them, on channels of their own, sums in rank order.
+ * send never waits; recv waits for the oldest message of its (sender, channel) and gives up
+ * after 10 s. The collectives are made of them, on channels of their own, sums in rank order.
  * Invariant: a message belongs to the list until it is received. */
 #include "tests/conformance/engine/callback_example.h"
 
@@ -45,7 +46,8 @@ void mailbox_destroy(mailbox *m) {
   free(m);
 }
 
-static lam_status post_send(void *user, int32_t peer, uint32_t channel, const void *data, uint64_t bytes) {
+static lam_status post_send(void *user, int32_t peer, uint32_t channel, const void *data,
+                            uint64_t bytes) {
   const post *p = user;
   message *m = malloc(sizeof *m + bytes);
   if (!m) return LAM_RESOURCE_EXHAUSTED;
@@ -71,7 +73,8 @@ static message *take(mailbox *box, int from, int to, uint32_t channel) {
   return NULL;
 }
 
-static lam_status post_recv(void *user, int32_t peer, uint32_t channel, void *data, uint64_t bytes) {
+static lam_status post_recv(void *user, int32_t peer, uint32_t channel, void *data,
+                            uint64_t bytes) {
   const post *p = user;
   struct timespec until;
   message *m = NULL;
@@ -93,8 +96,10 @@ static lam_status post_all_gather(void *user, const void *mine, void *all, const
   const post *p = user;
   char *at = all;
   lam_status status = LAM_OK;
-  for (int r = 0; r < p->size && status == LAM_OK; r++) status = post_send(user, r, OWN_CHANNEL, mine, counts[p->rank]);
-  for (int r = 0; r < p->size && status == LAM_OK; at += counts[r++]) status = post_recv(user, r, OWN_CHANNEL, at, counts[r]);
+  for (int r = 0; r < p->size && status == LAM_OK; r++)
+    status = post_send(user, r, OWN_CHANNEL, mine, counts[p->rank]);
+  for (int r = 0; r < p->size && status == LAM_OK; at += counts[r++])
+    status = post_recv(user, r, OWN_CHANNEL, at, counts[r]);
   return status;
 }
 
@@ -119,18 +124,29 @@ static lam_status add(const void *all, void *y, int size, uint64_t n, DLDataType
     int64_t sum_int = 0;
     for (int r = 0; r < size; r++) {
       const uint64_t at = n * (uint64_t)r + i;
-      if (t.code == kDLBfloat) sum_f32 += from_bf16(((const uint16_t *)all)[at]);
-      else if (t.code == kDLFloat && t.bits == 32) sum_f32 += ((const float *)all)[at];
-      else if (t.code == kDLFloat && t.bits == 64) sum += ((const double *)all)[at];
-      else if (t.code == kDLInt && t.bits == 32) sum_int += ((const int32_t *)all)[at];
-      else if (t.code == kDLInt && t.bits == 64) sum_int += ((const int64_t *)all)[at];
-      else return LAM_UNIMPLEMENTED;
+      if (t.code == kDLBfloat)
+        sum_f32 += from_bf16(((const uint16_t *)all)[at]);
+      else if (t.code == kDLFloat && t.bits == 32)
+        sum_f32 += ((const float *)all)[at];
+      else if (t.code == kDLFloat && t.bits == 64)
+        sum += ((const double *)all)[at];
+      else if (t.code == kDLInt && t.bits == 32)
+        sum_int += ((const int32_t *)all)[at];
+      else if (t.code == kDLInt && t.bits == 64)
+        sum_int += ((const int64_t *)all)[at];
+      else
+        return LAM_UNIMPLEMENTED;
     }
-    if (t.code == kDLBfloat) ((uint16_t *)y)[i] = to_bf16(sum_f32);
-    else if (t.code == kDLFloat && t.bits == 32) ((float *)y)[i] = sum_f32;
-    else if (t.code == kDLFloat) ((double *)y)[i] = sum;
-    else if (t.bits == 32) ((int32_t *)y)[i] = (int32_t)sum_int;
-    else ((int64_t *)y)[i] = sum_int;
+    if (t.code == kDLBfloat)
+      ((uint16_t *)y)[i] = to_bf16(sum_f32);
+    else if (t.code == kDLFloat && t.bits == 32)
+      ((float *)y)[i] = sum_f32;
+    else if (t.code == kDLFloat)
+      ((double *)y)[i] = sum;
+    else if (t.bits == 32)
+      ((int32_t *)y)[i] = (int32_t)sum_int;
+    else
+      ((int64_t *)y)[i] = sum_int;
   }
   return LAM_OK;
 }
@@ -146,15 +162,19 @@ static lam_status post_all_reduce(void *user, void *data, uint64_t n, DLDataType
   return status;
 }
 
-static lam_status post_reduce_scatter(void *user, const void *all, void *mine, const uint64_t *counts, DLDataType dtype) {
+static lam_status post_reduce_scatter(void *user, const void *all, void *mine,
+                                      const uint64_t *counts, DLDataType dtype) {
   const post *p = user;
   const char *at = all;
   lam_status status = LAM_OK;
   char *blocks = malloc(counts[p->rank] * (uint64_t)p->size + 1);
-  for (int r = 0; r < p->size && status == LAM_OK; at += counts[r++]) status = post_send(user, r, OWN_CHANNEL, at, counts[r]);
+  for (int r = 0; r < p->size && status == LAM_OK; at += counts[r++])
+    status = post_send(user, r, OWN_CHANNEL, at, counts[r]);
   for (int r = 0; r < p->size && status == LAM_OK; r++)
-    status = post_recv(user, r, OWN_CHANNEL, blocks + counts[p->rank] * (uint64_t)r, counts[p->rank]);
-  if (status == LAM_OK) status = add(blocks, mine, p->size, counts[p->rank] * 8 / dtype.bits, dtype);
+    status =
+        post_recv(user, r, OWN_CHANNEL, blocks + counts[p->rank] * (uint64_t)r, counts[p->rank]);
+  if (status == LAM_OK)
+    status = add(blocks, mine, p->size, counts[p->rank] * 8 / dtype.bits, dtype);
   free(blocks);
   return status;
 }

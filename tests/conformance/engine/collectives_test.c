@@ -1,4 +1,5 @@
-/* collectives_test.c: what every engine's collectives give, against double precision, for any size, dtype and split. */
+/* collectives_test.c: what every engine's collectives give, against double precision, for any
+ * size, dtype and split. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,7 +15,7 @@ static void *block(int64_t bytes, int off) {
 }
 static void unblock(void *p, int off) { free((char *)p - off); }
 
-/* ---- all_reduce ------------------------------------------------------------------------------------------------------ */
+/* ---- all_reduce ------------------------------------------------------------------------------ */
 
 static void reduce_once(lam_group *g, int64_t n, lam_dtype t, int off, bool in_place) {
   const int64_t bytes = n * lam_dtype_bytes(t);
@@ -30,17 +31,22 @@ static void reduce_once(lam_group *g, int64_t n, lam_dtype t, int off, bool in_p
 }
 
 static void reduce_sizes(lam_group *g) {
-  FOR_EACH(n, 0, 1, 3, 15, 16, 17, 255, 256, 257, 1025, 4095, 4096, 4099, 40000, 70001) reduce_once(g, n, LAM_F32, 0, false);
+  FOR_EACH(n, 0, 1, 3, 15, 16, 17, 255, 256, 257, 1025, 4095, 4096, 4099, 40000, 70001)
+  reduce_once(g, n, LAM_F32, 0, false);
   rng r = {seed()};
   for (int i = 0; i < 10; i++) reduce_once(g, rng_int(&r, 1, 3000), LAM_F32, 0, false);
 }
-TEST(engine, all_reduce_is_right_for_any_length) { on_every_engine("all_reduce_is_right_for_any_length", 1, reduce_sizes); }
+TEST(engine, all_reduce_is_right_for_any_length) {
+  on_every_engine("all_reduce_is_right_for_any_length", 1, reduce_sizes);
+}
 
 static void reduce_dtypes(lam_group *g) {
   for (int t = 0; t < N_DTYPES; t++)
     FOR_EACH(n, 1, 31, 33, 1000, 9001, 50021) reduce_once(g, n, dtypes[t], 0, false);
 }
-TEST(engine, all_reduce_is_right_for_any_dtype) { on_every_engine("all_reduce_is_right_for_any_dtype", 1, reduce_dtypes); }
+TEST(engine, all_reduce_is_right_for_any_dtype) {
+  on_every_engine("all_reduce_is_right_for_any_dtype", 1, reduce_dtypes);
+}
 
 static void reduce_places(lam_group *g) {
   FOR_EACH(off, 2, 6, 62) {
@@ -50,13 +56,17 @@ static void reduce_places(lam_group *g) {
   reduce_once(g, 77, LAM_F32, 4, true);
   reduce_once(g, 100003, LAM_F32, 12, true);
 }
-TEST(engine, all_reduce_works_in_place_and_unaligned) { on_every_engine("all_reduce_works_in_place_and_unaligned", 1, reduce_places); }
+TEST(engine, all_reduce_works_in_place_and_unaligned) {
+  on_every_engine("all_reduce_works_in_place_and_unaligned", 1, reduce_places);
+}
 
 static void reduce_large(lam_group *g) {
   reduce_once(g, 400001, LAM_F32, 0, true);
   reduce_once(g, 500001, LAM_BF16, 0, false);
 }
-TEST(engine, all_reduce_is_right_in_many_pieces) { on_every_engine("all_reduce_is_right_in_many_pieces", 2, reduce_large); }
+TEST(engine, all_reduce_is_right_in_many_pieces) {
+  on_every_engine("all_reduce_is_right_in_many_pieces", 2, reduce_large);
+}
 
 /* Summed in another order, a large and its negative would leave something else. */
 static void rank_order(lam_group *g) {
@@ -72,28 +82,39 @@ static void rank_order(lam_group *g) {
     free(x);
   }
 }
-TEST(engine, sums_are_made_in_rank_order) { on_every_engine("sums_are_made_in_rank_order", 2, rank_order); }
+TEST(engine, sums_are_made_in_rank_order) {
+  on_every_engine("sums_are_made_in_rank_order", 2, rank_order);
+}
 
-/* ---- Shares ---------------------------------------------------------------------------------------------------------- */
+/* ---- Shares ---------------------------------------------------------------------------------- */
 
 /* Any split, some shares empty. */
 static void random_shares(rng *r, int size, int64_t *first) {
   first[0] = 0;
-  for (int i = 0; i < size; i++) first[i + 1] = first[i] + (rng_int(r, 0, 3) ? rng_int(r, 0, 40) : 0);
+  for (int i = 0; i < size; i++)
+    first[i + 1] = first[i] + (rng_int(r, 0, 3) ? rng_int(r, 0, 40) : 0);
 }
 
 static void gather_once(lam_group *g, const lam_parts *p) {
-  const int64_t total = p->first[g->size], begin = p->first[g->rank], own = p->first[g->rank + 1] - begin;
+  const int64_t total = p->first[g->size], begin = p->first[g->rank],
+                own = p->first[g->rank + 1] - begin;
   const int64_t bytes = lam_dtype_bytes(p->dtype);
-  char *mine = malloc((size_t)(p->outer * own * p->inner * bytes) + 1), *whole = malloc((size_t)(p->outer * total * p->inner * bytes) + 1);
+  char *mine = malloc((size_t)(p->outer * own * p->inner * bytes) + 1),
+       *whole = malloc((size_t)(p->outer * total * p->inner * bytes) + 1);
   for (int64_t o = 0; o < p->outer; o++)
     for (int64_t i = 0; i < own * p->inner; i++)
       for (int64_t b = 0; b < bytes; b++)
-        mine[(o * own * p->inner + i) * bytes + b] = (char)((o * total + begin) * p->inner + i + 3 * b);
-  const lam_comm_op op = {.op = LAM_OP_all_gather, .dtype = (uint16_t)p->dtype, .ndim = 3, .dims = {p->outer, total, p->inner}};
+        mine[(o * own * p->inner + i) * bytes + b] =
+            (char)((o * total + begin) * p->inner + i + 3 * b);
+  const lam_comm_op op = {.op = LAM_OP_all_gather,
+                          .dtype = (uint16_t)p->dtype,
+                          .ndim = 3,
+                          .dims = {p->outer, total, p->inner}};
   CHECK_OK(lam_group_all_gather(g, &op, p, mine, whole));
   for (int64_t i = 0; i < p->outer * total * p->inner * bytes; i++)
-    if (whole[i] != (char)(i / bytes + 3 * (i % bytes)) && !CHECK_EQ(whole[i], (char)(i / bytes + 3 * (i % bytes)))) break;
+    if (whole[i] != (char)(i / bytes + 3 * (i % bytes)) &&
+        !CHECK_EQ(whole[i], (char)(i / bytes + 3 * (i % bytes))))
+      break;
   free(mine);
   free(whole);
 }
@@ -109,14 +130,21 @@ static void gathers(lam_group *g) {
   lam_share(3001, 1, g->size, first);
   gather_once(g, &(lam_parts){3, 100, first, LAM_F32}); /* more than a slot */
 }
-TEST(engine, all_gather_joins_any_dimension_unevenly) { on_every_engine("all_gather_joins_any_dimension_unevenly", 1, gathers); }
+TEST(engine, all_gather_joins_any_dimension_unevenly) {
+  on_every_engine("all_gather_joins_any_dimension_unevenly", 1, gathers);
+}
 
 static void scatter_once(lam_group *g, const lam_parts *p, uint64_t of) {
-  const int64_t total = p->first[g->size], begin = p->first[g->rank], own = p->first[g->rank + 1] - begin;
+  const int64_t total = p->first[g->size], begin = p->first[g->rank],
+                own = p->first[g->rank + 1] - begin;
   const int64_t bytes = lam_dtype_bytes(p->dtype), row = own * p->inner;
-  char *mine = malloc((size_t)(p->outer * row * bytes) + 1), *whole = malloc((size_t)(p->outer * total * p->inner * bytes) + 1);
+  char *mine = malloc((size_t)(p->outer * row * bytes) + 1),
+       *whole = malloc((size_t)(p->outer * total * p->inner * bytes) + 1);
   fill(whole, p->dtype, p->outer * total * p->inner, of, g->rank);
-  const lam_comm_op op = {.op = LAM_OP_reduce_scatter, .dtype = (uint16_t)p->dtype, .ndim = 3, .dims = {p->outer, total, p->inner}};
+  const lam_comm_op op = {.op = LAM_OP_reduce_scatter,
+                          .dtype = (uint16_t)p->dtype,
+                          .ndim = 3,
+                          .dims = {p->outer, total, p->inner}};
   CHECK_OK(lam_group_reduce_scatter(g, &op, p, whole, mine));
   for (int64_t o = 0; o < p->outer; o++)
     check_sums(mine + o * row * bytes, p->dtype, (o * total + begin) * p->inner, row, of, g->size);
@@ -129,19 +157,22 @@ static void scatters(lam_group *g) {
   int64_t first[MAX_RANKS + 1];
   for (int i = 0; i < 20; i++) {
     random_shares(&r, g->size, first);
-    scatter_once(g, &(lam_parts){rng_int(&r, 0, 5), rng_int(&r, 1, 70), first, dtypes[i % N_DTYPES]}, 500 + (uint64_t)i);
+    scatter_once(g,
+                 &(lam_parts){rng_int(&r, 0, 5), rng_int(&r, 1, 70), first, dtypes[i % N_DTYPES]},
+                 500 + (uint64_t)i);
   }
   lam_share(2003, 1, g->size, first);
   scatter_once(g, &(lam_parts){2, 50, first, LAM_F32}, 600);
   scatter_once(g, &(lam_parts){1, 50, first, LAM_BF16}, 601);
 }
-TEST(engine, reduce_scatter_splits_any_dimension_unevenly) { on_every_engine("reduce_scatter_splits_any_dimension_unevenly", 1, scatters); }
+TEST(engine, reduce_scatter_splits_any_dimension_unevenly) {
+  on_every_engine("reduce_scatter_splits_any_dimension_unevenly", 1, scatters);
+}
 
-/* ---- One root -------------------------------------------------------------------------------------------------------- */
+/* ---- One root -------------------------------------------------------------------------------- */
 
 static void broadcasts(lam_group *g) {
-  for (int root = 0; root < g->size; root++)
-    FOR_EACH(n, 0, 1, 1000, 150001) {
+  for (int root = 0; root < g->size; root++) FOR_EACH(n, 0, 1, 1000, 150001) {
       float *x = malloc((size_t)n * 4 + 4), *y = malloc((size_t)n * 4 + 4);
       lam_comm_op op = op_of(LAM_OP_broadcast, LAM_F32, n);
       op.extra = root;
@@ -153,11 +184,12 @@ static void broadcasts(lam_group *g) {
       free(y);
     }
 }
-TEST(engine, broadcast_hands_out_the_roots_operand) { on_every_engine("broadcast_hands_out_the_roots_operand", 1, broadcasts); }
+TEST(engine, broadcast_hands_out_the_roots_operand) {
+  on_every_engine("broadcast_hands_out_the_roots_operand", 1, broadcasts);
+}
 
 static void reduces(lam_group *g) {
-  for (int root = 0; root < g->size; root++)
-    FOR_EACH(n, 0, 1, 1000, 100001) {
+  for (int root = 0; root < g->size; root++) FOR_EACH(n, 0, 1, 1000, 100001) {
       float *x = malloc((size_t)n * 4 + 4), *y = malloc((size_t)n * 4 + 4);
       lam_comm_op op = op_of(LAM_OP_reduce, LAM_F32, n);
       op.extra = root;
@@ -170,7 +202,7 @@ static void reduces(lam_group *g) {
 }
 TEST(engine, reduce_sums_at_the_root) { on_every_engine("reduce_sums_at_the_root", 1, reduces); }
 
-/* ---- Partial sums ---------------------------------------------------------------------------------------------------- */
+/* ---- Partial sums ---------------------------------------------------------------------------- */
 
 typedef struct product { /* of `chunks` chunks, rows each */
   int64_t rows, cols, chunks;
@@ -179,23 +211,28 @@ typedef struct product { /* of `chunks` chunks, rows each */
 } product;
 
 static lam_matrix matrix(void *data, int64_t rows, int64_t cols, lam_dtype t) {
-  return (lam_matrix){.data = data, .rows = rows, .cols = cols, .row_stride = cols, .col_stride = 1, .dtype = t};
+  return (lam_matrix){
+      .data = data, .rows = rows, .cols = cols, .row_stride = cols, .col_stride = 1, .dtype = t};
 }
 
 /* bias is column / 64, residual row / 32: exact in bf16 for small ones. */
 static double expected(const product *p, int64_t row, int64_t col, int64_t chunk, int size) {
-  double want = (p->bias ? (double)(col % 64) / 64 : 0) + (p->residual ? (double)(row % 32) / 32 : 0);
+  double want =
+      (p->bias ? (double)(col % 64) / 64 : 0) + (p->residual ? (double)(row % 32) / 32 : 0);
   for (int r = 0; r < size; r++) want += value_of(900 + (uint64_t)chunk, r, row * p->cols + col);
   return want;
 }
 
-static void check_product(const product *p, const void *y, int64_t first, int64_t n, int64_t chunk, int size) {
+static void check_product(const product *p, const void *y, int64_t first, int64_t n, int64_t chunk,
+                          int size) {
   const double unit = (p->y == LAM_F32 ? 0x1p-24 : 0x1p-9) * (size + 2) * 2;
   for (int64_t i = 0; i < n * p->cols; i++) {
-    const double want = expected(p, first + i / p->cols, i % p->cols, chunk, size), off = stored(y, p->y, i) - want;
+    const double want = expected(p, first + i / p->cols, i % p->cols, chunk, size),
+                 off = stored(y, p->y, i) - want;
     if (off <= unit && off >= -unit) continue;
     check_fail(CHECK_AT, "chunk %lld, row %lld, column %lld: %.9g, expected %.9g", (long long)chunk,
-               (long long)(first + i / p->cols), (long long)(i % p->cols), stored(y, p->y, i), want);
+               (long long)(first + i / p->cols), (long long)(i % p->cols), stored(y, p->y, i),
+               want);
     return;
   }
 }
@@ -207,19 +244,23 @@ typedef struct chunk {
 } chunk;
 
 static void put(lam_matrix m, int64_t i, double v) {
-  if (m.dtype == LAM_F32) ((float *)m.data)[i] = (float)v;
-  else memcpy((char *)m.data + 2 * i, (char *)&(float){(float)v} + 2, 2); /* exact here: no rounding */
+  if (m.dtype == LAM_F32)
+    ((float *)m.data)[i] = (float)v;
+  else
+    memcpy((char *)m.data + 2 * i, (char *)&(float){(float)v} + 2, 2); /* exact here: no rounding */
 }
 
 /* With scatter, the rank's rows of the chunk: every chunk is shared out alike here. */
-static void start_chunk(lam_group *g, const product *p, int64_t number, const lam_matrix *bias, chunk *c) {
+static void start_chunk(lam_group *g, const product *p, int64_t number, const lam_matrix *bias,
+                        chunk *c) {
   int64_t first[MAX_RANKS + 1];
   lam_share(p->rows, 1, g->size, first);
   c->first = p->scatter ? first[g->rank] : 0;
   c->n = p->scatter ? first[g->rank + 1] - first[g->rank] : p->rows;
   c->y = calloc((size_t)(p->rows * p->cols) + 1, 4);
   c->residual = calloc((size_t)(p->rows * p->cols) + 1, 4);
-  c->sum = (lam_sum){.y = matrix(c->y, c->n, p->cols, p->y), .y_first = c->first, .scatter = p->scatter};
+  c->sum =
+      (lam_sum){.y = matrix(c->y, c->n, p->cols, p->y), .y_first = c->first, .scatter = p->scatter};
   if (p->bias) c->sum.bias = *bias;
   if (p->residual) c->sum.residual = matrix(c->residual, c->n, p->cols, p->y);
   for (int64_t i = 0; p->residual && i < c->n * p->cols; i++)
@@ -232,18 +273,23 @@ static void start_chunk(lam_group *g, const product *p, int64_t number, const la
 static void finish_chunk(lam_group *g, const product *p, int64_t number, chunk *c) {
   CHECK_OK(lam_group_sum_finish(g, &c->sum));
   check_product(p, c->y, c->first, c->n, number, g->size);
-  if (!p->scatter) check_same_everywhere(g, c->y, (uint64_t)(p->rows * p->cols * lam_dtype_bytes(p->y)));
+  if (!p->scatter)
+    check_same_everywhere(g, c->y, (uint64_t)(p->rows * p->cols * lam_dtype_bytes(p->y)));
   free(c->y);
   free(c->residual);
 }
 
-/* Two chunks under way at any time; one operation each, so that the checks between them are others. */
+/* Two chunks under way at any time; one operation each, so that the checks between them are
+ * others. */
 static void sum_product(lam_group *g, const product *p) {
   void *bias_data = calloc((size_t)p->cols + 1, 4);
   const lam_matrix bias = matrix(bias_data, 1, p->cols, p->y);
   chunk chunks[2];
   for (int64_t i = 0; i < p->cols; i++) put(bias, i, (double)(i % 64) / 64);
-  const lam_comm_op op = {.op = LAM_OP_linear_row, .dtype = (uint16_t)p->y, .ndim = 2, .dims = {p->rows * p->chunks, p->cols}};
+  const lam_comm_op op = {.op = LAM_OP_linear_row,
+                          .dtype = (uint16_t)p->y,
+                          .ndim = 2,
+                          .dims = {p->rows * p->chunks, p->cols}};
   CHECK_OK(lam_group_begin_sums(g, &op));
   for (int64_t i = 0; i < p->chunks; i++) {
     start_chunk(g, p, i, &bias, &chunks[i % 2]);
@@ -265,7 +311,9 @@ static void products(lam_group *g) {
     sum_product(g, &all[i]);
   }
 }
-TEST(engine, partial_sums_take_bias_and_residual_once) { on_every_engine("partial_sums_take_bias_and_residual_once", 1, products); }
+TEST(engine, partial_sums_take_bias_and_residual_once) {
+  on_every_engine("partial_sums_take_bias_and_residual_once", 1, products);
+}
 
 static void too_many_chunks(lam_group *g) {
   lam_sum sums[16];
@@ -288,4 +336,6 @@ static void too_many_chunks(lam_group *g) {
   }
   reduce_once(g, 10, LAM_F32, 0, false); /* the group is as it was */
 }
-TEST(engine, partial_sums_refuse_more_chunks_than_slots) { on_every_engine("partial_sums_refuse_more_chunks_than_slots", 1, too_many_chunks); }
+TEST(engine, partial_sums_refuse_more_chunks_than_slots) {
+  on_every_engine("partial_sums_refuse_more_chunks_than_slots", 1, too_many_chunks);
+}

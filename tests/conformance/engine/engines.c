@@ -1,4 +1,5 @@
-/* engines.c: the engines of the suite, how their ranks start and meet, and what each cannot do; data for the tests. */
+/* engines.c: the engines of the suite, how their ranks start and meet, and what each cannot do;
+ * data for the tests. */
 #include <stdio.h>
 #include <string.h>
 
@@ -58,11 +59,15 @@ static lam_status open_callback_two(meeting *m, int rank, int size, lam_group **
 static const engine engines[] = {
     {"shm, threads", run_threads, open_shm, {{0}}},
     {"shm, processes", run_processes, open_shm, {{0}}},
-    {"callback", run_threads, open_callback,
+    {"callback",
+     run_threads,
+     open_callback,
      {{"channel_holds_its_sender_back", "the host buffers, and how much is its own to say"},
       {"poison_reaches_every_rank", "five functions cannot tell the others"},
       {"leaving_is_noticed", "a peer's end is the host's to notice"}}},
-    {"callback, send and recv", run_threads, open_callback_two,
+    {"callback, send and recv",
+     run_threads,
+     open_callback_two,
      {{"channel_holds_its_sender_back", "the host buffers, and how much is its own to say"},
       {"poison_reaches_every_rank", "five functions cannot tell the others"},
       {"leaving_is_noticed", "a peer's end is the host's to notice"}}},
@@ -97,7 +102,7 @@ void on_every_engine(const char *claim, int min_ranks, suite_fn fn) {
     if (supports(&engines[i], claim)) run_engine(&engines[i], min_ranks, fn);
 }
 
-/* ---- Data ----------------------------------------------------------------------------------------------------------- */
+/* ---- Data ------------------------------------------------------------------------------------ */
 
 float value_of(uint64_t of, int rank, int64_t i) {
   rng r = {seed() + of * 1000003u + (uint64_t)rank * 7919u + (uint64_t)i * 104729u};
@@ -112,11 +117,21 @@ static uint16_t to_bf16(float f) {
 
 static void store(void *x, lam_dtype t, int64_t i, float v) {
   switch (t) {
-    case LAM_F32: memcpy((char *)x + 4 * i, &v, 4); break;
-    case LAM_BF16: memcpy((char *)x + 2 * i, &(uint16_t){to_bf16(v)}, 2); break;
-    case LAM_F64: memcpy((char *)x + 8 * i, &(double){v}, 8); break;
-    case LAM_I32: memcpy((char *)x + 4 * i, &(int32_t){(int32_t)(v * 1000)}, 4); break;
-    default: memcpy((char *)x + 8 * i, &(int64_t){(int64_t)(v * 1000)}, 8); break;
+    case LAM_F32:
+      memcpy((char *)x + 4 * i, &v, 4);
+      break;
+    case LAM_BF16:
+      memcpy((char *)x + 2 * i, &(uint16_t){to_bf16(v)}, 2);
+      break;
+    case LAM_F64:
+      memcpy((char *)x + 8 * i, &(double){v}, 8);
+      break;
+    case LAM_I32:
+      memcpy((char *)x + 4 * i, &(int32_t){(int32_t)(v * 1000)}, 4);
+      break;
+    default:
+      memcpy((char *)x + 8 * i, &(int64_t){(int64_t)(v * 1000)}, 8);
+      break;
   }
 }
 
@@ -131,13 +146,17 @@ double stored(const void *x, lam_dtype t, int64_t i) {
   int64_t i64;
   uint32_t bits = 0;
   switch (t) {
-    case LAM_F32: return memcpy(&f, (const char *)x + 4 * i, 4), f;
+    case LAM_F32:
+      return memcpy(&f, (const char *)x + 4 * i, 4), f;
     case LAM_BF16:
       memcpy((char *)&bits + 2, (const char *)x + 2 * i, 2);
       return memcpy(&f, &bits, 4), f;
-    case LAM_F64: return memcpy(&d, (const char *)x + 8 * i, 8), d;
-    case LAM_I32: return memcpy(&i32, (const char *)x + 4 * i, 4), i32;
-    default: return memcpy(&i64, (const char *)x + 8 * i, 8), (double)i64;
+    case LAM_F64:
+      return memcpy(&d, (const char *)x + 8 * i, 8), d;
+    case LAM_I32:
+      return memcpy(&i32, (const char *)x + 4 * i, 4), i32;
+    default:
+      return memcpy(&i64, (const char *)x + 8 * i, 8), (double)i64;
   }
 }
 
@@ -150,14 +169,15 @@ double element_of(lam_dtype t, uint64_t of, int rank, int64_t i) {
 
 void check_sums(const void *got, lam_dtype t, int64_t first, int64_t n, uint64_t of, int p) {
   const double unit = t == LAM_F32 ? 0x1p-24 : t == LAM_BF16 ? 0x1p-9 : t == LAM_F64 ? 0x1p-53 : 0;
-  const int64_t stride = n > 20000 ? 7 : 1; /* a prime: any block of a long operand is looked into */
+  const int64_t stride =
+      n > 20000 ? 7 : 1; /* a prime: any block of a long operand is looked into */
   for (int64_t i = 0; i < n; i += stride) {
     double want = 0;
     for (int r = 0; r < p; r++) want += element_of(t, of, r, first + i);
     const double off = stored(got, t, i) - want;
     if (off <= unit * p * 2 && off >= -unit * p * 2) continue;
-    check_fail(CHECK_AT, "%s element %lld of %lld is %.9g, expected %.9g", lam_dtype_name(t), (long long)i, (long long)n,
-               stored(got, t, i), want);
+    check_fail(CHECK_AT, "%s element %lld of %lld is %.9g, expected %.9g", lam_dtype_name(t),
+               (long long)i, (long long)n, stored(got, t, i), want);
     return;
   }
 }

@@ -13,19 +13,28 @@ static void sum_ones(lam_group *g) {
   CHECK_EQ(x, g->size);
 }
 
-/* ---- Transfers ------------------------------------------------------------------------------------------------------- */
+/* ---- Transfers ------------------------------------------------------------------------------- */
 
 static lam_wire header_of(uint64_t bytes, uint64_t item) {
-  return (lam_wire){.bytes = bytes, .item = item, .micro = 7, .dtype = LAM_U8, .ndim = 1, .shape = {(int64_t)bytes}, .kind = 1};
+  return (lam_wire){.bytes = bytes,
+                    .item = item,
+                    .micro = 7,
+                    .dtype = LAM_U8,
+                    .ndim = 1,
+                    .shape = {(int64_t)bytes},
+                    .kind = 1};
 }
 
-static void check_message(const lam_wire *h, const unsigned char *data, uint64_t bytes, uint64_t item, int from) {
+static void check_message(const lam_wire *h, const unsigned char *data, uint64_t bytes,
+                          uint64_t item, int from) {
   CHECK_EQ(h->bytes, bytes);
   CHECK_EQ(h->item, item);
   CHECK_EQ(h->micro, 7);
   CHECK_EQ(h->shape[0], bytes);
   for (uint64_t i = 0; i < bytes; i++)
-    if (data[i] != (unsigned char)(i * 7 + item + (uint64_t)from) && !CHECK_EQ(data[i], (unsigned char)(i * 7 + item + (uint64_t)from))) return;
+    if (data[i] != (unsigned char)(i * 7 + item + (uint64_t)from) &&
+        !CHECK_EQ(data[i], (unsigned char)(i * 7 + item + (uint64_t)from)))
+      return;
 }
 
 static void make_message(unsigned char *data, uint64_t bytes, uint64_t item, int from) {
@@ -52,7 +61,9 @@ static void around(lam_group *g) {
   }
   free(data);
 }
-TEST(engine, messages_arrive_whole_and_in_order) { on_every_engine("messages_arrive_whole_and_in_order", 2, around); }
+TEST(engine, messages_arrive_whole_and_in_order) {
+  on_every_engine("messages_arrive_whole_and_in_order", 2, around);
+}
 
 static void kinds_apart(lam_group *g) {
   unsigned char data[4];
@@ -69,7 +80,9 @@ static void kinds_apart(lam_group *g) {
     check_message(&h, data, 4, (uint64_t)i, 0);
   }
 }
-TEST(engine, activations_and_gradients_do_not_mix) { on_every_engine("activations_and_gradients_do_not_mix", 2, kinds_apart); }
+TEST(engine, activations_and_gradients_do_not_mix) {
+  on_every_engine("activations_and_gradients_do_not_mix", 2, kinds_apart);
+}
 
 /* 8 MiB each way before anyone receives. */
 static void both_ways(lam_group *g) {
@@ -85,7 +98,9 @@ static void both_ways(lam_group *g) {
   free(out);
   free(in);
 }
-TEST(engine, two_ranks_may_both_send_first) { on_every_engine("two_ranks_may_both_send_first", 2, both_ways); }
+TEST(engine, two_ranks_may_both_send_first) {
+  on_every_engine("two_ranks_may_both_send_first", 2, both_ways);
+}
 
 static void too_long(lam_group *g) {
   unsigned char data[100] = {0};
@@ -95,16 +110,20 @@ static void too_long(lam_group *g) {
   CHECK_STATUS(lam_group_recv(g, 0, 0, &h, data, 99), LAM_MISMATCH);
   CHECK_CONTAINS(lam_last_error(), "rank 0 sent 100 bytes, room is for 99");
 }
-TEST(engine, a_message_longer_than_its_room_is_a_mismatch) { on_every_engine("a_message_longer_than_its_room_is_a_mismatch", 2, too_long); }
+TEST(engine, a_message_longer_than_its_room_is_a_mismatch) {
+  on_every_engine("a_message_longer_than_its_room_is_a_mismatch", 2, too_long);
+}
 
 static void every_edge(lam_group *g) {
   CHECK_OK(lam_group_warmup(g));
   CHECK_OK(lam_group_warmup(g));
   sum_ones(g);
 }
-TEST(engine, warmup_leaves_nothing_behind) { on_every_engine("warmup_leaves_nothing_behind", 1, every_edge); }
+TEST(engine, warmup_leaves_nothing_behind) {
+  on_every_engine("warmup_leaves_nothing_behind", 1, every_edge);
+}
 
-/* ---- Channels -------------------------------------------------------------------------------------------------------- */
+/* ---- Channels -------------------------------------------------------------------------------- */
 
 static void push(lam_channel *c, uint64_t bytes, uint64_t item, int from) {
   void *slot = NULL;
@@ -146,7 +165,9 @@ static void pipeline(lam_group *g) {
   lam_channel_close(back_in);
   lam_channel_close(back_out);
 }
-TEST(engine, channels_carry_a_pipelines_messages) { on_every_engine("channels_carry_a_pipelines_messages", 2, pipeline); }
+TEST(engine, channels_carry_a_pipelines_messages) {
+  on_every_engine("channels_carry_a_pipelines_messages", 2, pipeline);
+}
 
 /* Pulled messages stay readable until they are released, oldest first. */
 static void held(lam_group *g) {
@@ -170,9 +191,12 @@ static void held(lam_group *g) {
   sum_ones(g);
   lam_channel_close(c);
 }
-TEST(engine, pulled_messages_stay_until_they_are_released) { on_every_engine("pulled_messages_stay_until_they_are_released", 2, held); }
+TEST(engine, pulled_messages_stay_until_they_are_released) {
+  on_every_engine("pulled_messages_stay_until_they_are_released", 2, held);
+}
 
-/* The third push of a ring of two waits until the receiver gives one back, which it does after the sender has waited. */
+/* The third push of a ring of two waits until the receiver gives one back, which it does after
+ * the sender has waited. */
 static void back_pressure(lam_group *g) {
   lam_channel *c = NULL;
   lam_group_info info = LAM_GROUP_INFO_INIT;
@@ -198,14 +222,17 @@ static void back_pressure(lam_group *g) {
   }
   lam_channel_close(c);
 }
-TEST(engine, channel_holds_its_sender_back) { on_every_engine("channel_holds_its_sender_back", 2, back_pressure); }
+TEST(engine, channel_holds_its_sender_back) {
+  on_every_engine("channel_holds_its_sender_back", 2, back_pressure);
+}
 
-/* ---- Splits ---------------------------------------------------------------------------------------------------------- */
+/* ---- Splits ---------------------------------------------------------------------------------- */
 
 static void rows_and_columns(lam_group *g) {
   lam_group *row = NULL, *column = NULL, *pair = NULL;
   CHECK_OK(lam_group_split(g, g->rank / 2, g->rank, &row));
-  CHECK_OK(lam_group_split(g, g->rank % 2, -g->rank, &column)); /* negative keys: the other way round */
+  CHECK_OK(
+      lam_group_split(g, g->rank % 2, -g->rank, &column)); /* negative keys: the other way round */
   REQUIRE(row != NULL && column != NULL);
   CHECK_EQ(row->rank, g->rank % 2);
   CHECK_EQ(column->size, (g->size + 1 - g->rank % 2) / 2);
@@ -225,7 +252,9 @@ static void rows_and_columns(lam_group *g) {
   lam_group_destroy(pair);
   sum_ones(g);
 }
-TEST(engine, splits_make_rows_and_columns) { on_every_engine("splits_make_rows_and_columns", 1, rows_and_columns); }
+TEST(engine, splits_make_rows_and_columns) {
+  on_every_engine("splits_make_rows_and_columns", 1, rows_and_columns);
+}
 
 static void uneven_colors(lam_group *g) {
   lam_group *sub = NULL;
@@ -240,7 +269,9 @@ static void uneven_colors(lam_group *g) {
   lam_group_destroy(sub);
   sum_ones(g);
 }
-TEST(engine, a_negative_color_joins_no_group) { on_every_engine("a_negative_color_joins_no_group", 1, uneven_colors); }
+TEST(engine, a_negative_color_joins_no_group) {
+  on_every_engine("a_negative_color_joins_no_group", 1, uneven_colors);
+}
 
 /* Members order themselves by (key, old rank): collectives follow the new order. */
 static void reversed(lam_group *g) {
@@ -255,23 +286,27 @@ static void reversed(lam_group *g) {
   for (int r = 0; r < g->size; r++) CHECK_EQ(who[r], g->size - 1 - r);
   unsigned char data[16];
   lam_wire h = header_of(16, 1);
-  if (sub->size > 1 && sub->rank == 0) make_message(data, 16, 1, 0), CHECK_OK(lam_group_send(sub, 1, 1, &h, data));
-  if (sub->rank == 1) CHECK_OK(lam_group_recv(sub, 0, 1, &h, data, 16)), check_message(&h, data, 16, 1, 0);
+  if (sub->size > 1 && sub->rank == 0)
+    make_message(data, 16, 1, 0), CHECK_OK(lam_group_send(sub, 1, 1, &h, data));
+  if (sub->rank == 1)
+    CHECK_OK(lam_group_recv(sub, 0, 1, &h, data, 16)), check_message(&h, data, 16, 1, 0);
   lam_group_destroy(sub);
 }
 TEST(engine, keys_order_a_split) { on_every_engine("keys_order_a_split", 1, reversed); }
 
-/* ---- Disagreements --------------------------------------------------------------------------------------------------- */
+/* ---- Disagreements --------------------------------------------------------------------------- */
 
 typedef lam_status (*call_fn)(lam_group *g, bool odd);
 
-/* The last rank does otherwise; all ranks get MISMATCH naming both sides, now and in every later call. */
+/* The last rank does otherwise; all ranks get MISMATCH naming both sides, now and in every later
+ * call. */
 static void disagree(lam_group *g, call_fn call, const char *odd_text, const char *rank0_text) {
   char expected[80];
   float x = 0;
   const lam_comm_op op = op_of(LAM_OP_all_reduce, LAM_F32, 1);
   CHECK_STATUS(call(g, g->rank == g->size - 1), LAM_MISMATCH);
-  snprintf(expected, sizeof expected, "rank %d called %s, rank 0 %s", g->size - 1, odd_text, rank0_text);
+  snprintf(expected, sizeof expected, "rank %d called %s, rank 0 %s", g->size - 1, odd_text,
+           rank0_text);
   CHECK_CONTAINS(lam_last_error(), expected);
   CHECK_STATUS(lam_group_all_reduce(g, &op, &x, &x, 1, LAM_F32), LAM_MISMATCH);
   CHECK_CONTAINS(lam_last_error(), expected);
@@ -287,8 +322,12 @@ static lam_status other_shape(lam_group *g, bool odd) {
   const lam_comm_op op = op_of(LAM_OP_all_reduce, LAM_F32, n);
   return lam_group_all_reduce(g, &op, x, x, n, LAM_F32);
 }
-static void shapes(lam_group *g) { disagree(g, other_shape, "all_reduce f32 [20000]", "all_reduce f32 [33]"); }
-TEST(engine, other_shapes_are_a_mismatch_on_all_ranks) { on_every_engine("other_shapes_are_a_mismatch_on_all_ranks", 2, shapes); }
+static void shapes(lam_group *g) {
+  disagree(g, other_shape, "all_reduce f32 [20000]", "all_reduce f32 [33]");
+}
+TEST(engine, other_shapes_are_a_mismatch_on_all_ranks) {
+  on_every_engine("other_shapes_are_a_mismatch_on_all_ranks", 2, shapes);
+}
 
 static lam_status other_dtype(lam_group *g, bool odd) {
   float x[64] = {0};
@@ -296,8 +335,12 @@ static lam_status other_dtype(lam_group *g, bool odd) {
   const lam_comm_op op = op_of(LAM_OP_all_reduce, t, 64);
   return lam_group_all_reduce(g, &op, x, x, 64, t);
 }
-static void types(lam_group *g) { disagree(g, other_dtype, "all_reduce bf16 [64]", "all_reduce f32 [64]"); }
-TEST(engine, other_dtypes_are_a_mismatch_on_all_ranks) { on_every_engine("other_dtypes_are_a_mismatch_on_all_ranks", 2, types); }
+static void types(lam_group *g) {
+  disagree(g, other_dtype, "all_reduce bf16 [64]", "all_reduce f32 [64]");
+}
+TEST(engine, other_dtypes_are_a_mismatch_on_all_ranks) {
+  on_every_engine("other_dtypes_are_a_mismatch_on_all_ranks", 2, types);
+}
 
 /* Few bytes here, a gather of many pieces there. */
 static lam_status other_op(lam_group *g, bool odd) {
@@ -305,26 +348,34 @@ static lam_status other_op(lam_group *g, bool odd) {
   static _Thread_local float y;
   int64_t first[MAX_RANKS + 1];
   for (int r = 0; r <= g->size; r++) first[r] = 200000 * r;
-  const lam_comm_op gather = op_of(LAM_OP_all_gather, LAM_U8, 200000), sum = op_of(LAM_OP_all_reduce, LAM_F32, 1);
+  const lam_comm_op gather = op_of(LAM_OP_all_gather, LAM_U8, 200000),
+                    sum = op_of(LAM_OP_all_reduce, LAM_F32, 1);
   if (odd) return lam_group_all_gather(g, &gather, &(lam_parts){1, 1, first, LAM_U8}, x, x);
   return lam_group_all_reduce(g, &sum, &y, &y, 1, LAM_F32);
 }
-static void ops(lam_group *g) { disagree(g, other_op, "all_gather u8 [200000]", "all_reduce f32 [1]"); }
-TEST(engine, other_operations_are_a_mismatch_on_all_ranks) { on_every_engine("other_operations_are_a_mismatch_on_all_ranks", 2, ops); }
+static void ops(lam_group *g) {
+  disagree(g, other_op, "all_gather u8 [200000]", "all_reduce f32 [1]");
+}
+TEST(engine, other_operations_are_a_mismatch_on_all_ranks) {
+  on_every_engine("other_operations_are_a_mismatch_on_all_ranks", 2, ops);
+}
 
 /* A sum of partial products against a plain one. */
 static lam_status sums_or_not(lam_group *g, bool odd) {
   float y[8];
   const lam_comm_op op = op_of(odd ? LAM_OP_linear_row : LAM_OP_all_reduce, LAM_F32, 8);
   if (!odd) return memset(y, 0, sizeof y), lam_group_all_reduce(g, &op, y, y, 8, LAM_F32);
-  lam_sum s = {.y = {.data = y, .rows = 1, .cols = 8, .row_stride = 8, .col_stride = 1, .dtype = LAM_F32}};
+  lam_sum s = {
+      .y = {.data = y, .rows = 1, .cols = 8, .row_stride = 8, .col_stride = 1, .dtype = LAM_F32}};
   LAM_TRY(lam_group_begin_sums(g, &op));
   LAM_TRY(lam_group_partial(g, 1, 8, &s));
   memset(s.part.data, 0, 32);
   LAM_TRY(lam_group_sum_start(g, &s));
   return lam_group_sum_finish(g, &s);
 }
-static void sums(lam_group *g) { disagree(g, sums_or_not, "linear_row f32 [8]", "all_reduce f32 [8]"); }
+static void sums(lam_group *g) {
+  disagree(g, sums_or_not, "linear_row f32 [8]", "all_reduce f32 [8]");
+}
 TEST(engine, partial_sums_against_another_operation_are_a_mismatch) {
   on_every_engine("partial_sums_against_another_operation_are_a_mismatch", 2, sums);
 }
@@ -335,21 +386,30 @@ static lam_status other_root(lam_group *g, bool odd) {
   op.extra = odd;
   return lam_group_broadcast(g, &op, x, x, sizeof x, odd);
 }
-static void roots(lam_group *g) { disagree(g, other_root, "broadcast f32 [64]", "broadcast f32 [64]; root"); }
-TEST(engine, other_roots_are_a_mismatch_on_all_ranks) { on_every_engine("other_roots_are_a_mismatch_on_all_ranks", 2, roots); }
+static void roots(lam_group *g) {
+  disagree(g, other_root, "broadcast f32 [64]", "broadcast f32 [64]; root");
+}
+TEST(engine, other_roots_are_a_mismatch_on_all_ranks) {
+  on_every_engine("other_roots_are_a_mismatch_on_all_ranks", 2, roots);
+}
 
 /* The same two operations in another order. */
 static lam_status other_order(lam_group *g, bool odd) {
   float x[4] = {0};
-  const lam_comm_op a = op_of(LAM_OP_all_reduce, LAM_F32, 4), b = op_of(LAM_OP_broadcast, LAM_F32, 4);
+  const lam_comm_op a = op_of(LAM_OP_all_reduce, LAM_F32, 4),
+                    b = op_of(LAM_OP_broadcast, LAM_F32, 4);
   if (odd) LAM_TRY(lam_group_broadcast(g, &b, x, x, 16, 0));
   LAM_TRY(lam_group_all_reduce(g, &a, x, x, 4, LAM_F32));
   return lam_group_broadcast(g, &b, x, x, 16, 0);
 }
-static void order(lam_group *g) { disagree(g, other_order, "broadcast f32 [4]", "all_reduce f32 [4]"); }
-TEST(engine, another_order_is_a_mismatch_on_all_ranks) { on_every_engine("another_order_is_a_mismatch_on_all_ranks", 2, order); }
+static void order(lam_group *g) {
+  disagree(g, other_order, "broadcast f32 [4]", "all_reduce f32 [4]");
+}
+TEST(engine, another_order_is_a_mismatch_on_all_ranks) {
+  on_every_engine("another_order_is_a_mismatch_on_all_ranks", 2, order);
+}
 
-/* ---- Refusals -------------------------------------------------------------------------------------------------------- */
+/* ---- Refusals -------------------------------------------------------------------------------- */
 
 static void refusals(lam_group *g) {
   float x[4] = {0};
@@ -363,7 +423,8 @@ static void refusals(lam_group *g) {
   CHECK_STATUS(lam_group_recv(g, g->size, 0, &h, x, 1), LAM_INVALID_ARGUMENT);
   CHECK_STATUS(lam_group_send(g, (g->rank + 1) % g->size, 2, &h, x), LAM_INVALID_ARGUMENT);
   CHECK_STATUS(lam_channel_open(g, g->rank, true, 1, 1, 1, &c), LAM_INVALID_ARGUMENT);
-  CHECK_STATUS(lam_channel_open(g, (g->rank + 1) % g->size, true, 1, 0, 1, &c), LAM_INVALID_ARGUMENT);
+  CHECK_STATUS(lam_channel_open(g, (g->rank + 1) % g->size, true, 1, 0, 1, &c),
+               LAM_INVALID_ARGUMENT);
   REQUIRE_OK(lam_channel_open(g, (g->rank + 1) % g->size, true, 1, 1, 8, &c));
   CHECK_STATUS(lam_channel_push(c, &h), LAM_FAILED_PRECONDITION);
   void *slot = NULL;
@@ -373,9 +434,11 @@ static void refusals(lam_group *g) {
   lam_channel_close(c);
   sum_ones(g);
 }
-TEST(engine, refusals_leave_the_group_as_it_was) { on_every_engine("refusals_leave_the_group_as_it_was", 2, refusals); }
+TEST(engine, refusals_leave_the_group_as_it_was) {
+  on_every_engine("refusals_leave_the_group_as_it_was", 2, refusals);
+}
 
-/* ---- The end of a world ---------------------------------------------------------------------------------------------- */
+/* ---- The end of a world ---------------------------------------------------------------------- */
 
 static void poisoned(lam_group *g) {
   lam_group *sub = NULL;
@@ -385,10 +448,13 @@ static void poisoned(lam_group *g) {
   if (g->rank == g->size - 1) lam_group_poison(g, LAM_CANCELLED, "the host has enough");
   CHECK_STATUS(lam_group_all_reduce(g, &op, &x, &x, 1, LAM_F32), LAM_CANCELLED);
   CHECK_CONTAINS(lam_last_error(), "the host has enough");
-  if (sub && sub->size > 1) CHECK_STATUS(lam_group_all_reduce(sub, &op, &x, &x, 1, LAM_F32), LAM_CANCELLED);
+  if (sub && sub->size > 1)
+    CHECK_STATUS(lam_group_all_reduce(sub, &op, &x, &x, 1, LAM_F32), LAM_CANCELLED);
   lam_group_destroy(sub);
 }
-TEST(engine, poison_reaches_every_rank) { on_every_engine("poison_reaches_every_rank", 2, poisoned); }
+TEST(engine, poison_reaches_every_rank) {
+  on_every_engine("poison_reaches_every_rank", 2, poisoned);
+}
 
 static void poisoned_here(lam_group *g) {
   float x = 0;
@@ -399,7 +465,9 @@ static void poisoned_here(lam_group *g) {
   CHECK_STATUS(lam_group_all_reduce(g, &op, &x, &x, 1, LAM_F32), LAM_CANCELLED);
   CHECK_CONTAINS(lam_last_error(), "enough");
 }
-TEST(engine, the_first_poison_stays) { on_every_engine("the_first_poison_stays", 1, poisoned_here); }
+TEST(engine, the_first_poison_stays) {
+  on_every_engine("the_first_poison_stays", 1, poisoned_here);
+}
 
 static void leaving(lam_group *g) {
   float x = 0;
@@ -412,7 +480,7 @@ static void leaving(lam_group *g) {
 }
 TEST(engine, leaving_is_noticed) { on_every_engine("leaving_is_noticed", 2, leaving); }
 
-/* ---- Handles --------------------------------------------------------------------------------------------------------- */
+/* ---- Handles --------------------------------------------------------------------------------- */
 
 static void handles(lam_group *g) {
   lam_group *found = NULL, *sub = NULL;

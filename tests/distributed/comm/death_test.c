@@ -1,5 +1,6 @@
-/* death_test.c: ranks that are killed, stopped, resumed or interrupted in the middle of every operation: the others end with one
- * error, soon, and nothing is left behind. Ranks are processes. */
+/* death_test.c: ranks that are killed, stopped, resumed or interrupted in the middle of every
+ * operation: the others end with one error, soon, and nothing is left behind. Ranks are
+ * processes. */
 #include <dirent.h>
 #include <signal.h>
 #include <stdio.h>
@@ -25,13 +26,15 @@ static scene *scene_create(work_fn work) {
   return s;
 }
 
-/* ---- One round of every operation ------------------------------------------------------------------------------------- */
+/* ---- One round of every operation ------------------------------------------------------------ */
 
 enum { N = 100000 };
 static float x[N], y[N * 4];
 static int64_t first[9];
 
-static lam_comm_op op_of(uint32_t op, int64_t n) { return (lam_comm_op){.op = op, .dtype = LAM_F32, .ndim = 1, .dims = {n}}; }
+static lam_comm_op op_of(uint32_t op, int64_t n) {
+  return (lam_comm_op){.op = op, .dtype = LAM_F32, .ndim = 1, .dims = {n}};
+}
 static lam_parts even_parts(const lam_group *g, int64_t each) {
   for (int r = 0; r <= g->size; r++) first[r] = each * r;
   return (lam_parts){1, 1, first, LAM_F32};
@@ -69,7 +72,12 @@ static lam_status collect(lam_group *g) {
 }
 static lam_status partial_sum(lam_group *g) {
   const lam_comm_op op = op_of(LAM_OP_linear_row, N);
-  lam_sum s = {.y = {.data = y, .rows = N / 100, .cols = 100, .row_stride = 100, .col_stride = 1, .dtype = LAM_F32}};
+  lam_sum s = {.y = {.data = y,
+                     .rows = N / 100,
+                     .cols = 100,
+                     .row_stride = 100,
+                     .col_stride = 1,
+                     .dtype = LAM_F32}};
   LAM_TRY(lam_group_begin_sums(g, &op));
   LAM_TRY(lam_group_partial(g, N / 100, 100, &s));
   memcpy(s.part.data, x, sizeof x);
@@ -85,12 +93,18 @@ static lam_status pass_around(lam_group *g) {
 static const struct {
   const char *name;
   work_fn work;
-} works[] = {{"small all_reduce", small_sum}, {"middle all_reduce", middle_sum}, {"large all_reduce", large_sum},
-             {"all_gather", gather},          {"reduce_scatter", scatter},       {"broadcast", hand_out},
-             {"reduce", collect},             {"partial sums", partial_sum},     {"transfers", pass_around}};
+} works[] = {{"small all_reduce", small_sum},
+             {"middle all_reduce", middle_sum},
+             {"large all_reduce", large_sum},
+             {"all_gather", gather},
+             {"reduce_scatter", scatter},
+             {"broadcast", hand_out},
+             {"reduce", collect},
+             {"partial sums", partial_sum},
+             {"transfers", pass_around}};
 enum { N_WORKS = sizeof works / sizeof *works };
 
-/* ---- Killed ----------------------------------------------------------------------------------------------------------- */
+/* ---- Killed ---------------------------------------------------------------------------------- */
 
 static scene *stage; /* for the signal handler */
 
@@ -102,7 +116,8 @@ static void die(int signal_number) {
   kill(getpid(), SIGKILL);
 }
 
-/* Rank 2 is killed after 20 to 40 ms, wherever it is then. Its sleeping child keeps what it inherited open. */
+/* Rank 2 is killed after 20 to 40 ms, wherever it is then. Its sleeping child keeps what it
+ * inherited open. */
 static void killed_rank(int rank, int size, void *arg) {
   scene *s = stage = arg;
   lam_group *g = NULL, *sub = NULL;
@@ -213,7 +228,7 @@ TEST(death, a_dead_senders_last_message_still_arrives) {
   run_processes_doomed(2, 1u << 1, killed_sender, scene_create(NULL));
 }
 
-/* ---- Stopped ---------------------------------------------------------------------------------------------------------- */
+/* ---- Stopped --------------------------------------------------------------------------------- */
 
 static void stopped_rank(int rank, int size, void *arg) {
   scene *s = arg;
@@ -243,7 +258,7 @@ TEST(death, a_stopped_rank_ends_the_world_at_the_deadline) {
   run_processes(3, stopped_rank, scene_create(partial_sum));
 }
 
-/* ---- Interrupted ------------------------------------------------------------------------------------------------------ */
+/* ---- Interrupted ----------------------------------------------------------------------------- */
 
 static int32_t stop_after_a_while(void *user) {
   int *polls = user;
@@ -265,8 +280,10 @@ static void interrupted_rank(int rank, int size, void *arg) {
   hooks.should_stop = stop_after_a_while;
   REQUIRE_OK(lam_context_create(&hooks, &stopping));
   g->ctx = stopping;
-  if (rank == 0) CHECK_STATUS(sum_ones(g), LAM_INTERRUPTED);
-  else nap_ms(300), CHECK_STATUS(sum_ones(g), LAM_INTERRUPTED); /* told by rank 0 */
+  if (rank == 0)
+    CHECK_STATUS(sum_ones(g), LAM_INTERRUPTED);
+  else
+    nap_ms(300), CHECK_STATUS(sum_ones(g), LAM_INTERRUPTED); /* told by rank 0 */
   CHECK_CONTAINS(lam_last_error(), "rank 0 of 2: the host asked to stop");
   g->ctx = ctx;
   lam_group_destroy(g);
@@ -274,14 +291,17 @@ static void interrupted_rank(int rank, int size, void *arg) {
   lam_context_destroy(ctx);
 }
 
-TEST(death, the_host_can_interrupt_a_wait) { run_processes(2, interrupted_rank, scene_create(NULL)); }
+TEST(death, the_host_can_interrupt_a_wait) {
+  run_processes(2, interrupted_rank, scene_create(NULL));
+}
 
-/* ---- Nothing left ----------------------------------------------------------------------------------------------------- */
+/* ---- Nothing left ---------------------------------------------------------------------------- */
 
 static int count_files(const char *folder) {
   int n = 0;
   DIR *d = opendir(folder);
-  for (const struct dirent *e; d && (e = readdir(d));) n += strstr(e->d_name, "lamella") != NULL || strstr(e->d_name, "lam_") != NULL;
+  for (const struct dirent *e; d && (e = readdir(d));)
+    n += strstr(e->d_name, "lamella") != NULL || strstr(e->d_name, "lam_") != NULL;
   if (d) closedir(d);
   return n;
 }

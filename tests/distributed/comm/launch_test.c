@@ -1,12 +1,29 @@
-/* launch_test.c: groups from what launchers leave in the environment, and every contradiction refused. */
+/* launch_test.c: groups from what launchers leave in the environment, and every contradiction
+ * refused. */
 #include <stdio.h>
 
 #include "tests/distributed/comm/ranks.h"
 
-static const char *const all[] = {"LAMELLA_RANK", "LAMELLA_SIZE", "LAMELLA_ID", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE",
-                                  "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT",
-                                  "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "PMIX_NAMESPACE",
-                                  "PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_JOB_ID",
+static const char *const all[] = {"LAMELLA_RANK",
+                                  "LAMELLA_SIZE",
+                                  "LAMELLA_ID",
+                                  "RANK",
+                                  "WORLD_SIZE",
+                                  "LOCAL_WORLD_SIZE",
+                                  "MASTER_ADDR",
+                                  "MASTER_PORT",
+                                  "TORCHELASTIC_RUN_ID",
+                                  "TORCHELASTIC_RESTART_COUNT",
+                                  "OMPI_COMM_WORLD_RANK",
+                                  "OMPI_COMM_WORLD_SIZE",
+                                  "OMPI_COMM_WORLD_LOCAL_SIZE",
+                                  "PMIX_NAMESPACE",
+                                  "PMI_RANK",
+                                  "PMI_SIZE",
+                                  "MPI_LOCALNRANKS",
+                                  "SLURM_PROCID",
+                                  "SLURM_NTASKS",
+                                  "SLURM_JOB_ID",
                                   "SLURM_STEP_ID"};
 
 /* "A=1 B=2": these and no other launcher's. A %d is the rank. */
@@ -37,15 +54,20 @@ TEST(launch, contradictions_are_refused) {
   refused("", LAM_FAILED_PRECONDITION, "no launcher");
   refused("RANK=0", LAM_INVALID_ARGUMENT, "RANK is set, WORLD_SIZE is not");
   refused("SLURM_NTASKS=2", LAM_INVALID_ARGUMENT, "SLURM_NTASKS is set, SLURM_PROCID is not");
-  refused("RANK=2 WORLD_SIZE=2", LAM_INVALID_ARGUMENT, "RANK is 2, expected less than WORLD_SIZE, which is 2");
+  refused("RANK=2 WORLD_SIZE=2", LAM_INVALID_ARGUMENT,
+          "RANK is 2, expected less than WORLD_SIZE, which is 2");
   refused("RANK=-1 WORLD_SIZE=2", LAM_INVALID_ARGUMENT, "RANK is \"-1\", expected a number");
   refused("RANK=0x WORLD_SIZE=2", LAM_INVALID_ARGUMENT, "RANK is \"0x\", expected a number");
   refused("RANK=99999999999 WORLD_SIZE=2", LAM_INVALID_ARGUMENT, "expected a number");
-  refused("RANK=0 WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2", LAM_INVALID_ARGUMENT, "contradict each other");
-  refused("LAMELLA_RANK=0 LAMELLA_SIZE=4 PMI_RANK=0 PMI_SIZE=2", LAM_INVALID_ARGUMENT, "contradict each other");
-  refused("RANK=0 WORLD_SIZE=8 LOCAL_WORLD_SIZE=4", LAM_UNIMPLEMENTED, "LOCAL_WORLD_SIZE is 4 of 8 ranks");
+  refused("RANK=0 WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2", LAM_INVALID_ARGUMENT,
+          "contradict each other");
+  refused("LAMELLA_RANK=0 LAMELLA_SIZE=4 PMI_RANK=0 PMI_SIZE=2", LAM_INVALID_ARGUMENT,
+          "contradict each other");
+  refused("RANK=0 WORLD_SIZE=8 LOCAL_WORLD_SIZE=4", LAM_UNIMPLEMENTED,
+          "LOCAL_WORLD_SIZE is 4 of 8 ranks");
   refused("LAMELLA_RANK=0 LAMELLA_SIZE=2", LAM_INVALID_ARGUMENT, "LAMELLA_ID is not 64 hex digits");
-  refused("LAMELLA_RANK=0 LAMELLA_SIZE=2 LAMELLA_ID=abcd", LAM_INVALID_ARGUMENT, "LAMELLA_ID is not 64 hex digits");
+  refused("LAMELLA_RANK=0 LAMELLA_SIZE=2 LAMELLA_ID=abcd", LAM_INVALID_ARGUMENT,
+          "LAMELLA_ID is not 64 hex digits");
 }
 
 TEST(launch, a_lone_process_needs_nobody) {
@@ -58,7 +80,7 @@ TEST(launch, a_lone_process_needs_nobody) {
   environment("", 0);
 }
 
-/* ---- Real starts -------------------------------------------------------------------------------------------------------- */
+/* ---- Real starts ----------------------------------------------------------------------------- */
 
 static void started(int rank, int size, void *arg) {
   lam_group *g = NULL;
@@ -75,12 +97,15 @@ static void started(int rank, int size, void *arg) {
 
 TEST(launch, every_launchers_variables_make_a_group) {
   static char *const starts[] = {
-      "LAMELLA_RANK=%d LAMELLA_SIZE=3 LAMELLA_ID=00112233445566778899AABBCCDDEEFF00112233445566778899aabbccddeeff",
-      "RANK=%d WORLD_SIZE=3 LOCAL_WORLD_SIZE=3 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 TORCHELASTIC_RUN_ID=x",
-      "OMPI_COMM_WORLD_RANK=%d OMPI_COMM_WORLD_SIZE=3 OMPI_COMM_WORLD_LOCAL_SIZE=3 PMIX_NAMESPACE=77",
+      "LAMELLA_RANK=%d LAMELLA_SIZE=3 "
+      "LAMELLA_ID=00112233445566778899AABBCCDDEEFF00112233445566778899aabbccddeeff",
+      "RANK=%d WORLD_SIZE=3 LOCAL_WORLD_SIZE=3 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 "
+      "TORCHELASTIC_RUN_ID=x",
+      "OMPI_COMM_WORLD_RANK=%d OMPI_COMM_WORLD_SIZE=3 OMPI_COMM_WORLD_LOCAL_SIZE=3 "
+      "PMIX_NAMESPACE=77",
       "PMI_RANK=%d PMI_SIZE=3 MPI_LOCALNRANKS=3",
       "SLURM_PROCID=%d SLURM_NTASKS=3 SLURM_JOB_ID=5 SLURM_STEP_ID=1",
-      "RANK=%d WORLD_SIZE=3 SLURM_PROCID=0 SLURM_NTASKS=1",             /* torchrun in a shell of srun's */
+      "RANK=%d WORLD_SIZE=3 SLURM_PROCID=0 SLURM_NTASKS=1", /* torchrun in a shell of srun's */
       "RANK=%d WORLD_SIZE=3 SLURM_PROCID=%d SLURM_NTASKS=3 MASTER_PORT=1", /* two that agree */
   };
   for (size_t i = 0; i < sizeof starts / sizeof *starts; i++) run_processes(3, started, starts[i]);

@@ -1,4 +1,5 @@
-/* life_test.c: groups come and go without leaving descriptors, mappings or memory; children of a rank are not the rank. */
+/* life_test.c: groups come and go without leaving descriptors, mappings or memory; children of a
+ * rank are not the rank. */
 #include <dirent.h>
 #include <stdio.h>
 #include <sys/wait.h>
@@ -41,7 +42,8 @@ static void live(const lam_group_id *with, int rank, int size, lam_context *ctx)
   CHECK_OK(lam_channel_open(g, (rank + 1) % size, true, 1, 2, 1000, &c));
   const lam_comm_op op = {.op = LAM_OP_linear_row, .dtype = LAM_F32, .ndim = 1, .dims = {4}};
   float y[4];
-  lam_sum s = {.y = {.data = y, .rows = 1, .cols = 4, .row_stride = 4, .col_stride = 1, .dtype = LAM_F32}};
+  lam_sum s = {
+      .y = {.data = y, .rows = 1, .cols = 4, .row_stride = 4, .col_stride = 1, .dtype = LAM_F32}};
   CHECK_OK(lam_group_begin_sums(g, &op));
   CHECK_OK(lam_group_partial(g, 1, 4, &s));
   memset(s.part.data, 0, 16);
@@ -107,7 +109,8 @@ static void many_splits(int rank, int size, void *arg) {
     CHECK_OK(lam_group_warmup(sub));
     lam_group_destroy(sub);
     CHECK_OK(lam_context_get_stats(ctx, &stats));
-    if (i < 20 && stats.arena_bytes > most) most = stats.arena_bytes; /* how much depends on who leaves last */
+    if (i < 20 && stats.arena_bytes > most)
+      most = stats.arena_bytes; /* how much depends on who leaves last */
     if (i >= 20) CHECK(stats.arena_bytes <= 2 * most);
   }
   lam_group_destroy(g);
@@ -118,7 +121,8 @@ TEST(life, splits_use_memory_again) {
   run_processes(4, many_splits, NULL);
 }
 
-/* A message that was sent before the sender left can still be received, though it lies outside the ring. */
+/* A message that was sent before the sender left can still be received, though it lies outside
+ * the ring. */
 static void last_words(int rank, int size, void *arg) {
   enum { BYTES = 3 << 20 };
   lam_group *g = NULL;
@@ -171,7 +175,7 @@ TEST(life, a_send_that_nobody_receives_ends_at_the_deadline) {
   run_processes(2, endless_sender, NULL);
 }
 
-/* ---- Order between transfers and collectives --------------------------------------------------------------------------- */
+/* ---- Order between transfers and collectives ------------------------------------------------- */
 
 static void crossed(int rank, int size, void *arg) {
   lam_group *g = NULL;
@@ -201,7 +205,8 @@ static void other_rings(int rank, int size, void *arg) {
   REQUIRE_OK(lam_channel_open(g, 1 - rank, rank == 0, 3, rank == 0 ? 2 : 4, 64, &c));
   if (rank == 1) CHECK_STATUS(lam_channel_pull(c, &h, &data), LAM_MISMATCH);
   if (rank == 0) CHECK_STATUS(sum_ones(g), LAM_MISMATCH);
-  CHECK_CONTAINS(lam_last_error(), "rank 0 opened it with 2 slots of 64 bytes, rank 1 with 4 of 64");
+  CHECK_CONTAINS(lam_last_error(),
+                 "rank 0 opened it with 2 slots of 64 bytes, rank 1 with 4 of 64");
   lam_channel_close(c);
   lam_group_destroy(g);
 }
@@ -210,7 +215,7 @@ TEST(life, channels_of_other_sizes_are_a_mismatch) {
   run_processes(2, other_rings, NULL);
 }
 
-/* ---- Children ----------------------------------------------------------------------------------------------------------- */
+/* ---- Children -------------------------------------------------------------------------------- */
 
 static void with_child(int rank, int size, void *arg) {
   lam_group *g = NULL;

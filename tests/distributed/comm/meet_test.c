@@ -22,12 +22,14 @@ static int connect_as_stranger(void) {
   for (int i = 8; i < 16; i++) n += snprintf(a.sun_path + 1 + n, 3, "%02x", id->bytes[i]);
   const int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
   for (int i = 0; i < 400; i++, nap_ms(10))
-    if (connect(sock, (struct sockaddr *)&a, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)n)) == 0) return sock;
+    if (connect(sock, (struct sockaddr *)&a,
+                (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)n)) == 0)
+      return sock;
   close(sock);
   return -1;
 }
 
-/* ---- In time ----------------------------------------------------------------------------------------------------------- */
+/* ---- In time --------------------------------------------------------------------------------- */
 
 static void late_rank(int rank, int size, void *arg) {
   lam_group *g = NULL;
@@ -93,7 +95,7 @@ TEST(meet, an_id_may_be_used_again) {
   run_processes(3, again, NULL);
 }
 
-/* ---- Too late ---------------------------------------------------------------------------------------------------------- */
+/* ---- Too late -------------------------------------------------------------------------------- */
 
 static void missing_rank(int rank, int size, void *arg) {
   lam_group *g = NULL;
@@ -117,7 +119,7 @@ TEST(meet, a_rank_that_does_not_come_is_named_at_the_deadline) {
 static void rank0_dies(int rank, int size, void *arg) {
   lam_group *g = NULL;
   (void)arg;
-  if (rank == 2) return; /* never comes, so that the others wait */
+  if (rank == 2) return;   /* never comes, so that the others wait */
   if (rank == 0) alarm(1); /* kills */
   CHECK_STATUS(rank_open(id, rank, size, 20000, &g), LAM_PEER_DEAD);
   CHECK_CONTAINS(lam_last_error(), "rank 0 ended");
@@ -140,7 +142,7 @@ TEST(meet, a_members_death_is_noticed) {
   run_processes_doomed(3, 1u << 1, rank1_dies, NULL);
 }
 
-/* ---- Contradictions ---------------------------------------------------------------------------------------------------- */
+/* ---- Contradictions -------------------------------------------------------------------------- */
 
 static void other_size(int rank, int size, void *arg) {
   lam_group *g = NULL;
@@ -199,7 +201,7 @@ TEST(meet, bad_descriptions_are_refused_at_once) {
   CHECK(g == NULL);
 }
 
-/* ---- Strangers --------------------------------------------------------------------------------------------------------- */
+/* ---- Strangers ------------------------------------------------------------------------------- */
 
 /* Rank 3 of 4 is a stranger, who must not disturb the others. */
 typedef void (*stranger_fn)(void);
@@ -269,7 +271,8 @@ TEST(meet, a_wrong_secret_is_refused) {
   run_processes(4, with_stranger, &(stranger_fn){wrong_secret});
 }
 
-/* As another user: the library itself goes no further, and a raw connection is closed without a word. */
+/* As another user: the library itself goes no further, and a raw connection is closed without a
+ * word. */
 static void other_user(void) {
   lam_group *g = NULL;
   char byte;

@@ -1,6 +1,7 @@
-/* quiet_test.c: after the first call of a size, with peers that come at once, a call allocates nothing and makes no system call.
- * Allocations are counted by this program's own malloc, system calls by a seccomp filter that lets them through and counts.
- * A rank that waits would give its processor away, so ranks here spin for as long as it takes. */
+/* quiet_test.c: after the first call of a size, with peers that come at once, a call allocates
+ * nothing and makes no system call. Allocations are counted by this program's own malloc, system
+ * calls by a seccomp filter that lets them through and counts. A rank that waits would give its
+ * processor away, so ranks here spin for as long as it takes. */
 #include <errno.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -13,7 +14,7 @@
 #include "plugin/comm/shm/shm.h"
 #include "tests/distributed/comm/ranks.h"
 
-/* ---- Counting ----------------------------------------------------------------------------------------------------------- */
+/* ---- Counting -------------------------------------------------------------------------------- */
 
 void *__libc_malloc(size_t bytes);
 void *__libc_calloc(size_t n, size_t bytes);
@@ -51,7 +52,8 @@ static void on_syscall(int signal_number, siginfo_t *info, void *context) {
 #endif
 }
 
-/* From here on each system call of this process is counted, but for those that a test needs to end. */
+/* From here on each system call of this process is counted, but for those that a test needs to
+ * end. */
 static bool count_syscalls(void) {
   struct sock_filter rules[] = {
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
@@ -64,16 +66,19 @@ static bool count_syscalls(void) {
   const struct sock_fprog program = {sizeof rules / sizeof *rules, rules};
   const struct sigaction action = {.sa_sigaction = on_syscall, .sa_flags = SA_SIGINFO | SA_NODEFER};
   sigaction(SIGSYS, &action, NULL);
-  return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+  return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+         prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
 }
 
-/* ---- The calls ---------------------------------------------------------------------------------------------------------- */
+/* ---- The calls ------------------------------------------------------------------------------- */
 
 enum { N = 200000, COLS = 100 };
 static float *x, *y;
 static lam_channel *channel;
 
-static lam_comm_op op_of(uint32_t op, int64_t n) { return (lam_comm_op){.op = op, .dtype = LAM_F32, .ndim = 1, .dims = {n}}; }
+static lam_comm_op op_of(uint32_t op, int64_t n) {
+  return (lam_comm_op){.op = op, .dtype = LAM_F32, .ndim = 1, .dims = {n}};
+}
 
 static lam_status sums(lam_group *g, int64_t n) {
   const lam_comm_op op = op_of(LAM_OP_all_reduce, n);
@@ -83,7 +88,8 @@ static lam_status sums(lam_group *g, int64_t n) {
 static lam_status gathers(lam_group *g) {
   int64_t first[9];
   for (int r = 0; r <= g->size; r++) first[r] = N / 4 * r;
-  const lam_comm_op gather = op_of(LAM_OP_all_gather, first[g->size]), scatter = op_of(LAM_OP_reduce_scatter, first[g->size]);
+  const lam_comm_op gather = op_of(LAM_OP_all_gather, first[g->size]),
+                    scatter = op_of(LAM_OP_reduce_scatter, first[g->size]);
   const lam_parts parts = {1, 1, first, LAM_F32};
   LAM_TRY(lam_group_all_gather(g, &gather, &parts, x, y));
   return lam_group_reduce_scatter(g, &scatter, &parts, y, x);
@@ -91,7 +97,12 @@ static lam_status gathers(lam_group *g) {
 
 static lam_status partial_sums(lam_group *g) {
   const lam_comm_op op = op_of(LAM_OP_linear_row, N);
-  lam_sum s = {.y = {.data = y, .rows = N / COLS, .cols = COLS, .row_stride = COLS, .col_stride = 1, .dtype = LAM_F32}};
+  lam_sum s = {.y = {.data = y,
+                     .rows = N / COLS,
+                     .cols = COLS,
+                     .row_stride = COLS,
+                     .col_stride = 1,
+                     .dtype = LAM_F32}};
   LAM_TRY(lam_group_begin_sums(g, &op));
   LAM_TRY(lam_group_partial(g, N / COLS, COLS, &s));
   memcpy(s.part.data, x, N * sizeof *x);

@@ -1,4 +1,5 @@
-/* ranks.h: what the tests of groups under bad luck share: opening a group with short deadlines, and one operation to try it. */
+/* ranks.h: what the tests of groups under bad luck share: opening a group with short deadlines,
+ * and one operation to try it. */
 #ifndef LAMELLA_TESTS_DISTRIBUTED_COMM_RANKS_H_
 #define LAMELLA_TESTS_DISTRIBUTED_COMM_RANKS_H_
 
@@ -11,7 +12,8 @@
 #include "plugin/comm/group.h"
 #include "tests/check.h"
 
-static inline lam_group_desc rank_desc(const lam_group_id *id, int rank, int size, uint32_t deadline_ms) {
+static inline lam_group_desc rank_desc(const lam_group_id *id, int rank, int size,
+                                       uint32_t deadline_ms) {
   lam_group_desc d = LAM_GROUP_DESC_INIT;
   d.rank = rank;
   d.size = size;
@@ -20,7 +22,8 @@ static inline lam_group_desc rank_desc(const lam_group_id *id, int rank, int siz
   return d;
 }
 
-static inline lam_status rank_open(const lam_group_id *id, int rank, int size, uint32_t deadline_ms, lam_group **out) {
+static inline lam_status rank_open(const lam_group_id *id, int rank, int size, uint32_t deadline_ms,
+                                   lam_group **out) {
   const lam_group_desc d = rank_desc(id, rank, size, deadline_ms);
   return lam_group_create(NULL, &d, out);
 }
@@ -39,7 +42,9 @@ static inline int64_t now_ms(void) {
   return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-static inline void nap_ms(int ms) { nanosleep(&(struct timespec){ms / 1000, ms % 1000 * 1000000l}, NULL); }
+static inline void nap_ms(int ms) {
+  nanosleep(&(struct timespec){ms / 1000, ms % 1000 * 1000000l}, NULL);
+}
 
 /* Memory that forked ranks share with the test. */
 static inline void *shared_memory(size_t bytes) {

@@ -1,4 +1,5 @@
-/* comm_test.c: the parts under groups that need no ranks: sums of arrays, shares as blocks, announcements, wire headers. */
+/* comm_test.c: the parts under groups that need no ranks: sums of arrays, shares as blocks,
+ * announcements, wire headers. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -6,7 +7,7 @@
 #include "plugin/comm/comm.h"
 #include "tests/check.h"
 
-/* ---- Sums --------------------------------------------------------------------------------------------------------------- */
+/* ---- Sums ------------------------------------------------------------------------------------ */
 
 static uint16_t bf16_of(float f) { /* exact for what the tests hand in */
   uint32_t bits;
@@ -21,12 +22,14 @@ static uint16_t bf16_sum(uint16_t a, uint16_t b) {
 }
 
 TEST(add, bf16_is_rounded_once_to_the_nearest_even) {
-  CHECK_EQ(bf16_sum(bf16_of(1), bf16_of(0x1p-8f)), bf16_of(1));                 /* a tie: down to even */
-  CHECK_EQ(bf16_sum(bf16_of(1 + 0x1p-7f), bf16_of(0x1p-8f)), bf16_of(1 + 0x1p-6f)); /* a tie: up to even */
+  CHECK_EQ(bf16_sum(bf16_of(1), bf16_of(0x1p-8f)), bf16_of(1)); /* a tie: down to even */
+  CHECK_EQ(bf16_sum(bf16_of(1 + 0x1p-7f), bf16_of(0x1p-8f)),
+           bf16_of(1 + 0x1p-6f)); /* a tie: up to even */
   CHECK_EQ(bf16_sum(bf16_of(1), bf16_of(0x1.8p-8f)), bf16_of(1 + 0x1p-7f));
   CHECK_EQ(bf16_sum(bf16_of(1), bf16_of(-1)), bf16_of(0));
-  CHECK_EQ(bf16_sum(0x8000, 0x8000), 0x8000);                                   /* -0 + -0 */
-  const uint16_t third[3] = {bf16_of(1), bf16_of(0x1p-8f), bf16_of(0x1p-8f)};   /* rounded in between, 1 */
+  CHECK_EQ(bf16_sum(0x8000, 0x8000), 0x8000); /* -0 + -0 */
+  const uint16_t third[3] = {bf16_of(1), bf16_of(0x1p-8f),
+                             bf16_of(0x1p-8f)}; /* rounded in between, 1 */
   uint16_t y = 0;
   lam_add(LAM_BF16, (const void *[]){&third[0], &third[1], &third[2]}, 3, 1, &y);
   CHECK_EQ(y, bf16_of(1 + 0x1p-7f));
@@ -47,8 +50,7 @@ TEST(add, any_length_and_place_adds_only_what_it_should) {
   enum { MOST = 300, PARTS = 5 };
   static float x[PARTS][MOST + 8], y[MOST + 8];
   rng r = {seed()};
-  for (int n = 0; n < MOST; n += 1 + n / 40)
-    FOR_EACH(off, 0, 1, 3) {
+  for (int n = 0; n < MOST; n += 1 + n / 40) FOR_EACH(off, 0, 1, 3) {
       const void *parts[PARTS];
       for (int p = 0; p < PARTS; p++) {
         for (int i = 0; i < MOST; i++) x[p][i + off] = rng_float(&r);
@@ -83,7 +85,7 @@ TEST(add, says_which_dtypes_it_has) {
   FOR_EACH(t, LAM_F16, LAM_F8E4M3, LAM_F8E5M2, LAM_U8) CHECK(!lam_add_supported((lam_dtype)t));
 }
 
-/* ---- Blocks -------------------------------------------------------------------------------------------------------------- */
+/* ---- Blocks ---------------------------------------------------------------------------------- */
 
 TEST(blocks, pieces_of_any_length_make_the_share) {
   enum { OUTER = 4, TOTAL = 9, INNER = 3 };
@@ -106,18 +108,24 @@ TEST(blocks, pieces_of_any_length_make_the_share) {
   }
 }
 
-/* ---- Announcements ------------------------------------------------------------------------------------------------------- */
+/* ---- Announcements --------------------------------------------------------------------------- */
 
 TEST(announce, a_mismatch_names_both_sides) {
   const lam_comm_op a = {.op = LAM_OP_all_reduce, .dtype = LAM_F32, .ndim = 1, .dims = {33}};
   const lam_comm_op b = {.op = LAM_OP_linear_row, .dtype = LAM_BF16, .ndim = 2, .dims = {64, 128}};
   CHECK_STATUS(lam_comm_compare((const lam_comm_op *[]){&a, &a, &b}, 3), LAM_MISMATCH);
-  CHECK_STR(lam_last_error(), "rank 2 called linear_row bf16 [64, 128], rank 0 all_reduce f32 [33]");
+  CHECK_STR(lam_last_error(),
+            "rank 2 called linear_row bf16 [64, 128], rank 0 all_reduce f32 [33]");
   CHECK_OK(lam_comm_compare((const lam_comm_op *[]){&a, &a}, 2));
 }
 
 TEST(announce, any_field_that_differs_is_a_mismatch) {
-  const lam_comm_op a = {.op = LAM_OP_all_reduce, .dtype = LAM_F32, .ndim = 2, .dims = {3, 4}, .extra = 1, .sequence = 9};
+  const lam_comm_op a = {.op = LAM_OP_all_reduce,
+                         .dtype = LAM_F32,
+                         .ndim = 2,
+                         .dims = {3, 4},
+                         .extra = 1,
+                         .sequence = 9};
   for (size_t byte = 0; byte < sizeof a; byte++) {
     lam_comm_op b = a;
     ((unsigned char *)&b)[byte] ^= 1;
@@ -126,10 +134,17 @@ TEST(announce, any_field_that_differs_is_a_mismatch) {
   }
 }
 
-/* ---- Wire headers -------------------------------------------------------------------------------------------------------- */
+/* ---- Wire headers ---------------------------------------------------------------------------- */
 
 TEST(wire, any_flipped_bit_is_found) {
-  lam_wire w = {.kind = 1, .ndim = 2, .step = 3, .item = 4, .bytes = 100, .shape = {5, 5}, .edge = 2, .micro = 7};
+  lam_wire w = {.kind = 1,
+                .ndim = 2,
+                .step = 3,
+                .item = 4,
+                .bytes = 100,
+                .shape = {5, 5},
+                .edge = 2,
+                .micro = 7};
   _Static_assert(sizeof w == 128, "a header is 128 bytes");
   lam_wire_seal(&w, 6);
   CHECK_OK(lam_wire_verify(&w, 1, 6, 100));
