@@ -41,12 +41,10 @@ static int by_value(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
-static double median(double *t, int n) {
-  qsort(t, (size_t)n, sizeof *t, by_value);
-  return t[n / 2];
-}
+/* Of sorted times. */
+static double median(const double *t, int n) { return t[n / 2]; }
 
-/* Half of what lies between the quartiles, over the median; after median has sorted. */
+/* Half of what lies between the quartiles, over the median; of sorted times. */
 static double quartiles(const double *t, int n) {
   return (t[n * 3 / 4] - t[n / 4]) / 2 / t[n / 2];
 }
@@ -211,6 +209,7 @@ static void measure(contestant *c, int n) {
       for (int r = 0; r < repeats; r++) c[i].run(c[i].arg);
       c[i].times[round] = (now() - t) / repeats;
     }
+  for (int i = 0; i < n; i++) qsort(c[i].times, (size_t)n_rounds, sizeof(double), by_value);
 }
 
 static void compare_products(int64_t m, int64_t n, int64_t k, lam_dtype dtype) {
