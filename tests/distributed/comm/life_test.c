@@ -149,30 +149,36 @@ TEST(life, what_was_sent_outlives_its_sender) {
   run_threads(2, last_words, NULL);
 }
 
-/* A send waits once 256 MiB are under way, and then only until the deadline. */
+/* A send waits once 256 MiB are under way, and then only until the deadline. The other rank stays until the sender
+ * says through a pipe that it is done. */
 static void endless_sender(int rank, int size, void *arg) {
   enum { BYTES = 24 << 20 };
+  const int *done = arg;
   lam_group *g = NULL;
   unsigned char *data = calloc(1, BYTES);
   const lam_wire h = {.bytes = BYTES};
   lam_status status = LAM_OK;
   int n = 0;
-  (void)arg;
   REQUIRE_OK(rank_open(id, rank, size, 1000, &g));
   CHECK_OK(sum_ones(g));
   if (rank == 0) {
     for (; n < 20 && status == LAM_OK; n++) status = lam_group_send(g, 1, 0, &h, data);
     CHECK_STATUS(status, LAM_PEER_STALLED);
     CHECK(n > 5 && n < 13);
+    CHECK_EQ(write(done[1], "", 1), 1);
   } else {
-    nap_ms(4000);
+    CHECK_EQ(read(done[0], data, 1), 1);
   }
   free(data);
   lam_group_destroy(g);
 }
 TEST(life, a_send_that_nobody_receives_ends_at_the_deadline) {
+  int done[2];
+  REQUIRE(pipe(done) == 0);
   fresh_id();
-  run_processes(2, endless_sender, NULL);
+  run_processes(2, endless_sender, done);
+  close(done[0]);
+  close(done[1]);
 }
 
 /* ---- Order between transfers and collectives ------------------------------------------------- */
