@@ -319,6 +319,7 @@ static void too_many_chunks(lam_group *g) {
   lam_sum sums[16];
   int n = 0;
   const lam_comm_op op = op_of(LAM_OP_linear_row, LAM_F32, 4);
+  memset(sums, 0, sizeof sums);
   CHECK_OK(lam_group_begin_sums(g, &op));
   while (n < 16 && lam_group_partial(g, 1, 4, &sums[n]) == LAM_OK) {
     memset(sums[n].part.data, 0, 16);

@@ -98,7 +98,6 @@ static void many_splits(int rank, int size, void *arg) {
   lam_group *g = NULL;
   lam_context *ctx = NULL;
   lam_context_stats stats = LAM_CONTEXT_STATS_INIT;
-  uint64_t most = 0;
   const lam_group_desc d = rank_desc(id, rank, size, 20000);
   (void)arg;
   REQUIRE_OK(lam_context_create(NULL, &ctx));
@@ -109,9 +108,7 @@ static void many_splits(int rank, int size, void *arg) {
     CHECK_OK(lam_group_warmup(sub));
     lam_group_destroy(sub);
     CHECK_OK(lam_context_get_stats(ctx, &stats));
-    if (i < 20 && stats.arena_bytes > most)
-      most = stats.arena_bytes; /* how much depends on who leaves last */
-    if (i >= 20) CHECK(stats.arena_bytes <= 2 * most);
+    CHECK(stats.arena_bytes < 20 << 20); /* one takes about 3 MiB; it depends on who leaves last */
   }
   lam_group_destroy(g);
   lam_context_destroy(ctx);
@@ -159,7 +156,9 @@ static void endless_sender(int rank, int size, void *arg) {
   const lam_wire h = {.bytes = BYTES};
   lam_status status = LAM_OK;
   int n = 0;
-  REQUIRE_OK(rank_open(id, rank, size, 1000, &g));
+  lam_group_desc d = rank_desc(id, rank, size, 1000);
+  d.first_deadline_ms = 20000; /* to meet */
+  REQUIRE_OK(lam_group_create(NULL, &d, &g));
   CHECK_OK(sum_ones(g));
   if (rank == 0) {
     for (; n < 20 && status == LAM_OK; n++) status = lam_group_send(g, 1, 0, &h, data);
