@@ -39,8 +39,8 @@ static lam_gemm first_pass(const lam_gemm *g, int64_t row, int64_t n, lam_matrix
       .a = lam_matrix_rows(g->a, row, n), .b = g->b, .bias = g->bias, .d = d};
 }
 
-/* Where the first pass over n rows from `row` goes: aux, d where it is f32, or else scratch memory, so
- * that what is rounded is the activation's result alone. */
+/* Where the first pass over n rows from `row` goes: aux, d where it is f32, or else scratch memory,
+ * so that what is rounded is the activation's result alone. */
 static lam_status between_passes(const lam_gemm *g, int64_t row, int64_t n, lam_matrix *out) {
   const lam_matrix there = has(g->aux) ? g->aux : g->d;
   *out = lam_matrix_rows(there, row, n);
