@@ -14,7 +14,7 @@
 
 #include "plugin/comm/shm/shm.h"
 
-enum { EDGE_DEPTH = 64, EDGE_INLINE = 1024, EDGE_SLOTS = 16, EDGE_SLOT_BYTES = 64 << 10 };
+enum { EDGE_DEPTH = 64, EDGE_INLINE = 1024, EDGE_SLOTS = 32, EDGE_SLOT_BYTES = 32 << 10 };
 #define EDGE_SPILL (256ull << 20)
 #define SPILL_BYTES (EDGE_SPILL / EDGE_DEPTH) /* at a time: the receiver may yet come */
 #define PATIENCE_NS 200000
