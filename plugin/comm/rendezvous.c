@@ -230,18 +230,20 @@ static void guest_refuse(guest *g, lam_status status, const char *text) {
   guest_drop(g);
 }
 
-static void host_accept(host *h) {
+static guest *free_seat(host *h) {
+  for (int i = 0; i < h->n_guests; i++)
+    if (h->guests[i].sock < 0) return &h->guests[i];
+  return NULL;
+}
+
+static void host_accept(host *h, guest *seat) {
   unsigned uid = 0;
   const int sock = accept4(h->sock, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
   if (sock < 0) return;
-  guest *free_seat = NULL;
-  for (int i = 0; i < h->n_guests && !free_seat; i++)
-    if (h->guests[i].sock < 0) free_seat = &h->guests[i];
-  if (!free_seat || !same_user(sock, &uid)) {
+  if (same_user(sock, &uid))
+    *seat = (guest){sock, -1, lam_clock_ns() + SPEAK_MS * 1000000ll};
+  else
     close(sock);
-    return;
-  }
-  *free_seat = (guest){sock, -1, lam_clock_ns() + SPEAK_MS * 1000000ll};
 }
 
 /* A member's first words against what the others said. */
@@ -313,14 +315,16 @@ static void name_missing(const host *h, char *text, size_t room) {
   }
 }
 
-/* Waits a slice for whoever comes or speaks; new connections are taken at the end. */
+/* Waits a slice for whoever comes or speaks; new connections are taken at the end. While all seats
+ * are taken they wait in the socket's queue: one of them may be a member. */
 static void host_wait(host *h) {
   struct pollfd polls[1 + LAM_GROUP_RANKS + STRANGERS];
-  polls[0] = (struct pollfd){.fd = h->sock, .events = POLLIN};
+  guest *seat = free_seat(h);
+  polls[0] = (struct pollfd){.fd = seat ? h->sock : -1, .events = POLLIN};
   for (int i = 0; i < h->n_guests; i++)
     polls[1 + i] = (struct pollfd){.fd = h->guests[i].sock, .events = POLLIN};
   (void)poll(polls, (nfds_t)(1 + h->n_guests), SLICE_MS);
-  if (polls[0].revents) host_accept(h);
+  if (polls[0].revents) host_accept(h, seat);
 }
 
 static lam_status host_gather(host *h) {
