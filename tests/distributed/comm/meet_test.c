@@ -250,7 +250,7 @@ TEST(meet, noise_is_dropped) {
 static void crowd(void) {
   int socks[60];
   for (int i = 0; i < 60; i++) socks[i] = connect_as_stranger();
-  nap_ms(100);
+  nap_ms(1000); /* every seat is taken when rank 1 comes */
   for (int i = 0; i < 60; i++)
     if (socks[i] >= 0) close(socks[i]);
 }
