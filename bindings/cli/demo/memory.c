@@ -3,6 +3,7 @@
  *
  * Invariant: the formula knows the options only; it never looks at what was taken. Shared memory
  * of groups is not in here. */
+#include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,6 +52,14 @@ int in_flight(const char *schedule, int stages, int micro_batches, int stage) {
  * two moments. */
 static double weight_bytes(const options *o) { return (o->bits == 16 ? 2 + 4 : 4) + 4 + 8; }
 
+/* Lamella's own: four chunks of partial sums under way, each of at most 256 rows in f32 and whole 64
+ * KiB; above 2 MiB they lie in shared memory alone. */
+static double partial_sums(double tokens, double hidden) {
+  const double grain = 64 << 10, chunk = (tokens < 256 ? tokens : 256) * hidden * 4;
+  const double bytes = ceil(chunk / grain) * grain;
+  return bytes <= 2 << 20 ? 4 * bytes : 0;
+}
+
 uint64_t memory_predict(const options *o, int stage, int part) {
   lam_shard_info share = LAM_SHARD_INFO_INIT, ffn = LAM_SHARD_INFO_INIT;
   if (lam_shard(o->hidden, o->head_size, 0, part, o->tp, &share) ||
@@ -75,5 +84,5 @@ uint64_t memory_predict(const options *o, int stage, int part) {
       o->threads * (double)o->sequence * (10 * o->head_size + 64) * 4; /* attention */
   return (uint64_t)(products * weight_bytes(o) + others * 16 +
                     kept * in_flight(o->schedule, o->pp, o->micro_batches, stage) + passing +
-                    tiles);
+                    tiles + (o->tp > 1 ? partial_sums(t, h) : 0));
 }
