@@ -500,6 +500,8 @@ static void handles(lam_group *g) {
   CHECK_OK(lam_group_find(gone, &found));
   CHECK(found == sub);
   lam_group_destroy(sub);
+  /* All have destroyed theirs: the last one left would be found by every thread. */
+  CHECK_OK(lam_group_all_gather(g, &op, &(lam_parts){1, 1, first, LAM_I64}, &mine, all));
   CHECK_STATUS(lam_group_find(gone, &found), LAM_NOT_FOUND);
   CHECK_OK(lam_group_find(mine, &found));
   CHECK(found == g);
