@@ -73,7 +73,8 @@ def rounds(commands: dict[str, list[str]], n: int, timeout: int = 300) -> dict[s
 
 
 def spread(values: list[float]) -> float:
-    return (max(values) - min(values)) / statistics.median(values) if statistics.median(values) else 0.0
+    middle = abs(statistics.median(values))
+    return (max(values) - min(values)) / middle if middle else 0.0
 
 
 def compare(name: str, unit: str, ours: list[float], peer: str, theirs: list[float], goal: str = "", note: str = "") -> Row:
