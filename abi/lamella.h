@@ -240,7 +240,7 @@ LAM_API lam_status lam_group_split(lam_group *g, int32_t color, int32_t key, lam
 
 /* The host's own communication. Each returns 0 or a lam_status. Sizes in bytes; dtype as DLPack;
  * shares are even or uneven as the counts say (counts[r] bytes of rank r, in rank order). send and
- * recv are ordered per (peer, channel). */
+ * recv are ordered per (peer, channel); send must not wait for the peer's recv, so it buffers. */
 typedef struct lam_callbacks {
   uint32_t struct_size, reserved;
   void *user;
