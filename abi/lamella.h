@@ -273,6 +273,12 @@ LAM_API int64_t lam_group_handle(const lam_group *g);
 LAM_API lam_status lam_group_warmup(lam_group *g);
 /* The algorithm an operation of so many bytes would take; a constant string. */
 LAM_API const char *lam_group_path(const lam_group *g, uint32_t op, uint64_t bytes);
+/* Memory for the host's tensors that the group's ranks on this machine can read: what is sent out
+ * of it is copied once, by its receiver, not twice. 64-byte aligned, uninitialised, counted in the
+ * context's arena bytes; ordinary memory where the engine shares none. Give it back before the
+ * group is destroyed; data may be NULL. */
+LAM_API lam_status lam_group_alloc(lam_group *g, uint64_t bytes, void **out_data);
+LAM_API void lam_group_free(lam_group *g, void *data);
 /* Ends the world for every rank. */
 LAM_API void lam_group_poison(lam_group *g, lam_status why, const char *message);
 LAM_API void lam_group_destroy(lam_group *g); /* never blocks */

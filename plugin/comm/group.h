@@ -125,6 +125,9 @@ struct lam_engine {
   lam_status (*channel_pull)(lam_channel *c, lam_wire *out_header, const void **out_data);
   lam_status (*channel_release)(lam_channel *c);
   void (*channel_close)(lam_channel *c);
+  /* optional: memory for the host that peers can read, 64-byte aligned; free never blocks */
+  lam_status (*alloc)(lam_group *g, uint64_t bytes, void **out_data);
+  void (*free)(lam_group *g, void *data);
   const char *(*path)(const lam_group *g, uint32_t op, uint64_t bytes);
 };
 extern const lam_engine lam_engine_shm, lam_engine_callback;

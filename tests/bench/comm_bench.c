@@ -1,11 +1,13 @@
 /* comm_bench.c: collectives and transfers of the shm engine between two processes, each pinned
- * to its own CPU, and memcpy of the same buffers for comparison. Prints `name/bytes median us
- * spread` per case; argv[1] keeps the names that contain it.
+ * to its own CPU; for comparison memcpy of the same buffers, and `crossing`, the floor of any
+ * transfer: one CPU copies what the other has just written. Prints `name/bytes median us spread`
+ * per case; argv[1] keeps the names that contain it.
  * Leaves how to measure to comm_bench.h. */
 #include "tests/bench/comm_bench.h"
 
 #include <sched.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -13,7 +15,8 @@
 
 typedef struct bench {
   lam_group *g;
-  float *x, *y;
+  float *x, *y, *shared; /* MOST_BYTES each; shared: by both ranks */
+  void *given;           /* by the group */
 } bench;
 
 static void must(lam_status status, const char *what) {
@@ -60,13 +63,12 @@ static void reduce_scatter(void *user, int64_t bytes, int calls) {
 }
 
 /* A stream of messages one way, then a byte back. */
-static void one_way(void *user, int64_t bytes, int calls) {
-  const bench *b = user;
+static void stream_of(const bench *b, const void *x, int64_t bytes, int calls) {
   lam_wire header = {.bytes = (uint64_t)bytes, .dtype = LAM_F32, .ndim = 1, .shape = {bytes / 4}};
   unsigned char done = 0;
   const int me = b->g->rank;
   for (int i = 0; i < calls; i++)
-    must(me == 0 ? lam_group_send(b->g, 1, 0, &header, b->x)
+    must(me == 0 ? lam_group_send(b->g, 1, 0, &header, x)
                  : lam_group_recv(b->g, 0, 0, &header, b->y, MOST_BYTES),
          "one_way");
   header.bytes = 1;
@@ -75,11 +77,48 @@ static void one_way(void *user, int64_t bytes, int calls) {
        "one_way");
 }
 
+static void one_way(void *user, int64_t bytes, int calls) {
+  const bench *b = user;
+  stream_of(b, b->x, bytes, calls);
+}
+
+/* The same out of memory that the group gave. */
+static void one_way_given(void *user, int64_t bytes, int calls) {
+  const bench *b = user;
+  stream_of(b, b->given, bytes, calls);
+}
+
+static void copy_from(const bench *b, const void *x, int64_t bytes) {
+  if (b->g->rank != 0) return;
+  memcpy(b->y, x, (size_t)bytes);
+  __asm__ volatile("" : : "r"(b->y) : "memory");
+}
+
 static void copy(void *user, int64_t bytes, int calls) {
   const bench *b = user;
-  for (int i = 0; b->g->rank == 0 && i < calls; i++) {
-    memcpy(b->y, b->x, (size_t)bytes);
-    __asm__ volatile("" : : "r"(b->y) : "memory");
+  for (int i = 0; i < calls; i++) copy_from(b, b->x, bytes);
+}
+
+/* Rank 1 writes memory that both see, rank 0 then copies it out: no protocol, one copy, timed
+ * alone. What the bytes cost on their way from one CPU's caches to the other's. */
+static double cross_once(const bench *b, int64_t bytes) {
+  if (b->g->rank == 1) memcpy(b->shared, b->x, (size_t)bytes);
+  all_reduce((void *)b, 64, 1);
+  const double start = now_us();
+  copy_from(b, b->shared, bytes);
+  const double took = now_us() - start;
+  all_reduce((void *)b, 64, 1);
+  return took;
+}
+
+static void crossing(const bench *b, const char *filter) {
+  for (int i = 0; i < N_TRANSFER && strstr("crossing", filter); i++) {
+    double samples[SAMPLES];
+    for (int j = -WARM_SAMPLES; j < SAMPLES; j++) {
+      const double took = cross_once(b, transfer_sizes[i]);
+      if (j >= 0) samples[j] = took;
+    }
+    print_median("crossing", transfer_sizes[i], b->g->rank, samples);
   }
 }
 
@@ -91,16 +130,21 @@ static void run_sizes(const char *name, const char *filter, bench *b, const int6
   }
 }
 
-static void rank_main(const lam_group_desc *desc, const char *filter) {
-  bench b = {.x = fresh_floats(desc->rank), .y = fresh_floats(desc->rank)};
+static void rank_main(const lam_group_desc *desc, float *shared, const char *filter) {
+  bench b = {.x = fresh_floats(desc->rank), .y = fresh_floats(desc->rank), .shared = shared};
   must(lam_group_create(NULL, desc, &b.g), "create");
   must(lam_group_warmup(b.g), "warmup");
+  must(lam_group_alloc(b.g, MOST_BYTES, &b.given), "alloc");
+  memcpy(b.given, b.x, MOST_BYTES);
   run_sizes("all_reduce", filter, &b, reduce_sizes, N_REDUCE, all_reduce);
   run_sizes("one_way", filter, &b, transfer_sizes, N_TRANSFER, one_way);
+  run_sizes("one_way_given", filter, &b, transfer_sizes, N_TRANSFER, one_way_given);
   run_sizes("memcpy", filter, &b, transfer_sizes, N_TRANSFER, copy);
+  crossing(&b, filter);
   run_sizes("all_reduce_bf16", filter, &b, reduce_sizes, N_REDUCE, all_reduce_bf16);
   run_sizes("all_gather", filter, &b, reduce_sizes, N_REDUCE, all_gather);
   run_sizes("reduce_scatter", filter, &b, reduce_sizes, N_REDUCE, reduce_scatter);
+  lam_group_free(b.g, b.given);
   lam_group_destroy(b.g);
   free(b.x);
   free(b.y);
@@ -121,11 +165,14 @@ int main(int argc, char **argv) {
   const char *filter = argc > 1 ? argv[1] : "";
   desc.size = 2;
   must(lam_group_id_create(&desc.id), "id");
+  float *shared =
+      mmap(NULL, MOST_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (shared == MAP_FAILED) return perror("comm_bench: mmap"), 1;
   const pid_t child = fork();
   if (child < 0) return perror("comm_bench: fork"), 1;
   desc.rank = child == 0;
   pin(desc.rank);
-  rank_main(&desc, filter);
+  rank_main(&desc, shared, filter);
   int status = 0;
   if (child > 0) waitpid(child, &status, 0);
   return status != 0;

@@ -42,6 +42,14 @@ static int by_value(const void *a, const void *b) {
   return d < 0 ? -1 : d > 0;
 }
 
+static inline void print_median(const char *name, int64_t bytes, int rank, double *samples) {
+  qsort(samples, SAMPLES, sizeof *samples, by_value);
+  const double median = samples[SAMPLES / 2],
+               spread = (samples[SAMPLES * 3 / 4] - samples[SAMPLES / 4]) / 2 / median;
+  if (rank == 0)
+    printf("%s/%lld %.4f us %.3f\n", name, (long long)bytes, median, spread), fflush(stdout);
+}
+
 /* One case on this rank: run(user, bytes, calls) does the calls. Rank 0 prints. */
 static inline void measure(const char *name, int64_t bytes, int rank,
                            void (*run)(void *user, int64_t bytes, int calls), void *user) {
@@ -52,11 +60,7 @@ static inline void measure(const char *name, int64_t bytes, int rank,
     run(user, bytes, calls);
     if (i >= 0) samples[i] = (now_us() - start) / calls;
   }
-  qsort(samples, SAMPLES, sizeof *samples, by_value);
-  const double median = samples[SAMPLES / 2],
-               spread = (samples[SAMPLES * 3 / 4] - samples[SAMPLES / 4]) / 2 / median;
-  if (rank == 0)
-    printf("%s/%lld %.4f us %.3f\n", name, (long long)bytes, median, spread), fflush(stdout);
+  print_median(name, bytes, rank, samples);
 }
 
 /* Random values: what is all zeros may be cheaper. */

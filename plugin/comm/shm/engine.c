@@ -110,6 +110,21 @@ static lam_status shm_check(const lam_group *g) {
   return s ? lam_shm_world_check(s->world) : LAM_OK;
 }
 
+/* ---- The host's memory ----------------------------------------------------------------------- */
+
+/* A region that is looked up by nobody: peers are told the place with each message. */
+static lam_status shm_alloc(lam_group *g, uint64_t bytes, void **out_data) {
+  shm_head *head = NULL;
+  LAM_TRY(lam_shm_region_create(shm_group_of(g)->world, 0, sizeof *head + bytes, sizeof *head, 0,
+                                &head));
+  *out_data = head + 1;
+  return LAM_OK;
+}
+
+static void shm_free(lam_group *g, void *data) {
+  lam_shm_region_leave(shm_group_of(g)->world, (shm_head *)data - 1);
+}
+
 static const char *shm_path(const lam_group *g, uint32_t op, uint64_t bytes) {
   switch (op) {
     case LAM_OP_all_reduce:
@@ -152,5 +167,7 @@ const lam_engine lam_engine_shm = {
     .channel_pull = lam_shm_channel_pull,
     .channel_release = lam_shm_channel_release,
     .channel_close = lam_shm_channel_close,
+    .alloc = shm_alloc,
+    .free = shm_free,
     .path = shm_path,
 };

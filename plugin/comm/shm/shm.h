@@ -275,7 +275,12 @@ typedef struct shm_message { /* a slot of a ring; `slot_bytes` of payload follow
   lam_wire wire;
   _Alignas(SHM_LINE) uint64_t bytes; /* of this piece, where a message travels in several */
   uint64_t place;                    /* where they lie in the sender's arena; 0: in this slot */
+  /* An offer (transfer.c): bytes at `place` that are the host's; read there by who made OPEN
+   * TAKEN, else, once MOVED, at moved_to. Channels offer nothing. */
+  uint64_t moved_to;
+  _Atomic uint32_t offer;
 } shm_message;
+enum { OFFER_NONE, OFFER_OPEN, OFFER_TAKEN, OFFER_MOVED };
 
 typedef struct shm_ring {
   shm_group *s;

@@ -1,13 +1,20 @@
-/* transfer.c: send and recv of host calls: a message is copied in by its sender and out by its
- * receiver, in pieces, so that both copies run at the same time through slots that stay in the
- * second-level cache.
+/* transfer.c: send and recv of host calls.
+ *
+ *   in pieces  a message is copied in by its sender and out by its receiver, so that both copies
+ *              run at the same time through slots that stay in the second-level cache
+ *   offered    where the receiver can read the sender's memory itself (group memory; ranks that
+ *              are threads), it copies the message out of it, once; the sender waits, as long as
+ *              copying would have taken it, then lays a copy down in the arena and takes the
+ *              offer back
+ * 1 MiB between two CPUs near each other: in pieces 35 us, offered 25, a bare copy of what the
+ * other CPU wrote 23, memcpy within one CPU's caches 22.
  *
  * Invariant: per (peer, direction, kind) messages arrive in order and whole, or the receiver
  * gets MISMATCH. A send waits for its receiver only when EDGE_DEPTH pieces or EDGE_SPILL bytes
  * are under way: a receiver that does not come is given PATIENCE_NS, then the next 4 MiB of
  * the message are laid down in the arena beside the slots, and so on; send returns. So two ranks
  * that both send before they receive do not deadlock up to that amount; beyond it, they end with
- * PEER_STALLED.
+ * PEER_STALLED. What was offered is the sender's again when send returns, also with an error.
  * Leaves what a header says to the operators, the ring to ring.c. */
 #include <sched.h>
 #include <stdlib.h>
@@ -18,6 +25,8 @@ enum { EDGE_DEPTH = 64, EDGE_INLINE = 1024, EDGE_SLOTS = 32, EDGE_SLOT_BYTES = 3
 #define EDGE_SPILL (256ull << 20)
 #define SPILL_BYTES (EDGE_SPILL / EDGE_DEPTH) /* at a time: the receiver may yet come */
 #define PATIENCE_NS 200000
+#define OFFER_FROM (32 << 10) /* below, the sender is sooner done with its copy than with waiting */
+#define OFFER_BYTES_PER_NS 8  /* about what copying in reaches */
 
 typedef struct spill {
   shm_head *region; /* NULL: none */
@@ -65,7 +74,7 @@ static unsigned char *data_slot(const shm_edge *e, uint32_t i) {
 static uint64_t place_of(const shm_ring *r, const void *p) {
   const shm_group *s = r->s;
   const int owner = r->sender ? s->g->rank : r->peer;
-  return (uint64_t)((const unsigned char *)p - s->world->peers[s->world_rank[owner]].arena->base);
+  return (uintptr_t)p - (uintptr_t)s->world->peers[s->world_rank[owner]].arena->base;
 }
 
 /* What the receiver is done with becomes free. */
@@ -100,15 +109,15 @@ static lam_status slot_wait(shm_edge *e) {
   return shm_wait_for(r->s, &w);
 }
 
-static lam_status lay_down(shm_edge *e, const void *data, uint64_t bytes, shm_message *m) {
+/* A copy beside the slots, kept until the receiver has given piece `moved` back. */
+static lam_status lay_down(shm_edge *e, const void *data, uint64_t bytes, uint64_t *out_place) {
   spill *sp = &e->spills[e->ring.moved % EDGE_DEPTH];
   LAM_TRY(lam_shm_region_create(e->ring.s->world, 0, sizeof(shm_head) + bytes, sizeof(shm_head), 0,
                                 &sp->region));
   sp->after = e->ring.moved + 1;
   e->spilled_bytes += sp->region->bytes;
   memcpy(sp->region + 1, data, bytes);
-  m->place = place_of(&e->ring, sp->region + 1);
-  m->bytes = bytes;
+  *out_place = place_of(&e->ring, sp->region + 1);
   return LAM_OK;
 }
 
@@ -122,8 +131,10 @@ static lam_status fill_piece(shm_edge *e, const void *data, uint64_t bytes, shm_
   }
   if (!slot_soon(e)) {
     drop_spills(e);
-    if (e->spilled_bytes < EDGE_SPILL)
-      return lay_down(e, data, bytes < SPILL_BYTES ? bytes : SPILL_BYTES, m);
+    if (e->spilled_bytes < EDGE_SPILL) {
+      m->bytes = bytes < SPILL_BYTES ? bytes : SPILL_BYTES;
+      return lay_down(e, data, m->bytes, &m->place);
+    }
     LAM_TRY(slot_wait(e));
   }
   unsigned char *to = data_slot(e, e->next_slot);
@@ -135,32 +146,143 @@ static lam_status fill_piece(shm_edge *e, const void *data, uint64_t bytes, shm_
   return LAM_OK;
 }
 
-lam_status lam_shm_send(lam_group *g, int peer, int kind, const lam_wire *header,
-                        const void *data) {
-  shm_edge *e = NULL;
+static void push_piece(shm_edge *e, const lam_wire *header, bool first) {
+  shm_message *m = shm_ring_at(&e->ring, e->ring.moved);
+  if (first) {
+    m->wire = *header;
+    lam_wire_seal(&m->wire, e->messages);
+  }
+  shm_flag_raise(e->ring.pushed, ++e->ring.moved);
+}
+
+static lam_status send_pieces(shm_edge *e, const lam_wire *header, const char *data) {
   uint64_t done = 0;
-  LAM_TRY(edge_find(shm_group_of(g), peer, kind, true, &e));
-  drop_spills(e);
   do {
     LAM_TRY(lam_shm_ring_credit(&e->ring));
     shm_message *m = shm_ring_at(&e->ring, e->ring.moved);
-    LAM_TRY(fill_piece(e, (const char *)data + done, header->bytes - done, m));
-    if (done == 0) {
-      m->wire = *header;
-      lam_wire_seal(&m->wire, e->messages);
-    }
+    atomic_store_explicit(&m->offer, OFFER_NONE, memory_order_relaxed);
+    LAM_TRY(fill_piece(e, data + done, header->bytes - done, m));
+    push_piece(e, header, done == 0);
     done += m->bytes;
-    shm_flag_raise(e->ring.pushed, ++e->ring.moved);
   } while (done < header->bytes);
+  return LAM_OK;
+}
+
+/* ---- Offering -------------------------------------------------------------------------------- */
+
+static bool is_thread(const shm_ring *r) {
+  return r->s->world->peers[r->s->world_rank[r->peer]].life < 0;
+}
+
+/* Threads of one process share the mapping too, so a place reaches all memory of theirs. */
+static bool readable_there(const shm_edge *e, const void *data) {
+  return is_thread(&e->ring) || place_of(&e->ring, data) < SHM_ARENA_BYTES;
+}
+
+static bool taken_soon(const shm_edge *e, uint64_t bytes) {
+  const int64_t start = lam_clock_ns(), patience = (int64_t)(bytes / OFFER_BYTES_PER_NS);
+  do {
+    if (shm_flag_reached(e->ring.freed, e->ring.moved)) return true;
+    if (e->ring.s->world->spins)
+      shm_pause();
+    else
+      sched_yield();
+  } while (lam_clock_ns() - start < patience);
+  return false;
+}
+
+/* True: the receiver has not begun, and will read at `moved_to` (0: nothing, an error ends it). */
+static bool take_back(shm_message *m, uint64_t moved_to) {
+  uint32_t offered = OFFER_OPEN;
+  m->moved_to = moved_to;
+  return atomic_compare_exchange_strong_explicit(&m->offer, &offered, OFFER_MOVED,
+                                                 memory_order_release, memory_order_relaxed);
+}
+
+/* After an error nobody may read the host's memory any more: one who began is at the end soon. */
+static void await_reader(const shm_edge *e, shm_message *m) {
+  if (take_back(m, 0)) return;
+  while (is_thread(&e->ring) && !shm_flag_reached(e->ring.freed, e->ring.moved)) sched_yield();
+}
+
+static lam_status offer_wait(shm_edge *e, shm_message *m) {
+  const shm_ring *r = &e->ring;
+  const shm_wait w = {.flag = r->freed,
+                      .value = r->moved,
+                      .peer = r->peer,
+                      .between_two = true,
+                      .deadline_ms = r->s->g->deadline_ms,
+                      .gone = &r->head->users_left};
+  const lam_status status = shm_wait_for(r->s, &w);
+  if (status != LAM_OK) await_reader(e, m);
+  return status;
+}
+
+/* The spilled copy belongs to the piece that was pushed last. */
+static lam_status lay_down_offer(shm_edge *e, const void *data, shm_message *m, bool *out_moved) {
+  uint64_t place = 0;
+  *out_moved = false;
+  drop_spills(e);
+  if (e->spilled_bytes + m->bytes > EDGE_SPILL) return LAM_OK;
+  e->ring.moved--;
+  const lam_status status = lay_down(e, data, m->bytes, &place);
+  e->ring.moved++;
+  if (status == LAM_OK) *out_moved = take_back(m, place);
+  return status;
+}
+
+static lam_status send_offer(shm_edge *e, const lam_wire *header, const void *data) {
+  bool moved = false;
+  LAM_TRY(lam_shm_ring_credit(&e->ring));
+  shm_message *m = shm_ring_at(&e->ring, e->ring.moved);
+  m->bytes = header->bytes;
+  m->place = place_of(&e->ring, data);
+  atomic_store_explicit(&m->offer, OFFER_OPEN, memory_order_relaxed);
+  push_piece(e, header, true);
+  if (taken_soon(e, header->bytes)) return LAM_OK;
+  const lam_status status = lay_down_offer(e, data, m, &moved);
+  if (status != LAM_OK) await_reader(e, m);
+  return status != LAM_OK || moved ? status : offer_wait(e, m);
+}
+
+lam_status lam_shm_send(lam_group *g, int peer, int kind, const lam_wire *header,
+                        const void *data) {
+  shm_edge *e = NULL;
+  LAM_TRY(edge_find(shm_group_of(g), peer, kind, true, &e));
+  drop_spills(e);
+  LAM_TRY(header->bytes >= OFFER_FROM && readable_there(e, data) ? send_offer(e, header, data)
+                                                                 : send_pieces(e, header, data));
   e->messages++;
   return LAM_OK;
 }
 
 /* ---- Receiving ------------------------------------------------------------------------------- */
 
-static const void *piece_data(const shm_ring *r, const shm_message *m) {
-  const unsigned char *base = r->s->world->peers[r->s->world_rank[r->peer]].arena->base;
-  return m->place ? (const void *)(base + m->place) : (const void *)(m + 1);
+/* An offer is taken here. NULL: it was taken back, and what was to come instead will not. */
+static const void *piece_data(const shm_ring *r, shm_message *m) {
+  uint32_t offered = OFFER_OPEN;
+  const uintptr_t base = (uintptr_t)r->s->world->peers[r->s->world_rank[r->peer]].arena->base;
+  uint64_t place = m->place;
+  if (atomic_load_explicit(&m->offer, memory_order_acquire) != OFFER_NONE) {
+    if (!atomic_compare_exchange_strong_explicit(&m->offer, &offered, OFFER_TAKEN,
+                                                 memory_order_acquire, memory_order_acquire))
+      place = m->moved_to;
+    return offered == OFFER_MOVED && place == 0 ? NULL : (const void *)(base + place);
+  }
+  return place ? (const void *)(base + place) : (const void *)(m + 1);
+}
+
+static lam_status copy_piece(const shm_ring *r, shm_message *m, void *to) {
+  const void *from = piece_data(r, m);
+  if (!from) {
+    LAM_TRY(lam_shm_world_check(r->s->world));
+    return lam_fail(LAM_INTERNAL, "message from rank %d: it was taken back", r->peer);
+  }
+  shm_copy(to, from, (int64_t)m->bytes);
+  /* After a failure its sender has the memory back, and may have written to it meanwhile. */
+  return atomic_load_explicit(&m->offer, memory_order_relaxed) == OFFER_TAKEN
+             ? lam_shm_world_check(r->s->world)
+             : LAM_OK;
 }
 
 lam_status lam_shm_recv(lam_group *g, int peer, int kind, lam_wire *header, void *data,
@@ -170,7 +292,7 @@ lam_status lam_shm_recv(lam_group *g, int peer, int kind, lam_wire *header, void
   LAM_TRY(edge_find(shm_group_of(g), peer, kind, false, &e));
   do {
     LAM_TRY(lam_shm_ring_ready(&e->ring));
-    const shm_message *m = shm_ring_at(&e->ring, e->ring.moved);
+    shm_message *m = shm_ring_at(&e->ring, e->ring.moved);
     if (done == 0) {
       *header = m->wire;
       LAM_TRY(lam_wire_verify(header, peer, e->messages, room));
@@ -178,7 +300,7 @@ lam_status lam_shm_recv(lam_group *g, int peer, int kind, lam_wire *header, void
     if (m->bytes > header->bytes - done)
       return lam_fail(LAM_INTERNAL, "message from rank %d: it is longer than its header says",
                       peer);
-    shm_copy((char *)data + done, piece_data(&e->ring, m), (int64_t)m->bytes);
+    LAM_TRY(copy_piece(&e->ring, m, (char *)data + done));
     done += m->bytes;
     shm_flag_raise(e->ring.freed, ++e->ring.moved);
   } while (done < header->bytes);
