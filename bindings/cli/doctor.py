@@ -15,6 +15,8 @@ import shutil
 import subprocess
 import sys
 
+from bindings.cli import venv
+
 CUDA_DIRS = ["/usr/local/cuda/lib64", "/usr/local/cuda/targets/x86_64-linux/lib"]
 
 
@@ -199,11 +201,19 @@ def find_mpi():
     return first_line("mpirun", "--version") if shutil.which("mpicc") else None
 
 
+def find_mpich():
+    version = re.search(r"Version:\s+(\S+)", output("mpirun.mpich", "--version"))
+    return version and version.group(1)
+
+
 def find_module(name):
-    """A Python package where the user's python3 sees it, without importing it."""
-    python = os.environ.get("LAMELLA_PYTHON") or "python3"
-    version = output(python, "-c", "import importlib.metadata as m; print(m.version(%r))" % name)
-    return "%s (%s)" % (version, shutil.which(python)) if version else None
+    """A Python package in .venv, or where the user's python3 sees it; it is not imported."""
+    ask = "import importlib.metadata as m; print(m.version(%r))" % name
+    for python in [venv.python(), os.environ.get("LAMELLA_PYTHON") or "python3"]:
+        version = output(python, "-c", ask)
+        if version:
+            return "%s (%s)" % (version, shutil.which(python))
+    return None
 
 
 def clang():
@@ -238,11 +248,12 @@ PARTS = [
         lambda: first_line("abidiff", "--version"),
     ),
     ("MPI", "bench: the peer to compare with", SETUP + " bench", find_mpi),
+    ("MPICH", "tests: starting ranks", SETUP + " test", find_mpich),
     ("nvcc", "building for NVIDIA GPUs", "", find_nvcc),
     ("CUDA driver", "NVIDIA GPUs", "", find_driver),
     ("GPU", "NVIDIA GPUs", "", find_gpus),
     ("cuBLASLt", "GPU matrix products", "", find_cublaslt),
     ("NCCL", "groups of GPUs", "", find_nccl),
-    ("torch", "host: PyTorch", "python3 -m pip install torch", lambda: find_module("torch")),
-    ("jax", "host: JAX", "python3 -m pip install jax", lambda: find_module("jax")),
+    ("torch", "host: PyTorch", SETUP + " test", lambda: find_module("torch")),
+    ("jax", "host: JAX", SETUP + " test", lambda: find_module("jax")),
 ]

@@ -18,7 +18,7 @@ from bindings.cli.common import Problem, say  # noqa: E402
 
 COMMANDS = [
     # name, module, one line
-    ("setup", "bindings.cli.setup", "install what is missing (Debian packages), once"),
+    ("setup", "bindings.cli.setup", "install what is missing (Debian and Python packages), once"),
     ("build", "bindings.cli.build", "build the library and everything around it"),
     ("demo", "bindings.cli.demo.demo", "train a small decoder on real text, split over workers"),
     ("test", "bindings.cli.test", "run every test"),

@@ -2,6 +2,7 @@
 
 Invariant: nothing is installed that this table does not name, and where nothing is missing, apt is
 not called at all.
+Leaves Python packages to venv.py.
 """
 
 import os
@@ -12,6 +13,7 @@ import sys
 from collections import namedtuple
 from pathlib import Path
 
+from bindings.cli import venv
 from bindings.cli.common import Problem, say
 
 Package = namedtuple("Package", "name what needed_by")
@@ -31,7 +33,8 @@ TABLE = [
     Package("libdnnl-dev", "oneDNN, matrix products", "build"),
     Package("clang", "second compiler", "test"),
     Package("abigail-tools", "ABI comparison", "test"),
-    Package("python3-pytest", "Python tests", "test"),
+    Package("python3-venv", "Python environments", "test bench"),
+    Package("mpich", "MPICH's launcher", "test"),
     Package("libopenmpi-dev", "Open MPI, the peer to compare with", "test bench"),
     Package("openmpi-bin", "Open MPI's launcher", "test bench"),
 ]
@@ -74,11 +77,14 @@ def install_line(packages):
 
 
 def ensure(command):
-    """Installs what `command` lacks. Gives the packages that were installed."""
+    """Installs what `command` lacks, Python packages too. Gives what was installed."""
     packages = missing(command)
     if packages:
         install(packages)
-    return packages
+    done = packages + venv.ensure(command)
+    if done:
+        forget_machine()
+    return done
 
 
 def install(packages):
@@ -92,7 +98,6 @@ def install(packages):
         status, log = apt_install(as_root, packages)
     if status != 0:
         raise Problem(explain(log, packages))
-    forget_machine()
 
 
 def root_prefix(packages):

@@ -1,6 +1,6 @@
-"""lamella setup: installs the Debian packages that are missing; done twice, it does nothing."""
+"""lamella setup: installs the Debian and Python packages that are missing; twice does nothing."""
 
-from bindings.cli import packages
+from bindings.cli import packages, venv
 from bindings.cli.common import say
 
 SETS = ["all", "build", "demo", "test", "bench"]
@@ -22,9 +22,17 @@ def add_arguments(parser):
 
 def main(args):
     if args.dry_run:
-        lacking = packages.missing(args.for_command)
-        print(packages.install_line(lacking) if lacking else "nothing is missing")
+        print("\n".join(install_lines(args.for_command)) or "nothing is missing")
         return 0
     done = packages.ensure(args.for_command)
     say("%d installed; everything is there" % len(done) if done else "everything is there")
     return 0
+
+
+def install_lines(command):
+    """What would be installed, as commands."""
+    debian, python = packages.missing(command), venv.missing(command)
+    lines = [packages.install_line(debian)] if debian else []
+    if python:
+        lines.append(".venv/bin/pip install " + " ".join(map(venv.pin, python)))
+    return lines

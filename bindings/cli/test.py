@@ -2,8 +2,8 @@
 
 The C tests run through Bazel three times: as built for use, with the address and undefined
 behaviour sanitizers, and (those that use threads) with the thread sanitizer; clang must build
-everything too. Then the Python tests run under pytest. What did not change is answered from Bazel's
-cache, and counts too.
+everything too. Then the Python tests run under pytest, in .venv. What did not change is answered
+from Bazel's cache, and counts too.
 Invariant: the last line is `N passed, N failed[, N skipped]`, and what could not be built or ended
 early counts as failed.
 """
@@ -16,7 +16,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections import namedtuple
 
-from bindings.cli import bazel, packages
+from bindings.cli import bazel, packages, venv
 from bindings.cli.common import ROOT
 
 Config = namedtuple("Config", "name options")
@@ -25,7 +25,6 @@ CONFIGS = [
     Config("asan", ["--config=asan", "--build_tests_only", "--test_tag_filters=-nosan"]),
     Config("tsan", ["--config=tsan", "--build_tests_only", "--test_tag_filters=threads,-nosan"]),
 ]
-PYTEST = "/usr/bin/python3"  # Debian's pytest belongs to Debian's Python
 LOG_LINES = 200
 
 
@@ -164,7 +163,7 @@ def run_python(wanted):
     with tempfile.NamedTemporaryFile(suffix=".xml") as report:
         done = subprocess.run(
             [
-                PYTEST,
+                venv.python(),
                 "-B",
                 "-m",
                 "pytest",

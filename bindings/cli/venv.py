@@ -1,0 +1,135 @@
+"""The checkout's own Python environment, .venv: the hosts that the tests run in, each pinned.
+
+Invariant: .venv/lamella.txt names what is installed and is written last, so that an installation
+that was cut short is done again. Nothing outside of .venv is changed, and root is not needed.
+Leaves Debian packages (python3-venv among them) to packages.py.
+"""
+
+import fcntl
+import os
+import re
+import subprocess
+import sys
+from collections import namedtuple
+
+from bindings.cli.common import ROOT, Problem, say
+
+Requirement = namedtuple("Requirement", "name version what")
+
+# An unpinned torch brings gigabytes of CUDA packages.
+TABLE = [
+    Requirement("torch", "2.13.0", "host: PyTorch"),
+    Requirement("jax", "0.10.2", "host: JAX"),
+    Requirement("numpy", "2.4.6", "arrays, for both"),
+    Requirement("pytest", "9.2.0", "Python tests"),
+]
+NEEDED_BY = {"all", "test", "bench"}
+
+HOME = ROOT / ".venv"
+NO_NETWORK = re.compile(
+    r"NewConnectionError|ConnectTimeout|ReadTimeout|ProxyError|name resolution|"
+    r"Network is unreachable|Connection (refused|reset|timed out)"
+)
+LARGE = re.compile(r"\s*Downloading (?:\S*/)?([^-\s]+)-\S+ \((\d{2,}\.?\d* MB|[\d.]+ GB)\)")
+NO_CPU_BUILD = re.compile(r"No matching distribution found for torch==\S+\+cpu")
+
+
+def python():
+    """The environment's interpreter, where there is one; else the one that runs these commands."""
+    own = HOME / "bin/python"
+    return str(own) if own.exists() else sys.executable
+
+
+def pin(row):
+    return "%s==%s" % (row.name, row.version)
+
+
+def stamp():
+    """What .venv/lamella.txt says when all is there: the Python, then one requirement a line."""
+    return ["python %d.%d" % sys.version_info[:2], *map(pin, TABLE)]
+
+
+def missing(command):
+    if command not in NEEDED_BY:
+        return []
+    try:
+        present = (HOME / "lamella.txt").read_text().splitlines()
+    except OSError:
+        present = []
+    if not (HOME / "bin/python").exists() or present[:1] != stamp()[:1]:
+        return TABLE
+    return [row for row in TABLE if pin(row) not in present]
+
+
+def ensure(command):
+    """Installs what `command` lacks. Gives the rows that were installed."""
+    if not missing(command):
+        return []
+    checkout = os.open(ROOT, os.O_RDONLY)
+    try:
+        fcntl.flock(checkout, fcntl.LOCK_EX)  # one at a time; who waited finds it done
+        rows = missing(command)
+        if rows:
+            install(rows)
+        return rows
+    finally:
+        os.close(checkout)
+
+
+def install(rows):
+    say("installing %s into .venv, once" % ", ".join(row.name for row in rows))
+    (HOME / "lamella.txt").unlink(missing_ok=True)
+    if len(rows) == len(TABLE):
+        create()
+    status, log = run_pip([pin(row) + ("+cpu" if row.name == "torch" else "") for row in TABLE])
+    if status != 0 and not NO_NETWORK.search(log) and NO_CPU_BUILD.search(log):
+        say("  no CPU build of torch in the package indexes known here: taking the one with CUDA, some")
+        say("  3 GB (PIP_EXTRA_INDEX_URL can name an index that has one)")
+        status, log = run_pip([pin(row) for row in TABLE])
+    if status != 0:
+        raise Problem(explain(log))
+    (HOME / "lamella.txt").write_text("\n".join(stamp()) + "\n")
+
+
+def create():
+    made = subprocess.run(
+        [sys.executable, "-m", "venv", "--clear", str(HOME)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if made.returncode != 0:
+        raise Problem(
+            "no Python environment could be made in %s: %s"
+            % (HOME, (made.stdout.strip().splitlines() or ["no reason given"])[-1])
+        )
+
+
+def run_pip(requirements):
+    """Gives pip's exit status and all it printed; large downloads are told as they begin."""
+    options = "--disable-pip-version-check --no-input --progress-bar=off --retries=2"
+    process = subprocess.Popen(
+        [python(), "-m", "pip", "install", *options.split(), "--only-binary=:all:", *requirements],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        large = LARGE.match(line)
+        if large:
+            say("  loading %s, %s" % large.groups())
+        elif line.startswith("Installing collected packages"):
+            say("  unpacking")
+    return process.wait(), "".join(lines)
+
+
+def explain(log):
+    if NO_NETWORK.search(log):
+        return "the Python package index cannot be reached: is there a network? Then try again"
+    errors = [line.strip() for line in log.splitlines() if line.startswith("ERROR:")]
+    return "pip failed: " + (" ".join(errors[-2:]) or "no reason given")
