@@ -1,6 +1,7 @@
 """Finds what this machine has, and makes it one repository, @lamella_config.
 
 @lamella_config//:dlpack, :ffi, :dnnl, :mpi   libraries to depend on; what is missing has no target
+@lamella_config//:dlpack1                     torch's copy of DLPack 1.x, as dlpack1/dlpack/dlpack.h
 @lamella_config//:defs.bzl                    HAVE (a dict: name -> bool), HAVE_MPI, HAVE_CUDA, ...,
                                               and paths: NVCC, MPICC, MPIRUN, PYTHON ("" = none)
 
@@ -21,6 +22,14 @@ cc_library(
     name = "{name}",
     {hdrs}
     linkopts = {linkopts},
+    visibility = ["//visibility:public"],
+)
+"""
+
+_FILEGROUP = """
+filegroup(
+    name = "{name}",
+    srcs = {srcs},
     visibility = ["//visibility:public"],
 )
 """
@@ -56,15 +65,32 @@ def _mpi_library(ctx, mpicc):
     hdrs = 'hdrs = glob(["mpi_include/**"]), includes = ["mpi_include"],'
     return _CC_LIBRARY.format(name = "mpi", hdrs = hdrs, linkopts = repr(links))
 
+def _python(ctx):
+    """The checkout's own environment, which `./lamella setup` makes; else the user's python3."""
+    own = ctx.path(str(ctx.path(Label("//:WORKSPACE")).dirname) + "/.venv/bin/python")
+    if own.exists:
+        return str(own)
+    return ctx.os.environ.get("LAMELLA_PYTHON", "") or _program(ctx, ["python3"])
+
 def _module(ctx, python, name):
-    code = "import importlib.util,sys; sys.exit(importlib.util.find_spec('%s') is None)" % name
-    return bool(python) and _succeeds(ctx, [python, "-c", code])
+    """The folder of a Python package; "" for none. It is not imported."""
+    code = "import importlib.util as u; print(u.find_spec('%s').submodule_search_locations[0])"
+    return _output(ctx, [python, "-c", code % name]) if python else ""
+
+def _dlpack1(ctx, torch):
+    """DLPack's own header, as torch carries it; "" where there is none."""
+    header = ctx.path(torch + "/include/ATen/dlpack.h") if torch else None
+    if not header or not header.exists:
+        return ""
+    ctx.symlink(header, "dlpack1/dlpack/dlpack.h")
+    return _FILEGROUP.format(name = "dlpack1", srcs = ["dlpack1/dlpack/dlpack.h"])
 
 def _machine_impl(ctx):
     cc = _program(ctx, ["cc", "gcc", "clang"])
     nvcc = _program(ctx, ["nvcc", "/usr/local/cuda/bin/nvcc"])
     mpicc = _program(ctx, ["mpicc"])
-    python = ctx.os.environ.get("LAMELLA_PYTHON", "") or _program(ctx, ["python3"])
+    python = _python(ctx)
+    torch = _module(ctx, python, "torch")
 
     build, have = "", {}
     for name, (header, linkopts) in _HEADERS.items():
@@ -74,15 +100,17 @@ def _machine_impl(ctx):
     mpi = _mpi_library(ctx, mpicc) if mpicc else ""
     have["mpi"] = mpi != ""
     have["cuda"] = nvcc != ""
-    have["torch"] = _module(ctx, python, "torch")
-    have["jax"] = _module(ctx, python, "jax")
+    have["torch"] = torch != ""
+    have["jax"] = _module(ctx, python, "jax") != ""
+    dlpack1 = _dlpack1(ctx, torch)
+    have["dlpack1"] = dlpack1 != ""
 
     defs = ["HAVE = " + repr(have)]
     defs += ["HAVE_%s = %s" % (name.upper(), value) for name, value in have.items()]
     programs = {"NVCC": nvcc, "MPICC": mpicc, "MPIRUN": _program(ctx, ["mpirun"]), "PYTHON": python}
     defs += ["%s = %s" % (name, repr(path)) for name, path in programs.items()]
     ctx.file("defs.bzl", "\n".join(defs) + "\n")
-    ctx.file("BUILD", 'load("@rules_cc//cc:defs.bzl", "cc_library")\n' + build + mpi)
+    ctx.file("BUILD", 'load("@rules_cc//cc:defs.bzl", "cc_library")\n' + build + mpi + dlpack1)
 
     missing = [name for name in have if not have[name]]
     if missing:

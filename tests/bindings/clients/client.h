@@ -11,6 +11,9 @@
 #ifdef DLPACK_LAST
 #include <dlpack/dlpack.h>
 #endif
+#if defined(DLPACK_IS_1) != defined(DLPACK_MAJOR_VERSION)
+#error "another dlpack.h was found than the one to compile with"
+#endif
 #include <stdio.h>
 #include <string.h>
 
