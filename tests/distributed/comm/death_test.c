@@ -15,8 +15,8 @@ typedef struct scene {
   lam_group_id id;
   work_fn work;
   _Atomic int64_t doom_ms;
-  _Atomic int pids[8];
-  _Atomic int arrived;
+  _Atomic int pids[8]; /* by rank, once it gets to the point that others wait for */
+  _Atomic int done;
 } scene;
 
 static scene *scene_create(work_fn work) {
@@ -185,13 +185,14 @@ static void killed_receiver(int rank, int size, void *arg) {
   REQUIRE_OK(lam_channel_open(g, 1 - rank, rank == 0, 1, 2, 64, &c));
   REQUIRE_OK(sum_ones(g));
   if (rank == 1) {
-    nap_ms(20);
+    await_state(&s->pids[0], 'S');
     kill(getpid(), SIGKILL);
   }
   for (int i = 0; i < 2; i++) {
     CHECK_OK(lam_channel_acquire(c, &slot));
     CHECK_OK(lam_channel_push(c, &h));
   }
+  s->pids[0] = getpid();
   CHECK_STATUS(lam_channel_acquire(c, &slot), LAM_PEER_DEAD); /* no credit will come */
   lam_channel_close(c);
   lam_group_destroy(g);
@@ -240,6 +241,7 @@ static void stopped_rank(int rank, int size, void *arg) {
   REQUIRE_OK(sum_ones(g)); /* the first operation's deadline is over */
   s->pids[rank] = getpid();
   if (rank == 1) raise(SIGSTOP);
+  if (rank != 1) await_state(&s->pids[1], 'T');
   const int64_t start = now_ms();
   const lam_status status = s->work(g);
   CHECK_STATUS(status, LAM_PEER_STALLED); /* on the resumed rank too */
@@ -247,8 +249,9 @@ static void stopped_rank(int rank, int size, void *arg) {
   CHECK_CONTAINS(lam_last_error(), "stopped");
   CHECK_CONTAINS(lam_last_error(), "1000 ms");
   if (rank != 1) CHECK(now_ms() - start >= 990 && now_ms() - start < 5000);
+  s->done++;
   if (rank == 0) {
-    nap_ms(200);
+    await_count(&s->done, size - 1);
     kill(s->pids[1], SIGCONT);
   }
   lam_group_destroy(g);
@@ -282,10 +285,9 @@ static void interrupted_rank(int rank, int size, void *arg) {
   hooks.should_stop = stop_after_a_while;
   REQUIRE_OK(lam_context_create(&hooks, &stopping));
   g->ctx = stopping;
-  if (rank == 0)
-    CHECK_STATUS(sum_ones(g), LAM_INTERRUPTED);
-  else
-    nap_ms(300), CHECK_STATUS(sum_ones(g), LAM_INTERRUPTED); /* told by rank 0 */
+  if (rank == 1) await_count(&s->done, 1);
+  CHECK_STATUS(sum_ones(g), LAM_INTERRUPTED); /* rank 1 is told by rank 0 */
+  s->done++;
   CHECK_CONTAINS(lam_last_error(), "rank 0 of 2: the host asked to stop");
   g->ctx = ctx;
   lam_group_destroy(g);

@@ -125,25 +125,28 @@ static void last_words(int rank, int size, void *arg) {
   lam_group *g = NULL;
   unsigned char *data = malloc(BYTES);
   lam_wire h = {.bytes = BYTES};
-  (void)arg;
+  _Atomic int *left = arg;
   REQUIRE_OK(rank_open(id, rank, size, 20000, &g));
   if (rank == 0) {
     for (int i = 0; i < BYTES; i++) data[i] = (unsigned char)(i * 13);
     CHECK_OK(lam_group_send(g, 1, 0, &h, data));
   } else {
-    nap_ms(300);
+    await_count(left, 1);
     CHECK_OK(lam_group_recv(g, 0, 0, &h, data, BYTES));
     for (int i = 0; i < BYTES; i++)
       if (data[i] != (unsigned char)(i * 13) && !CHECK_EQ(data[i], (unsigned char)(i * 13))) break;
   }
   free(data);
   lam_group_destroy(g);
+  *left = 1;
 }
 TEST(life, what_was_sent_outlives_its_sender) {
+  _Atomic int *left = shared_memory(sizeof *left);
   fresh_id();
-  run_processes(2, last_words, NULL);
+  run_processes(2, last_words, left);
+  *left = 0;
   fresh_id();
-  run_threads(2, last_words, NULL);
+  run_threads(2, last_words, left);
 }
 
 /* A send waits once 256 MiB are under way, and then only until the deadline. The other rank stays until the sender

@@ -10,8 +10,19 @@
 
 static lam_group_id *id; /* of the running test */
 
+/* How far the ranks of the running test are. */
+static struct progress {
+  _Atomic int tids[8];  /* by rank: set just before it goes to meet */
+  _Atomic int open;     /* rank 0 can be reached */
+  _Atomic int stranger; /* has come */
+  _Atomic int met;      /* how many have */
+  _Atomic int took_ms;  /* rank 1, to meet */
+} *seen;
+
 static void fresh_id(void) {
   if (!id) id = shared_memory(sizeof *id);
+  if (!seen) seen = shared_memory(sizeof *seen);
+  memset(seen, 0, sizeof *seen);
   CHECK_OK(lam_group_id_create(id));
 }
 
@@ -21,19 +32,20 @@ static int connect_as_stranger(void) {
   int n = snprintf(a.sun_path + 1, sizeof a.sun_path - 1, "lamella-");
   for (int i = 8; i < 16; i++) n += snprintf(a.sun_path + 1 + n, 3, "%02x", id->bytes[i]);
   const int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-  for (int i = 0; i < 400; i++, nap_ms(10))
-    if (connect(sock, (struct sockaddr *)&a,
-                (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)n)) == 0)
-      return sock;
-  close(sock);
-  return -1;
+  const socklen_t bytes = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)n);
+  for (int64_t start = await_start(); connect(sock, (struct sockaddr *)&a, bytes) != 0;)
+    if (!await_more(start)) return close(sock), -1;
+  return sock;
 }
 
 /* ---- In time --------------------------------------------------------------------------------- */
 
 static void late_rank(int rank, int size, void *arg) {
   lam_group *g = NULL;
-  if (rank == *(int *)arg) nap_ms(300);
+  const int late = *(int *)arg;
+  for (int r = 0; r < size && rank == late; r++)
+    if (r != late) await_state(&seen->tids[r], 'S');
+  seen->tids[rank] = gettid();
   REQUIRE_OK(rank_open(id, rank, size, 20000, &g));
   CHECK_OK(sum_ones(g));
   CHECK_OK(lam_group_warmup(g));
@@ -116,30 +128,34 @@ TEST(meet, a_rank_that_does_not_come_is_named_at_the_deadline) {
   }
 }
 
-static void rank0_dies(int rank, int size, void *arg) {
-  lam_group *g = NULL;
-  (void)arg;
-  if (rank == 2) return;   /* never comes, so that the others wait */
-  if (rank == 0) alarm(1); /* kills */
-  CHECK_STATUS(rank_open(id, rank, size, 20000, &g), LAM_PEER_DEAD);
-  CHECK_CONTAINS(lam_last_error(), "rank 0 ended");
-}
-TEST(meet, rank_0s_death_is_noticed) {
-  fresh_id();
-  run_processes_doomed(3, 1u << 0, rank0_dies, NULL);
+/* Once ranks 0 and 1 know each other and wait for the third. Rank 1 sleeps when it has said who it
+ * is, rank 0 when it has heard that. */
+static void kill_waiting(int victim) {
+  close(connect_as_stranger());
+  seen->open = 1;
+  for (int i = 0; i < 2; i++) await_state(&seen->tids[1], 'S'), await_state(&seen->tids[0], 'S');
+  kill(seen->tids[victim], SIGKILL);
 }
 
-static void rank1_dies(int rank, int size, void *arg) {
+static void dies_waiting(int rank, int size, void *arg) {
   lam_group *g = NULL;
-  (void)arg;
-  if (rank == 2) return;
-  if (rank == 1) alarm(1);
+  char words[20];
+  const int victim = *(int *)arg;
+  if (rank == 2) { /* never comes, so that the others wait */
+    kill_waiting(victim);
+    return;
+  }
+  if (rank == 1) await_count(&seen->open, 1);
+  seen->tids[rank] = gettid();
   CHECK_STATUS(rank_open(id, rank, size, 20000, &g), LAM_PEER_DEAD);
-  CHECK_CONTAINS(lam_last_error(), "rank 1 ended");
+  snprintf(words, sizeof words, "rank %d ended", victim);
+  CHECK_CONTAINS(lam_last_error(), words);
 }
-TEST(meet, a_members_death_is_noticed) {
-  fresh_id();
-  run_processes_doomed(3, 1u << 1, rank1_dies, NULL);
+TEST(meet, a_death_is_noticed) {
+  FOR_EACH(victim, 0, 1) {
+    fresh_id();
+    run_processes_doomed(3, 1u << victim, dies_waiting, &victim);
+  }
 }
 
 /* ---- Contradictions -------------------------------------------------------------------------- */
@@ -168,12 +184,15 @@ TEST(meet, a_rank_claimed_twice_is_a_mismatch_for_all) {
 
 static void two_rank0s(int rank, int size, void *arg) {
   lam_group *g = NULL;
-  (void)arg, (void)size;
-  if (rank == 1) nap_ms(200);
-  const lam_status status = rank_open(id, 0, 2, 1000, &g);
-  if (rank == 1) CHECK_STATUS(status, LAM_MISMATCH);
-  if (rank == 1) CHECK_CONTAINS(lam_last_error(), "two ranks claim rank 0");
-  if (rank == 0) CHECK_STATUS(status, LAM_PEER_STALLED);
+  (void)arg;
+  if (rank == 1) {
+    close(connect_as_stranger()); /* rank 0 is there */
+    CHECK_STATUS(rank_open(id, 0, size, 20000, &g), LAM_MISMATCH);
+    CHECK_CONTAINS(lam_last_error(), "two ranks claim rank 0");
+  }
+  REQUIRE_OK(rank_open(id, rank, size, 20000, &g)); /* the true one was not disturbed */
+  CHECK_OK(sum_ones(g));
+  lam_group_destroy(g);
 }
 TEST(meet, rank_0_claimed_twice_is_a_mismatch) {
   fresh_id();
@@ -203,27 +222,37 @@ TEST(meet, bad_descriptions_are_refused_at_once) {
 
 /* ---- Strangers ------------------------------------------------------------------------------- */
 
-/* Rank 3 of 4 is a stranger, who must not disturb the others. */
+/* Rank 3 of 4 is a stranger, who must not disturb the others. Rank 1 comes after it. */
 typedef void (*stranger_fn)(void);
 
 static void with_stranger(int rank, int size, void *arg) {
   lam_group *g = NULL;
   if (rank == size - 1) {
     (*(const stranger_fn *)arg)();
+    seen->stranger = 1;
     return;
   }
-  if (rank == 1) nap_ms(300); /* the stranger comes before all are there */
+  if (rank == 1) await_count(&seen->stranger, 1);
   const int64_t start = now_ms();
-  REQUIRE_OK(rank_open(id, rank, size - 1, 20000, &g));
-  CHECK(now_ms() - start < 4000); /* 5 s is what a silent one is given */
+  const lam_status status = rank_open(id, rank, size - 1, 20000, &g);
+  if (rank == 1) seen->took_ms = (int)(now_ms() - start);
+  seen->met++;
+  REQUIRE_OK(status);
   CHECK_OK(sum_ones(g));
   lam_group_destroy(g);
+}
+
+/* Rank 1 may come; the stranger is there until all have met. */
+static void stay(void) {
+  seen->stranger = 1;
+  await_count(&seen->met, 3);
 }
 
 static void silent(void) {
   const int sock = connect_as_stranger();
   CHECK(sock >= 0);
-  nap_ms(1000);
+  stay();
+  CHECK(seen->took_ms < 4000); /* 5 s is what a silent one is given */
   close(sock);
 }
 TEST(meet, a_silent_stranger_holds_nobody_up) {
@@ -250,7 +279,7 @@ TEST(meet, noise_is_dropped) {
 static void crowd(void) {
   int socks[60];
   for (int i = 0; i < 60; i++) socks[i] = connect_as_stranger();
-  nap_ms(1000); /* every seat is taken when rank 1 comes */
+  stay(); /* every seat is taken when rank 1 comes, until the silent are sent away */
   for (int i = 0; i < 60; i++)
     if (socks[i] >= 0) close(socks[i]);
 }

@@ -5,12 +5,12 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "plugin/comm/group.h"
 #include "tests/check.h"
+#include "tests/distributed/await.h"
 
 static inline lam_group_desc rank_desc(const lam_group_id *id, int rank, int size,
                                        uint32_t deadline_ms) {
@@ -40,17 +40,6 @@ static inline int64_t now_ms(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
   return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
-}
-
-static inline void nap_ms(int ms) {
-  nanosleep(&(struct timespec){ms / 1000, ms % 1000 * 1000000l}, NULL);
-}
-
-/* Memory that forked ranks share with the test. */
-static inline void *shared_memory(size_t bytes) {
-  void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  if (p == MAP_FAILED) abort();
-  return p;
 }
 
 #endif

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "tests/distributed/await.h"
 #include "tests/distributed/pipeline/worker.h"
 
 /* -- a stage says no -- */
@@ -204,21 +205,26 @@ TEST(pipeline_failure, a_stopped_rank_ends_the_others_at_the_deadline) {
   FOR_EACH(victim, 0, 1, 2) lose(victim, SIGSTOP);
 }
 
-static void sleep_long(const lam_stage_io *io, int kind) {
-  if (io->stage == 0 && kind == LAM_KIND_F && io->step == 1 && io->micro == 1) usleep(2500000);
+static _Atomic int n_given_up; /* ranks are threads here */
+
+/* Stage 0's function takes until rank 1 has given up. */
+static void outlast_rank1(const lam_stage_io *io, int kind) {
+  if (io->stage == 0 && kind == LAM_KIND_F && io->step == 1 && io->micro == 1)
+    await_count(&n_given_up, 1);
 }
 
-static void wait_for_sleeper(int rank, int size, void *arg) {
+static void wait_for_late_rank(int rank, int size, void *arg) {
   const setup *at = arg;
   worker k;
   REQUIRE_OK(worker_open(&k, at, rank, size));
   CHECK_OK(lam_pipeline_run(k.pipeline, 0, NULL));
   const double start = seconds_now();
   CHECK_STATUS(lam_pipeline_run(k.pipeline, 1, NULL),
-               LAM_PEER_STALLED); /* the sleeper is told when it wakes up */
+               LAM_PEER_STALLED); /* the late one is told when it is back */
   const double took = seconds_now() - start;
   if (rank == 1) {
-    CHECK(took > 0.9 && took < 2.4);
+    n_given_up = 1;
+    CHECK(took > 0.9 && took < 20);
     CHECK_CONTAINS(
         lam_last_error(),
         "rank 1, step 1, 1F1: receiving the activation of micro-batch 1 over edge 0, peer rank 0");
@@ -230,9 +236,10 @@ static void wait_for_sleeper(int rank, int size, void *arg) {
 TEST(pipeline_failure, a_late_rank_is_named_with_what_was_waited_for) {
   lam_schedule *s = build("1f1b", 2, 4);
   setup at = {.m = small_model(2, 4), .s = s, .deadline_ms = 1000};
-  at.m.on_call = sleep_long;
+  at.m.on_call = outlast_rank1;
+  n_given_up = 0;
   CHECK_OK(lam_group_id_create(&at.id));
-  run_threads(2, wait_for_sleeper, &at);
+  run_threads(2, wait_for_late_rank, &at);
   lam_schedule_destroy(s);
 }
 
@@ -249,25 +256,30 @@ static void interrupt(int rank, int size, void *arg) {
   CHECK_OK(lam_pipeline_run(k.pipeline, 0, NULL));
   *flag = stop;
   CHECK_STATUS(lam_pipeline_run(k.pipeline, 1, NULL), LAM_INTERRUPTED);
+  n_given_up = 1;
   worker_close(&k);
 }
 
 TEST(pipeline_failure, a_host_that_asks_to_stop_is_heard_in_a_wait) {
   lam_schedule *s = build("1f1b", 2, 4);
   setup at = {.m = small_model(2, 4), .s = s};
-  at.m.on_call = sleep_long;
+  at.m.on_call = outlast_rank1;
+  n_given_up = 0;
   CHECK_OK(lam_group_id_create(&at.id));
   run_threads(2, interrupt, &at);
   lam_schedule_destroy(s);
 }
 
+static _Atomic int n_done_steps, n_ended;
+
 static void end_from_outside(int rank, int size, void *arg) {
   worker k;
   REQUIRE_OK(worker_open(&k, arg, rank, size));
   CHECK_OK(lam_pipeline_run(k.pipeline, 0, NULL));
-  usleep(50000);
-  if (rank == 1) lam_group_poison(k.group, LAM_CANCELLED, "the host has enough");
-  usleep(50000);
+  n_done_steps++;
+  await_count(&n_done_steps, size);
+  if (rank == 1) lam_group_poison(k.group, LAM_CANCELLED, "the host has enough"), n_ended = 1;
+  await_count(&n_ended, 1);
   CHECK_STATUS(lam_pipeline_run(k.pipeline, 1, NULL), LAM_CANCELLED); /* rank 0 needs nobody */
   CHECK_CONTAINS(lam_last_error(), "the host has enough");
   worker_close(&k);
@@ -276,6 +288,7 @@ static void end_from_outside(int rank, int size, void *arg) {
 TEST(pipeline_failure, a_world_that_ended_between_steps_ends_the_next_one) {
   lam_schedule *s = build("gpipe", 2, 2);
   setup at = {.m = small_model(2, 2), .s = s, .flags = LAM_PIPELINE_FORWARD_ONLY};
+  n_done_steps = n_ended = 0;
   CHECK_OK(lam_group_id_create(&at.id));
   run_threads(2, end_from_outside, &at);
   lam_schedule_destroy(s);
@@ -468,21 +481,26 @@ TEST(pipeline_failure, nothing_where_a_pipeline_is_needed_is_refused) {
 
 /* -- leaving early -- */
 
+static _Atomic int *n_left; /* shared by all ranks */
+
 static void leave_at_once(int rank, int size, void *arg) {
   worker k;
   REQUIRE_OK(worker_open(&k, arg, rank, size));
   CHECK_OK(lam_pipeline_run(k.pipeline, 0, NULL));
-  if (rank != 0) usleep(100000); /* what rank 0 sent must outlive it */
+  if (rank != 0) await_count(n_left, 1); /* what rank 0 sent must outlive it */
   CHECK_OK(lam_pipeline_run(k.pipeline, 1, NULL));
   worker_close(&k);
+  ++*n_left;
 }
 
+/* Rank 0 has room for a whole step, so it needs nobody to leave. */
 TEST(pipeline_failure, what_was_sent_outlives_a_sender_that_left) {
-  lam_schedule *s = build("1f1b", 3, 4);
-  setup at = {.m = small_model(3, 4), .s = s, .flags = LAM_PIPELINE_FORWARD_ONLY};
-  at.m.n_micro = 4;
+  lam_schedule *s = build("gpipe", 3, 3);
+  setup at = {.m = small_model(3, 3), .s = s, .flags = LAM_PIPELINE_FORWARD_ONLY};
+  n_left = shared_memory(sizeof *n_left);
   CHECK_OK(lam_group_id_create(&at.id));
   run_threads(3, leave_at_once, &at);
+  *n_left = 0;
   run_processes(3, leave_at_once, &at);
   lam_schedule_destroy(s);
 }

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "tests/check.h"
+#include "tests/distributed/await.h"
 #include "tests/distributed/pipeline/worker.h"
 
 enum { STEPS = 3 };
@@ -21,12 +22,18 @@ static int has_last(const run *r, int rank) {
   return r->at.s->rank_of_stage[r->at.m.n_stages - 1] == rank;
 }
 
+static _Atomic int rank0_tid, rank0_steps; /* that it has begun; ranks are threads */
+
 static void train_rank(int rank, int size, void *arg) {
   const run *r = arg;
   worker k;
   REQUIRE_OK(worker_open(&k, &r->at, rank, size));
   for (int step = 0; step < STEPS; step++) {
     double loss = -1;
+    if (rank == 0) {
+      rank0_tid = gettid();
+      rank0_steps = step + 1;
+    }
     if (!CHECK_OK(lam_pipeline_run(k.pipeline, step, &loss))) break;
     CHECK(loss == (has_last(r, rank) ? r->loss[step] : 0));
   }
@@ -52,6 +59,7 @@ static void train(const model *m, const lam_schedule *s) {
   for (int step = 0; step < STEPS; step++) model_reference(&r.at.m, s, step, r.dw, &r.loss[step]);
   CHECK_OK(lam_group_id_create(&r.at.id));
   if (over_callbacks) r.at.mail = mail_create();
+  rank0_steps = 0;
   run_threads(s->n_ranks, train_rank, &r);
   if (over_callbacks) mail_destroy(r.at.mail);
   for (int i = 0; i < s->n_stages; i++) free(r.dw[i]);
@@ -112,8 +120,12 @@ TEST(pipeline, inputs_stay_where_a_stage_keeps_them) {
     }
 }
 
-static void sleep_before_weights(const lam_stage_io *io, int kind) {
-  if (io->stage == 1 && kind == LAM_KIND_W) usleep(1000);
+/* Before 1W0, when stage 1 has sent all that rank 0 waits for: until rank 0 is in its next step, as
+ * far as it gets. */
+static void await_rank0s_next_step(const lam_stage_io *io, int kind) {
+  if (io->stage != 1 || kind != LAM_KIND_W || io->micro != 0 || io->step + 1 == STEPS) return;
+  await_count(&rank0_steps, (int)io->step + 2);
+  await_state(&rank0_tid, 'S');
 }
 
 /* Rank 0 is in its next step while rank 1 still reads this one's inputs. */
@@ -121,7 +133,7 @@ TEST(pipeline, kept_inputs_outlive_the_senders_step) {
   model m = small_model(2, 4);
   m.keeps = true;
   m.functions = MODEL_SPLIT;
-  m.on_call = sleep_before_weights;
+  m.on_call = await_rank0s_next_step;
   train_text(
       "0F0 0F1 0F2 0F3 0I0 0W0 0I1 0W1 0I2 0W2 0I3 0W3\n"
       "1F0 1I0 1F1 1I1 1F2 1I2 1F3 1I3 1W0 1W1 1W2 1W3\n",
@@ -142,13 +154,14 @@ TEST(pipeline, messages_larger_than_a_megabyte) {
   lam_schedule_destroy(s);
 }
 
-static void sleep_a_little(const lam_stage_io *io, int kind) {
+/* The timed wait is the stage's work, of another length each time. */
+static void work_a_little(const lam_stage_io *io, int kind) {
   usleep((useconds_t)((io->stage * 7 + io->micro * 5 + kind * 3) % 11 * 50));
 }
 
 TEST(pipeline, late_stages_only_take_time) {
   model m = small_model(4, 6);
-  m.on_call = sleep_a_little;
+  m.on_call = work_a_little;
   lam_schedule *s = build("1f1b", 4, 6);
   train(&m, s);
   lam_schedule_destroy(s);

@@ -16,6 +16,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include "tests/distributed/await.h"
 #include "tests/distributed/pipeline/worker.h"
 
 enum { EVENTS = 400, MS = 1000000 };
@@ -133,7 +134,11 @@ TEST(pipeline_report, halves_of_a_fused_pair_are_told_apart) {
 
 /* -- where time went -- */
 
+static _Atomic int second_forward; /* rank 0 has begun it, in step 1; ranks are threads here */
+
+/* The timed waits are the stage's work, whose length the report must show. */
 static void slow_first_stage(const lam_stage_io *io, int kind) {
+  if (io->stage == 0 && kind == LAM_KIND_F && io->step == 1 && io->micro == 1) second_forward = 1;
   if (io->stage == 0 && kind == LAM_KIND_F) usleep(20000);
   if (io->stage == 0 && kind == LAM_KIND_B) usleep(5000);
 }
@@ -150,7 +155,7 @@ static void blame(int rank, int size, void *arg) {
   report r;
   REQUIRE_OK(worker_open(&k, at, rank, size));
   CHECK_OK(lam_pipeline_run(k.pipeline, 0, NULL));
-  if (rank == 1) usleep(30000); /* comes late to the step, and still sees when it began */
+  if (rank == 1) await_count(&second_forward, 1); /* late, and still sees when the step began */
   CHECK_OK(lam_pipeline_run(k.pipeline, 1, NULL));
   read_report(&k, &r);
   if (rank == 1) {
@@ -171,6 +176,7 @@ TEST(pipeline_report, names_the_edge_that_is_waited_for) {
   lam_schedule *s = build("1f1b", 2, 4);
   setup at = {.m = small_model(2, 4), .s = s};
   at.m.on_call = slow_first_stage;
+  second_forward = 0;
   CHECK_OK(lam_group_id_create(&at.id));
   run_threads(2, blame, &at);
   lam_schedule_destroy(s);
@@ -316,6 +322,8 @@ static int forbid_system_calls(void) {
          prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
 }
 
+static _Atomic int *n_ready, *n_quiet; /* ranks before and after the filter; shared by processes */
+
 /* Runs one step with the filter on; nothing can be closed after it, so the process ends here. */
 static void run_without_system_calls(worker *k, int step) {
   lam_context_stats before = LAM_CONTEXT_STATS_INIT, after = LAM_CONTEXT_STATS_INIT;
@@ -325,7 +333,13 @@ static void run_without_system_calls(worker *k, int step) {
   int ok = CHECK_OK(status) & CHECK_OK(lam_context_get_stats(k->ctx, &after));
   ok &= CHECK_EQ(n_system_calls, 0) & CHECK_EQ(last_system_call, 0);
   ok &= CHECK_EQ(after.allocations, before.allocations);
+  ++*n_quiet;
   _exit(!ok);
+}
+
+static void count_ranks(void) {
+  _Atomic int *counts = shared_memory(2 * sizeof *counts);
+  n_ready = counts, n_quiet = counts + 1;
 }
 
 static void step_alone(int rank, int size, void *arg) {
@@ -339,22 +353,20 @@ TEST(pipeline_report, a_step_of_one_rank_allocates_nothing_and_makes_no_system_c
   if (getenv("LAMELLA_SANITIZER")) SKIP("a sanitizer makes system calls of its own");
   lam_schedule *s = parse("0F0 0F1 1F0 1F1 1B0 1B1 0B0 0B1");
   setup at = {.m = small_model(2, 2), .s = s};
+  count_ranks();
   run_processes(1, step_alone, &at);
   lam_schedule_destroy(s);
 }
 
-/* Forward only: rank 0 has room for a whole step, so it is done before rank 1 begins its own. */
+/* Forward only: rank 0 has room for a whole step, and is done before rank 1 begins its own. */
 static void step_with_ready_peers(int rank, int size, void *arg) {
   worker k;
   REQUIRE_OK(worker_open(&k, arg, rank, size));
   for (int step = 0; step < 3; step++) CHECK_OK(lam_pipeline_run(k.pipeline, step, NULL));
-  usleep(100000);
-  if (rank == 0) {
-    run_without_system_calls(&k, 3);
-  } else {
-    usleep(300000);
-    run_without_system_calls(&k, 3);
-  }
+  ++*n_ready;
+  await_count(n_ready, size);
+  if (rank == 1) await_count(n_quiet, 1);
+  run_without_system_calls(&k, 3);
 }
 
 TEST(pipeline_report, a_step_with_ready_peers_allocates_nothing_and_makes_no_system_call) {
@@ -362,6 +374,7 @@ TEST(pipeline_report, a_step_with_ready_peers_allocates_nothing_and_makes_no_sys
   lam_schedule *s = build("gpipe", 2, 2);
   setup at = {.m = small_model(2, 2), .s = s, .flags = LAM_PIPELINE_FORWARD_ONLY};
   CHECK_OK(lam_group_id_create(&at.id));
+  count_ranks();
   run_processes(2, step_with_ready_peers, &at);
   lam_schedule_destroy(s);
 }
