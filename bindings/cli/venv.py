@@ -31,7 +31,7 @@ NO_NETWORK = re.compile(
     r"Network is unreachable|Connection (refused|reset|timed out)"
 )
 LARGE = re.compile(r"\s*Downloading (?:\S*/)?([^-\s]+)-\S+ \((\d{2,}\.?\d* MB|[\d.]+ GB)\)")
-NO_CPU_BUILD = re.compile(r"No matching distribution found for torch==\S+\+cpu")
+NO_CPU_BUILD = re.compile(r"requirement torch==\S+\+cpu \(from versions: (?!none)")
 
 
 def python():
@@ -82,7 +82,7 @@ def install(rows):
     if len(rows) == len(TABLE):
         create()
     status, log = run_pip([pin(row) + ("+cpu" if row.name == "torch" else "") for row in TABLE])
-    if status != 0 and not NO_NETWORK.search(log) and NO_CPU_BUILD.search(log):
+    if status != 0 and NO_CPU_BUILD.search(log):
         say("  no CPU build of torch in the package indexes known here: taking the one with CUDA, some")
         say("  3 GB (PIP_EXTRA_INDEX_URL can name an index that has one)")
         status, log = run_pip([pin(row) for row in TABLE])
