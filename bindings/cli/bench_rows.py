@@ -39,6 +39,8 @@ def comm(n):
             rows.append(compare(f"{way}/{size}", "us", ours[f"{way}/{size}"], "memcpy", copied, "<= 1.25", note))
         rows.append(compare(f"crossing/{size}", "us", floor, "memcpy", copied,
                             note="the floor: one CPU copies what the other has just written"))
+    for line, values in rounds({"a killed rank": program("death_bench")}, n)["a killed rank"].items():
+        rows.append(alone(line, "ms", values, "<= 100", "from SIGKILL to the waiting rank's PEER_DEAD"))
     return rows
 
 

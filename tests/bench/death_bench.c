@@ -1,0 +1,128 @@
+/* death_bench.c: how soon a rank that waits for a killed one is told. Rank 1 is killed by SIGKILL
+ * while rank 0 sleeps in an operation with it; the time runs from the kill until the operation
+ * gives LAM_PEER_DEAD. Prints `killed/op median ms spread` and `killed_worst/op worst ms 0` of
+ * TRIALS new pairs; argv[1] keeps the operations whose name contains it.
+ * Invariant: rank 0 is asleep when the kill comes, each time another while since it fell asleep. */
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "plugin/comm/group.h"
+
+enum { TRIALS = 15, STEP_US = 1300 }; /* rank 0 has slept for 0 to 18 ms */
+
+static double now_ms(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
+}
+
+static void must(lam_status status, lam_status wanted, const char *what) {
+  if (status == wanted) return;
+  fprintf(stderr, "death_bench: %s gave 0x%x: %s\n", what, (unsigned)status, lam_last_error());
+  exit(1);
+}
+
+/* -- the operations -- */
+
+static lam_status all_reduce(lam_group *g) {
+  float x = 1;
+  const lam_comm_op op = {.op = LAM_OP_all_reduce, .dtype = LAM_F32, .ndim = 1, .dims = {1}};
+  return lam_group_all_reduce(g, &op, &x, &x, 1, LAM_F32);
+}
+
+static lam_status recv_from_1(lam_group *g) {
+  float x = 0;
+  lam_wire header = {.bytes = sizeof x, .dtype = LAM_F32, .ndim = 1, .shape = {1}};
+  return lam_group_recv(g, 1, 0, &header, &x, sizeof x);
+}
+
+static const struct {
+  const char *name;
+  lam_status (*run)(lam_group *g);
+} operations[] = {{"all_reduce", all_reduce}, {"recv", recv_from_1}};
+
+/* -- one trial -- */
+
+typedef struct killer {
+  pid_t rank0; /* a thread of this process */
+  pid_t rank1;
+  int pause_us;
+  double killed; /* ms */
+} killer;
+
+static char thread_state(pid_t tid) {
+  char path[40], line[512] = "";
+  snprintf(path, sizeof path, "/proc/%d/stat", tid);
+  FILE *f = fopen(path, "re");
+  if (f && !fgets(line, sizeof line, f)) line[0] = 0;
+  if (f) fclose(f);
+  const char *name_end = strrchr(line, ')');
+  return name_end && name_end[1] ? name_end[2] : 0;
+}
+
+static void *kill_rank1(void *arg) {
+  killer *k = arg;
+  while (thread_state(k->rank0) != 'S') usleep(500);
+  usleep((useconds_t)k->pause_us);
+  k->killed = now_ms();
+  kill(k->rank1, SIGKILL);
+  return NULL;
+}
+
+static lam_group *open_rank(const lam_group_id *id, int rank) {
+  lam_group_desc desc = LAM_GROUP_DESC_INIT;
+  lam_group *g = NULL;
+  desc.rank = rank, desc.size = 2, desc.id = *id;
+  must(lam_group_create(NULL, &desc, &g), LAM_OK, "create");
+  must(lam_group_warmup(g), LAM_OK, "warmup");
+  return g;
+}
+
+static double trial(lam_status (*run)(lam_group *g), int pause_us) {
+  lam_group_id id;
+  pthread_t thread;
+  must(lam_group_id_create(&id), LAM_OK, "id");
+  const pid_t child = fork();
+  if (child == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    open_rank(&id, 1);
+    for (;;) pause();
+  }
+  if (child < 0) perror("death_bench: fork"), exit(1);
+  lam_group *g = open_rank(&id, 0);
+  killer k = {.rank0 = gettid(), .rank1 = child, .pause_us = pause_us};
+  if (pthread_create(&thread, NULL, kill_rank1, &k) != 0) abort();
+  const lam_status status = run(g);
+  const double end = now_ms();
+  pthread_join(thread, NULL);
+  must(status, LAM_PEER_DEAD, "the wait for a killed rank");
+  waitpid(child, NULL, 0);
+  lam_group_destroy(g);
+  return end - k.killed;
+}
+
+static int by_value(const void *a, const void *b) {
+  const double d = *(const double *)a - *(const double *)b;
+  return d < 0 ? -1 : d > 0;
+}
+
+int main(int argc, char **argv) {
+  for (size_t i = 0; i < sizeof operations / sizeof *operations; i++) {
+    double took[TRIALS];
+    if (argc > 1 && !strstr(operations[i].name, argv[1])) continue;
+    for (int t = 0; t < TRIALS; t++) took[t] = trial(operations[i].run, t * STEP_US);
+    qsort(took, TRIALS, sizeof *took, by_value);
+    const double median = took[TRIALS / 2];
+    printf("killed/%s %.3f ms %.3f\n", operations[i].name, median,
+           (took[TRIALS * 3 / 4] - took[TRIALS / 4]) / 2 / median);
+    printf("killed_worst/%s %.3f ms 0\n", operations[i].name, took[TRIALS - 1]);
+  }
+  return 0;
+}
