@@ -107,19 +107,34 @@ static lam_status call_all(const calls *c, const lam_workers *w) {
   return lam_device_copy(cpu, w, c->d.m, c->aux.m, NULL);
 }
 
+enum {
+  ROUNDS = 10,
+  TRIES = 20,
+  MOST_OTHERS = ROUNDS * 6 * 8
+}; /* oneDNN: a map of five a product */
+
+/* Own allocations of ROUNDS rounds of calls; those of others, too. */
+static int count_rounds(const calls *c, const lam_workers *w, int *out_others) {
+  const int ours = n_ours, others = n_others;
+  lam_status status = LAM_OK;
+  for (int i = 0; i < ROUNDS; i++) status |= call_all(c, w);
+  const int ours_now = n_ours - ours;
+  *out_others = n_others - others;
+  CHECK_EQ(status, LAM_OK);
+  return ours_now;
+}
+
+/* A worker's first piece of a kind takes memory, and on a busy machine it may come late: so rounds
+ * without any must come, not at once. */
 TEST(calls, allocate_nothing_once_their_shape_is_known) {
   FOR_EACH(dtype, LAM_F32, LAM_BF16) for (int crew_i = 0; crew_i <= TWO_OPENMP; crew_i++) {
     calls c = make_calls((lam_dtype)dtype);
-    const lam_workers *w = workers((crew)crew_i);
-    for (int i = 0; i < 3; i++) CHECK_OK(call_all(&c, w));
-    const int ours = n_ours, others = n_others;
-    lam_status status = LAM_OK;
-    for (int i = 0; i < 10; i++) status |= call_all(&c, w);
-    const int ours_now = n_ours - ours, others_now = n_others - others;
+    int ours = 1, others = 0;
+    for (int i = 0; i < TRIES && (ours || others > MOST_OTHERS); i++)
+      ours = count_rounds(&c, workers((crew)crew_i), &others);
     NOTE("%s, crew %d", lam_dtype_name((lam_dtype)dtype), crew_i);
-    CHECK_EQ(status, LAM_OK);
-    CHECK_EQ(ours_now, 0);
-    CHECK(others_now <= 10 * 6 * 8); /* oneDNN: a map of five arguments a product */
+    CHECK_EQ(ours, 0);
+    CHECK(others <= MOST_OTHERS);
     free_calls(&c);
   }
 }
