@@ -41,6 +41,7 @@ typedef struct options {
   const char *text, *schedule, *assign, *dtype, *draw, *save, *out;
   int pp, tp, layers, hidden, sequence, sequences, micro_batches;
   int steps, seed, threads, check, bench;
+  int deadline;              /* seconds that a peer may be late once training runs; 0: Lamella's */
   /* Made from the above. */
   int bits;                  /* of an element of weights and activations: 32 (f32) or 16 (bf16) */
   int heads, head_size, ffn; /* of the whole model */

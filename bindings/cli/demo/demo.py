@@ -30,6 +30,7 @@ PASSED = {
     "--dtype": "f32 (default) or bf16: weights and activations; sums and the optimizer are f32",
     "--steps": "training steps (default 30)",
     "--seed": "of weights and batches (default 1)",
+    "--deadline": "seconds that a worker may keep the others waiting in a step (default 30)",
 }
 
 

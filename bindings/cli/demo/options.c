@@ -33,6 +33,7 @@ static const struct {
     {"--sequence", NUMBER, offsetof(options, sequence), 32, 4096},
     {"--sequences", NUMBER, offsetof(options, sequences), 1, 256},
     {"--threads", NUMBER, offsetof(options, threads), 1, 256},
+    {"--deadline", NUMBER, offsetof(options, deadline), 1, 86400},
     {"--draw", TEXT, offsetof(options, draw), 0, 0},
     {"--check", FLAG, offsetof(options, check), 0, 0},
     {"--bench", FLAG, offsetof(options, bench), 0, 0},

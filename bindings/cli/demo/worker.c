@@ -54,12 +54,13 @@ static lam_status open_context(worker *w) {
 
 /* From the launcher's environment; without a launcher this is the only worker. */
 static lam_status open_world(worker *w) {
+  lam_group_desc desc = LAM_GROUP_DESC_INIT;
+  desc.deadline_ms = (uint32_t)w->o->deadline * 1000;
   if (getenv("LAMELLA_RANK") || getenv("RANK"))
-    return lam_group_create_from_env(w->ctx, NULL, &w->world);
-  lam_group_desc alone = LAM_GROUP_DESC_INIT;
-  alone.size = 1;
-  TRY(lam_group_id_create(&alone.id));
-  return lam_group_create(w->ctx, &alone, &w->world);
+    return lam_group_create_from_env(w->ctx, &desc, &w->world);
+  desc.size = 1;
+  TRY(lam_group_id_create(&desc.id));
+  return lam_group_create(w->ctx, &desc, &w->world);
 }
 
 static lam_status open_groups(worker *w) {

@@ -50,6 +50,7 @@ class Workers(launcher.World):
         self.tp, self.on_step, self.told = tp, on_step, Told()
         self.failures, self.words = {}, {}
         self.bad = None  # the rank whose end ended the run
+        self.stopped = []  # ranks that a signal had stopped by then
 
     def follow(self, pipe, to, rank):
         told = pipe is self.processes[rank].stdout
@@ -75,6 +76,7 @@ class Workers(launcher.World):
 
     def note_bad_end(self, rank):
         self.bad, self.status = rank, 1
+        self.stopped = sorted(other for other in self.running if is_stopped(self.processes[other]))
         self.kill_at = time.monotonic() + launcher.GRACE_S
 
     def name(self, rank):
@@ -86,12 +88,23 @@ class Workers(launcher.World):
             return "interrupted"
         code, name = self.processes[self.bad].returncode, self.name(self.bad)
         when = " after step %d" % len(self.told.losses) if self.told.losses else ""
+        seen = sorted({failure["status"] for failure in self.failures.values()})
+        others = "; the others saw %s and ended" % ", ".join(seen) if seen else ""
+        if self.stopped:
+            names = " and ".join(self.name(rank) for rank in self.stopped)
+            return "%s did not go on%s: stopped by a signal%s" % (names, when, others)
         if code < 0:
-            seen = sorted({failure["status"] for failure in self.failures.values()})
-            others = "; the others saw %s and stopped" % ", ".join(seen) if seen else ""
             return "%s was killed by %s%s%s" % (name, launcher.signal_name(-code), when, others)
         words = self.words.get(self.bad) or "exit status %d" % code
         return "%s failed%s: %s" % (name, when, self.failures.get(self.bad, {}).get("why", words))
+
+
+def is_stopped(process):
+    try:
+        with open("/proc/%d/stat" % process.pid) as stat:
+            return stat.read().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False
 
 
 def run(program, options, pp, tp, on_step=lambda message: None):

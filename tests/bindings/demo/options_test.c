@@ -92,6 +92,7 @@ TEST(options, mistakes_are_refused_with_the_option_and_what_was_expected) {
       {"--pp", "--pp: a value is missing"},
       {"--pp two", "--pp: found 'two', expected a number from 1"},
       {"--pp 0", "--pp: found '0', expected a number from 1"},
+      {"--deadline 0", "--deadline: found '0', expected a number from 1"},
       {"--micro-batches 1000", "expected a number from 1 to 64"},
       {"--schedule zigzag", "found 'zigzag', expected one of layerwise, gpipe, 1f1b"},
       {"--dtype f64", "found 'f64', expected one of f32, bf16"},

@@ -169,11 +169,21 @@ def command_line(pid):
     return Path("/proc/%s/cmdline" % pid).read_text()
 
 
-def test_a_killed_worker_ends_the_demo_with_one_clear_line(program, tmp_path):
-    command = [str(ROOT / "lamella"), "demo", "--steps", "100000", "--out", str(tmp_path)]
+def assert_gone(pids):
+    assert [pid for pid in pids if os.path.exists("/proc/%d" % pid)] == []
+
+
+def start_training(out, *more):
+    """The demo, with its first step done."""
+    command = [str(ROOT / "lamella"), "demo", "--steps", "100000", "--out", str(out), *more]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while " step " not in process.stdout.readline():
         assert process.poll() is None
+    return process
+
+
+def test_a_killed_worker_ends_the_demo_with_one_clear_line(program, tmp_path):
+    process = start_training(tmp_path)
     ranks = workers_of(process.pid)
     assert len(ranks) == 4
     began = time.monotonic()
@@ -183,25 +193,40 @@ def test_a_killed_worker_ends_the_demo_with_one_clear_line(program, tmp_path):
     assert process.returncode == 1
     assert re.fullmatch(
         r"lamella: worker 2 \(stage 2, part 1\) was killed by SIGKILL after step \d+; "
-        r"the others saw PEER_DEAD and stopped\n",
+        r"the others saw PEER_DEAD and ended\n",
         err,
     )
-    for pid in ranks:
-        assert not os.path.exists("/proc/%d" % pid)
+    assert "Traceback" not in out
+    assert_gone(ranks)
 
 
-def test_an_interrupted_demo_leaves_no_worker(program, tmp_path):
-    command = [str(ROOT / "lamella"), "demo", "--steps", "100000", "--out", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while " step " not in process.stdout.readline():
-        assert process.poll() is None
+def test_a_stopped_worker_ends_the_demo_at_the_deadline(program, tmp_path):
+    process = start_training(tmp_path, "--deadline", "2")
     ranks = workers_of(process.pid)
-    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    os.kill(ranks[2], signal.SIGSTOP)
+    out, err = process.communicate(timeout=60)
+    assert 2 <= time.monotonic() - began < 25  # 30 s where none is given
+    assert process.returncode == 1
+    assert re.fullmatch(
+        r"lamella: worker 2 \(stage 2, part 1\) did not go on after step \d+: stopped by a signal; "
+        r"the others saw PEER_STALLED and ended\n",
+        err,
+    )
+    assert "Traceback" not in out
+    assert_gone(ranks)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_no_worker(program, tmp_path, number):
+    process = start_training(tmp_path)
+    ranks = workers_of(process.pid)
+    process.send_signal(number)
     out, err = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert err == "lamella: interrupted\n"
-    for pid in ranks:
-        assert not os.path.exists("/proc/%d" % pid)
+    assert "Traceback" not in out
+    assert_gone(ranks)
 
 
 def test_a_worker_that_fails_says_why(program):
