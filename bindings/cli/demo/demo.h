@@ -278,6 +278,8 @@ lam_status record_take(worker *w, line *l, record *out);
 lam_status report(worker *w, const line *l, const record *records, int n_steps);
 lam_status save(worker *w, const char *path);
 lam_status bench(worker *w);
+/* One step without its loss: when the pipeline had run (now_ns) comes out, then AdamW. */
+lam_status bench_step(worker *w, line *l, int64_t step, int64_t *out_ran);
 /* One line of JSON to stdout. */
 void emit(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void emit_text(const char *key,
