@@ -3,7 +3,7 @@
  *
  * Invariant: after lam_pipeline_agree every rank knows that all run the same schedule over the
  * same edges, and which stages keep their inputs; a rank that differs is named on all ranks, with
- * both sides.
+ * both sides, and so is one that was given what cannot be.
  * Leaves slots to runtime_plan.c. */
 #include <fcntl.h>
 #include <stdio.h>
@@ -127,7 +127,7 @@ static lam_status read_stages(lam_pipeline *p, const lam_pipeline_desc *d) {
   return LAM_OK;
 }
 
-lam_status lam_pipeline_read(lam_pipeline *p, const lam_pipeline_desc *d) {
+static lam_status read_all(lam_pipeline *p, const lam_pipeline_desc *d) {
   if (!d->schedule || (d->n_edges && !d->edges) || (d->n_stages && !d->stages))
     return lam_fail(LAM_INVALID_ARGUMENT, WHO ": %s is NULL",
                     !d->schedule              ? "schedule"
@@ -138,6 +138,35 @@ lam_status lam_pipeline_read(lam_pipeline *p, const lam_pipeline_desc *d) {
   LAM_TRY(read_ranks(p, d));
   LAM_TRY(read_edges(p, d));
   return read_stages(p, d);
+}
+
+typedef struct verdict { /* on what one rank was given */
+  lam_status status;
+  char text[LAM_MESSAGE_BYTES];
+} verdict;
+
+/* A rank that was refused tells the others, who would wait for it until the deadline. Nothing is
+ * poisoned: all are refused, and may try again. */
+static lam_status share_verdict(lam_pipeline *p, lam_group *g, lam_status own) {
+  verdict mine = {.status = own}, *all = NULL;
+  int64_t *first = NULL;
+  if (own) snprintf(mine.text, sizeof mine.text, "%s", lam_last_error());
+  LAM_TRY(lam_pipeline_alloc(p, (uint64_t)g->size, sizeof *all, &all));
+  LAM_TRY(lam_pipeline_alloc(p, (uint64_t)g->size + 1, sizeof *first, &first));
+  for (int r = 0; r <= g->size; r++) first[r] = r;
+  const lam_comm_op op = {.op = LAM_COMM_PIPELINE, .dtype = LAM_U8, .ndim = 1, .dims = {g->size}};
+  const lam_parts parts = {.outer = 1, .inner = sizeof mine, .first = first, .dtype = LAM_U8};
+  const lam_status status = lam_group_all_gather(g, &op, &parts, &mine, all);
+  if (own) return lam_fail(own, "%s", mine.text);
+  LAM_TRY(status);
+  for (int r = 0; r < g->size; r++)
+    if (all[r].status) return lam_fail(all[r].status, "rank %d: %s", r, all[r].text);
+  return LAM_OK;
+}
+
+lam_status lam_pipeline_read(lam_pipeline *p, const lam_pipeline_desc *d) {
+  const lam_status status = read_all(p, d);
+  return d->group && d->group->size > 1 ? share_verdict(p, d->group, status) : status;
 }
 
 /* -- agreeing: one row of bytes per rank, gathered by all -- */

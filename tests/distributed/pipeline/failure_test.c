@@ -453,6 +453,49 @@ TEST(pipeline_failure, malformed_descriptions_are_refused_with_the_reason) {
   lam_schedule_destroy(s);
 }
 
+typedef struct refusal {
+  setup at;
+  void (*change)(worker *w); /* rank 1's desc */
+  const char *message;
+} refusal;
+
+static void refused_once(int rank, int size, void *arg) {
+  const refusal *r = arg;
+  worker k;
+  worker_prepare(&k, &r->at, rank, size);
+  const lam_stage stage = k.stages[0];
+  const lam_shape shape = k.shapes[0];
+  const lam_pipeline_desc desc = k.desc;
+  if (rank == 1) r->change(&k);
+  CHECK_STATUS(worker_start(&k), LAM_INVALID_ARGUMENT);
+  CHECK_CONTAINS(lam_last_error(), r->message);
+  if (rank != 1) CHECK_CONTAINS(lam_last_error(), "rank 1: ");
+  k.stages[0] = stage, k.shapes[0] = shape, k.desc = desc;
+  REQUIRE_OK(worker_start(&k)); /* the group is as good as before */
+  CHECK_OK(lam_pipeline_run(k.pipeline, 0, NULL));
+  worker_close(&k);
+}
+
+static void no_first_forward(worker *w) { w->stages[0].forward = NULL; }
+
+TEST(pipeline_failure, what_one_rank_is_refused_all_are_told) {
+  static const refusal all[] = {
+      {.change = no_schedule, .message = "schedule is NULL"},
+      {.change = no_edges, .message = "edges is NULL"},
+      {.change = no_first_forward, .message = "stage 1 has no forward function"},
+      {.change = negative_dim, .message = "edges[0], tensor 0: a dimension is -1"},
+  };
+  lam_schedule *s = build("1f1b", 3, 4);
+  for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+    refusal r = all[i];
+    r.at = (setup){.m = small_model(3, 4), .s = s};
+    NOTE("%s", r.message);
+    CHECK_OK(lam_group_id_create(&r.at.id));
+    run_threads(3, refused_once, &r);
+  }
+  lam_schedule_destroy(s);
+}
+
 TEST(pipeline_failure, schedules_that_cannot_run_are_refused) {
   lam_schedule *deadlock = parse("0F0 0B0 1F0 1B0"), *two = build("1f1b", 2, 2);
   setup at = {.m = small_model(2, 1), .s = deadlock};
