@@ -285,7 +285,9 @@ LAM_API void lam_group_destroy(lam_group *g); /* never blocks */
 
 /* ---- Schedules: one list of actions per rank ("0F0 2I1 0W3 1B2 (0F7;7B3)OVERLAP_F_B") ---- */
 typedef struct lam_schedule lam_schedule;
-/* name: layerwise, gpipe, 1f1b. p ranks, v stages per rank (1 for these three), m micro-batches. */
+/* name: layerwise, gpipe, 1f1b, zb-h1, zb-h2: v is 1. interleaved, interleaved-zb: any v, stage
+ * c p + r is rank r's. zbv, v-half, v-min, dualpipev: v is 2, stages r and 2p-1-r are rank r's;
+ * dualpipev's m is at least 2p. p ranks, v stages per rank, m micro-batches. */
 LAM_API lam_status lam_schedule_build(const char *name, int32_t p, int32_t v, int32_t m,
                                       lam_schedule **out_schedule);
 LAM_API lam_status lam_schedule_parse(const char *text, uint64_t bytes,

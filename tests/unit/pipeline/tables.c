@@ -11,11 +11,13 @@ lam_schedule *table_of(const char *text) {
   return s;
 }
 
-lam_schedule *built(const char *name, int p, int m) {
+lam_schedule *built_of(const char *name, int p, int v, int m) {
   lam_schedule *s = NULL;
-  CHECK_OK(lam_schedule_build(name, p, 1, m, &s));
+  CHECK_OK(lam_schedule_build(name, p, v, m, &s));
   return s;
 }
+
+lam_schedule *built(const char *name, int p, int m) { return built_of(name, p, 1, m); }
 
 char *text_of(const lam_schedule *s) {
   uint64_t n = 0, again = 0;

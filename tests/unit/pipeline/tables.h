@@ -10,6 +10,7 @@
 
 lam_schedule *table_of(const char *text);            /* parsed; a failure is recorded, NULL */
 lam_schedule *built(const char *name, int p, int m); /* one stage per rank */
+lam_schedule *built_of(const char *name, int p, int v, int m);
 char *text_of(const lam_schedule *s);                /* printed; caller frees */
 lam_schedule_info info_of(const lam_schedule *s);    /* of a table that check accepts */
 
