@@ -2,9 +2,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "tests/conformance/engine/suite.h"
+#include "tests/distributed/await.h"
 
 static void sum_ones(lam_group *g) {
   float x = 1;
@@ -195,27 +195,30 @@ TEST(engine, pulled_messages_stay_until_they_are_released) {
   on_every_engine("pulled_messages_stay_until_they_are_released", 2, held);
 }
 
-/* The third push of a ring of two waits until the receiver gives one back, which it does after
- * the sender has waited. */
+static _Atomic int *sender_tid; /* shared; 0 until it comes to its third push */
+
+/* The third push of a ring of two waits until the receiver gives one back, which it does once the
+ * sender sleeps. */
 static void back_pressure(lam_group *g) {
   lam_channel *c = NULL;
   lam_group_info info = LAM_GROUP_INFO_INIT;
   if (g->rank > 1) return;
   CHECK_OK(lam_channel_open(g, 1 - g->rank, g->rank == 0, 9, 2, 64, &c));
   if (g->rank == 0) {
+    *sender_tid = 0;
     push(c, 8, 0, 0);
     push(c, 8, 1, 0);
     CHECK_OK(lam_group_get_info(g, &info));
     const uint64_t waits = info.waits;
+    *sender_tid = gettid();
     push(c, 8, 2, 0);
     CHECK_OK(lam_group_get_info(g, &info));
     CHECK(info.waits > waits);
   } else {
-    struct timespec nap = {.tv_nsec = 50000000};
     lam_wire h;
     const void *data = NULL;
     for (uint64_t i = 0; i < 2; i++) pull(c, 8, i, 0);
-    nanosleep(&nap, NULL);
+    await_state(sender_tid, 'S');
     CHECK_OK(lam_channel_release(c));
     CHECK_OK(lam_channel_pull(c, &h, &data));
     check_message(&h, data, 8, 2, 0);
@@ -223,6 +226,7 @@ static void back_pressure(lam_group *g) {
   lam_channel_close(c);
 }
 TEST(engine, channel_holds_its_sender_back) {
+  sender_tid = shared_memory(sizeof *sender_tid);
   on_every_engine("channel_holds_its_sender_back", 2, back_pressure);
 }
 
