@@ -224,8 +224,13 @@ def test_run_stops_the_others_when_one_is_killed(tmp_path):
             os.kill(int((tmp_path / str(rank)).read_text()), 0)
 
 
-def test_run_lets_the_others_finish_within_the_grace():
-    done = run_shell(2, 'if [ $LAMELLA_RANK = 0 ]; then exit 3; fi; sleep 0.3; echo still here')
+def test_run_lets_the_others_finish_within_the_grace(tmp_path):
+    first = tmp_path / "pid"  # of rank 0: there until the launcher has noticed its end
+    done = run_shell(
+        2,
+        'if [ $LAMELLA_RANK = 0 ]; then echo $$ > %s; exit 3; fi; until [ -s %s ]; do :; done; '
+        'while kill -0 $(cat %s) 2>&-; do :; done; echo still here' % (first, first, first),
+    )
     assert done.returncode == 3
     assert "[1] still here" in done.stdout
 
