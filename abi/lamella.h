@@ -93,6 +93,18 @@ enum { /* LAM_OP_linear = 32, ... from the operator table */
        LAM_OP_END_ = 128
 };
 
+/* Wire codecs (attribute codec): an activation in fewer bits, for slow links. An element x in a tile
+ * of 128 along the last dimension whose largest magnitude is m comes back within
+ *   bf16     2^-8 |x|
+ *   f8e4m3   2^-4 |x| + 2^-10 m / 448          f8e5m2   2^-3 |x| + 2^-17 m / 57344
+ *   int8     m / 254
+ * (and 2^-20 of that, and 2^-100); a tile that holds a NaN or an infinity comes back as NaNs. */
+#define LAM_CODEC_NONE 0
+#define LAM_CODEC_BF16 1
+#define LAM_CODEC_F8E4M3 2 /* these three: a byte each, and an f32 scale per tile */
+#define LAM_CODEC_F8E5M2 3
+#define LAM_CODEC_INT8 4
+
 #define LAM_ATTR_DEFAULT 0
 #define LAM_ATTR_INT 1
 #define LAM_ATTR_DOUBLE 2

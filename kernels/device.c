@@ -107,3 +107,17 @@ lam_status lam_device_column_sum(const lam_device *d, const lam_workers *w, lam_
   LAM_TRY(enter(d, d->vector && d->vector->column_sum, "column_sum"));
   return d->vector->column_sum(w, dy, db, accumulate, stream);
 }
+
+lam_status lam_device_encode(const lam_device *d, const lam_workers *w, int codec, lam_matrix x,
+                             void *coded, void *stream) {
+  assert(w && !x.packed);
+  LAM_TRY(enter(d, d->vector && d->vector->encode, "encode"));
+  return d->vector->encode(w, codec, x, coded, stream);
+}
+
+lam_status lam_device_decode(const lam_device *d, const lam_workers *w, int codec,
+                             const void *coded, lam_matrix y, void *stream) {
+  assert(w && !y.packed);
+  LAM_TRY(enter(d, d->vector && d->vector->decode, "decode"));
+  return d->vector->decode(w, codec, coded, y, stream);
+}

@@ -1,8 +1,11 @@
-/* device.h: what a device is: three const tables of slots. Kernels see pointers, sizes and strides; never a DLTensor.
+/* device.h: what a device is: three const tables of slots. Kernels see pointers, sizes and strides;
+ * never a DLTensor.
  *
- * Invariant: plugin/ calls a slot only through the one-line wrappers at the end (lam_device_...), where asserts, tracing and
- * fault injection live once. A missing cell is NULL and its wrapper returns LAM_UNIMPLEMENTED naming device and slot.
- * Leaves all argument checks on users' tensors to plugin/core; shapes that reach a kernel are consistent. */
+ * Invariant: plugin/ calls a slot only through the one-line wrappers at the end (lam_device_...),
+ * where asserts, tracing and fault injection live once. A missing cell is NULL and its wrapper
+ * returns LAM_UNIMPLEMENTED naming device and slot.
+ * Leaves all argument checks on users' tensors to plugin/core; shapes that reach a kernel are
+ * consistent. */
 #ifndef LAMELLA_KERNELS_DEVICE_H
 #define LAMELLA_KERNELS_DEVICE_H
 
@@ -12,13 +15,23 @@
 #include "abi/status.h"
 
 typedef enum lam_dtype {
-  LAM_F32, LAM_BF16, LAM_F16, LAM_F8E4M3, LAM_F8E5M2, LAM_F64, LAM_I32, LAM_I64, LAM_U8, LAM_N_DTYPES
+  LAM_F32,
+  LAM_BF16,
+  LAM_F16,
+  LAM_F8E4M3,
+  LAM_F8E5M2,
+  LAM_F64,
+  LAM_I32,
+  LAM_I64,
+  LAM_U8,
+  LAM_N_DTYPES
 } lam_dtype;
 int lam_dtype_bytes(lam_dtype t);
 const char *lam_dtype_name(lam_dtype t);
 
-/* A view of rows x cols elements. Strides in elements; for gemm operands one of them is 1 (or its dimension is at most 1).
- * Absent: data NULL and rows 0. packed: data is what pack wrote for a [rows, cols] weight; its strides mean nothing. */
+/* A view of rows x cols elements. Strides in elements; for gemm operands one of them is 1 (or
+ * its dimension is at most 1). Absent: data NULL and rows 0. packed: data is what pack wrote for
+ * a [rows, cols] weight; its strides mean nothing. */
 typedef struct lam_matrix {
   void *data;
   int64_t rows, cols, row_stride, col_stride;
@@ -30,88 +43,124 @@ static inline bool lam_matrix_here(lam_matrix m) { return m.data != NULL || m.ro
 static inline lam_matrix lam_matrix_transposed(lam_matrix m) {
   return (lam_matrix){m.data, m.cols, m.rows, m.col_stride, m.row_stride, m.dtype, m.packed};
 }
-lam_matrix lam_matrix_rows(lam_matrix m, int64_t first, int64_t n); /* n rows from `first`; not for packed */
+/* n rows, or columns, from `first`; not for packed */
+lam_matrix lam_matrix_rows(lam_matrix m, int64_t first, int64_t n);
 lam_matrix lam_matrix_cols(lam_matrix m, int64_t first, int64_t n);
 
-typedef enum lam_act { LAM_ACT_NONE, LAM_ACT_GELU, LAM_ACT_GELU_TANH, LAM_ACT_SILU, LAM_ACT_RELU, LAM_ACT_RELU2, LAM_N_ACTS } lam_act;
+typedef enum lam_act {
+  LAM_ACT_NONE,
+  LAM_ACT_GELU,
+  LAM_ACT_GELU_TANH,
+  LAM_ACT_SILU,
+  LAM_ACT_RELU,
+  LAM_ACT_RELU2,
+  LAM_N_ACTS
+} lam_act;
 
-/* How a kernel may use the machine: the context's threads or pool, and its allocator. Made by plugin/core/context. */
+/* How a kernel may use the machine: the context's threads or pool, and its allocator. Made by
+ * plugin/core/context. */
 typedef struct lam_workers {
-  void *context;                                         /* first argument of the three below */
-  int n_threads;                                         /* 1 = do not spread */
+  void *context; /* first argument of the three below */
+  int n_threads; /* 1 = do not spread */
   void (*parallel_for)(void *context, int64_t n, void (*fn)(void *arg, int64_t i), void *arg);
-  void *(*alloc)(void *context, uint64_t bytes);         /* 64-byte aligned, counted; NULL when there is none */
+  /* 64-byte aligned, counted; NULL when there is none */
+  void *(*alloc)(void *context, uint64_t bytes);
   void (*free)(void *context, void *p, uint64_t bytes);
-  bool own_pool;                                         /* parallel_for is the host's pool, not OpenMP */
+  bool own_pool; /* parallel_for is the host's pool, not OpenMP */
 } lam_workers;
 
-/* d [M, N] = act(a [M, K] b [N, K]^T + bias [N]) (+ d where accumulate: then no act, and d is f32 or a's dtype).
- * All strides free as lam_matrix says, so dgrad and wgrad are the same call with transposed views; b may be packed.
- * aux [M, N]: where present receives the pre-activation. f32 accumulation, one rounding. K = 0 gives bias. M = 0 or N = 0: nothing. */
+/* d [M, N] = act(a [M, K] b [N, K]^T + bias [N]) (+ d where accumulate: then no act, and d is
+ * f32 or a's dtype). All strides free as lam_matrix says, so dgrad and wgrad are the same call
+ * with transposed views; b may be packed. aux [M, N]: where present receives the pre-activation.
+ * f32 accumulation, one rounding. K = 0 gives bias. M = 0 or N = 0: nothing. */
 typedef struct lam_gemm {
   lam_matrix a, b, bias, d, aux;
   lam_act act;
   bool accumulate;
 } lam_gemm;
 
-typedef struct lam_device_memory {       /* memory and order */
+typedef struct lam_device_memory { /* memory and order */
   lam_status (*alloc)(const lam_workers *w, uint64_t bytes, void **out);
   void (*free)(const lam_workers *w, void *p, uint64_t bytes);
-  lam_status (*copy)(const lam_workers *w, lam_matrix from, lam_matrix to, void *stream); /* any strides; converts f32<->bf16 */
+  /* any strides; converts f32 to bf16 and back */
+  lam_status (*copy)(const lam_workers *w, lam_matrix from, lam_matrix to, void *stream);
 } lam_device_memory;
 
-typedef struct lam_device_gemm_table {   /* matrix products and packed weights */
+typedef struct lam_device_gemm_table { /* matrix products and packed weights */
   lam_status (*run)(const lam_workers *w, const lam_gemm *g, void *stream);
-  /* side 0: forward, b = w [N, K]; side 1: dgrad, b = w^T. The packed tensor is [N or K rows, cols] bytes. */
+  /* side 0: forward, b = w [N, K]; side 1: dgrad, b = w^T. The packed tensor is [N or K rows,
+   * cols] bytes. */
   lam_status (*packed_cols)(lam_dtype dtype, int64_t n, int64_t k, int side, int64_t *out_cols);
-  lam_status (*pack)(const lam_workers *w, lam_matrix weight, int side, void *packed, int64_t cols, void *stream);
-  /* Reads a packed tensor's header: magic, version, side, dtype, N, K, layout, instruction set; refuses, with the reason,
-   * what this machine cannot use. bytes = size of the tensor. */
-  lam_status (*packed_open)(const void *packed, uint64_t bytes, int *side, lam_dtype *dtype, int64_t *n, int64_t *k);
+  lam_status (*pack)(const lam_workers *w, lam_matrix weight, int side, void *packed, int64_t cols,
+                     void *stream);
+  /* Reads a packed tensor's header: magic, version, side, dtype, N, K, layout, instruction set;
+   * refuses, with the reason, what this machine cannot use. bytes = size of the tensor. */
+  lam_status (*packed_open)(const void *packed, uint64_t bytes, int *side, lam_dtype *dtype,
+                            int64_t *n, int64_t *k);
 } lam_device_gemm_table;
 
-typedef struct lam_device_vector {       /* elementwise work and reductions; rows split over the workers */
+/* Elementwise work and reductions; rows split over the workers. */
+typedef struct lam_device_vector {
   /* y = act(z); gated: z [T, 2F] = [gate | up], y [T, F] = act(gate) * up */
-  lam_status (*act)(const lam_workers *w, lam_act act, bool gated, lam_matrix z, lam_matrix y, void *stream);
-  /* dz = dy * act'(z); gated: dz [T, 2F] */
-  lam_status (*act_bwd)(const lam_workers *w, lam_act act, bool gated, lam_matrix dy, lam_matrix z, lam_matrix dz, void *stream);
-  /* y [T, N] = round(sum of parts[0..n-1] in that order, each f32 or y's dtype, same strides + bias + residual), f32 inside */
-  lam_status (*sum)(const lam_workers *w, const lam_matrix *parts, int n, lam_matrix bias, lam_matrix residual, lam_matrix y,
+  lam_status (*act)(const lam_workers *w, lam_act act, bool gated, lam_matrix z, lam_matrix y,
                     void *stream);
-  /* db [1, N] (+)= sum over rows of dy [T, N], f32 inside, the same order for any number of workers */
-  lam_status (*column_sum)(const lam_workers *w, lam_matrix dy, lam_matrix db, bool accumulate, void *stream);
+  /* dz = dy * act'(z); gated: dz [T, 2F] */
+  lam_status (*act_bwd)(const lam_workers *w, lam_act act, bool gated, lam_matrix dy, lam_matrix z,
+                        lam_matrix dz, void *stream);
+  /* y [T, N] = round(sum of parts[0..n-1] in that order, each f32 or y's dtype, same strides +
+   * bias + residual), f32 inside */
+  lam_status (*sum)(const lam_workers *w, const lam_matrix *parts, int n, lam_matrix bias,
+                    lam_matrix residual, lam_matrix y, void *stream);
+  /* db [1, N] (+)= sum over rows of dy [T, N], f32 inside, the same order for any number of
+   * workers */
+  lam_status (*column_sum)(const lam_workers *w, lam_matrix dy, lam_matrix db, bool accumulate,
+                           void *stream);
+  /* LAM_CODEC_...: each line of x [T, N] in lam_codec_line_bytes(codec, N) bytes, one after
+   * another; and back. */
+  lam_status (*encode)(const lam_workers *w, int codec, lam_matrix x, void *coded, void *stream);
+  lam_status (*decode)(const lam_workers *w, int codec, const void *coded, lam_matrix y,
+                       void *stream);
 } lam_device_vector;
 
 typedef struct lam_device {
-  const char *name;                      /* "cpu" */
-  int32_t device_type;                   /* DLDeviceType */
+  const char *name;    /* "cpu" */
+  int32_t device_type; /* DLDeviceType */
   const lam_device_memory *memory;
   const lam_device_gemm_table *gemm;
   const lam_device_vector *vector;
-  const char *(*describe)(void);         /* "oneDNN 2.6.3 avx512_core_bf16" or "plain C"; for doctor */
+  const char *(*describe)(void); /* "oneDNN 2.6.3 avx512_core_bf16" or "plain C"; for doctor */
 } lam_device;
 
 extern const lam_device lam_device_cpu;
-const lam_device *lam_device_find(int32_t device_type); /* NULL: no such backend; the only place with #ifdefs (backends.c) */
+/* NULL: no such backend; backends.c is the only place with #ifdefs */
+const lam_device *lam_device_find(int32_t device_type);
 
-/* Called before every slot, where set: to trace calls, or to return a failure in the slot's place. Set it while nothing runs. */
+/* Called before every slot, where set: to trace calls, or to return a failure in the slot's
+ * place. Set it while nothing runs. */
 typedef lam_status (*lam_device_hook)(const lam_device *d, const char *slot);
 extern lam_device_hook lam_device_on_call;
 
-lam_status lam_device_gemm(const lam_device *d, const lam_workers *w, const lam_gemm *g, void *stream);
-lam_status lam_device_copy(const lam_device *d, const lam_workers *w, lam_matrix from, lam_matrix to, void *stream);
-lam_status lam_device_pack(const lam_device *d, const lam_workers *w, lam_matrix weight, int side, void *packed, int64_t cols,
+lam_status lam_device_gemm(const lam_device *d, const lam_workers *w, const lam_gemm *g,
                            void *stream);
-lam_status lam_device_packed_cols(const lam_device *d, lam_dtype dtype, int64_t n, int64_t k, int side, int64_t *out_cols);
-lam_status lam_device_packed_open(const lam_device *d, const void *packed, uint64_t bytes, int *side, lam_dtype *dtype,
-                                  int64_t *n, int64_t *k);
-lam_status lam_device_act(const lam_device *d, const lam_workers *w, lam_act act, bool gated, lam_matrix z, lam_matrix y,
-                          void *stream);
-lam_status lam_device_act_bwd(const lam_device *d, const lam_workers *w, lam_act act, bool gated, lam_matrix dy, lam_matrix z,
-                              lam_matrix dz, void *stream);
-lam_status lam_device_sum(const lam_device *d, const lam_workers *w, const lam_matrix *parts, int n, lam_matrix bias,
-                          lam_matrix residual, lam_matrix y, void *stream);
-lam_status lam_device_column_sum(const lam_device *d, const lam_workers *w, lam_matrix dy, lam_matrix db, bool accumulate,
-                                 void *stream);
+lam_status lam_device_copy(const lam_device *d, const lam_workers *w, lam_matrix from,
+                           lam_matrix to, void *stream);
+lam_status lam_device_pack(const lam_device *d, const lam_workers *w, lam_matrix weight, int side,
+                           void *packed, int64_t cols, void *stream);
+lam_status lam_device_packed_cols(const lam_device *d, lam_dtype dtype, int64_t n, int64_t k,
+                                  int side, int64_t *out_cols);
+lam_status lam_device_packed_open(const lam_device *d, const void *packed, uint64_t bytes,
+                                  int *side, lam_dtype *dtype, int64_t *n, int64_t *k);
+lam_status lam_device_act(const lam_device *d, const lam_workers *w, lam_act act, bool gated,
+                          lam_matrix z, lam_matrix y, void *stream);
+lam_status lam_device_act_bwd(const lam_device *d, const lam_workers *w, lam_act act, bool gated,
+                              lam_matrix dy, lam_matrix z, lam_matrix dz, void *stream);
+lam_status lam_device_sum(const lam_device *d, const lam_workers *w, const lam_matrix *parts, int n,
+                          lam_matrix bias, lam_matrix residual, lam_matrix y, void *stream);
+lam_status lam_device_column_sum(const lam_device *d, const lam_workers *w, lam_matrix dy,
+                                 lam_matrix db, bool accumulate, void *stream);
+lam_status lam_device_encode(const lam_device *d, const lam_workers *w, int codec, lam_matrix x,
+                             void *coded, void *stream);
+lam_status lam_device_decode(const lam_device *d, const lam_workers *w, int codec,
+                             const void *coded, lam_matrix y, void *stream);
 
 #endif

@@ -42,6 +42,51 @@ LAM_INLINE uint16_t lam_bf16_of_f32(float x) {
   return (uint16_t)(x != x ? quiet : rounded);
 }
 
+/* fp8 (Micikevicius et al. 2022): `fraction` bits of it, exponents biased by `bias`. To the nearest,
+ * ties to even; beyond `most`, the largest finite value, to it; a NaN to 0x7f. Below the smallest
+ * normal number, adding a float whose unit in the last place is fp8's smallest step rounds to
+ * steps. */
+LAM_INLINE uint8_t lam_f8_of_f32(float x, int fraction, int bias, float most) {
+  const uint32_t sign = lam_bits_of_f32(x) >> 24 & 0x80u;
+  const float least = lam_f32_of_bits((uint32_t)(127 + 1 - bias) << 23);
+  const float steps = lam_f32_of_bits((uint32_t)(127 + 24 - bias - fraction) << 23);
+  float v = lam_f32_of_bits(lam_bits_of_f32(x) & 0x7fffffffu);
+  v = v > most ? most : v;
+  const uint32_t bits = lam_bits_of_f32(v);
+  const int shift = 23 - fraction;
+  const uint32_t half = (1u << (shift - 1)) - 1u + (bits >> shift & 1u);
+  const uint32_t normal = ((bits + half) >> shift) - ((uint32_t)(127 - bias) << fraction);
+  const uint32_t below = lam_bits_of_f32(v + steps) - lam_bits_of_f32(steps);
+  const uint32_t code = v < least ? below : normal;
+  return (uint8_t)(sign | (x != x ? 0x7fu : code));
+}
+
+LAM_INLINE float lam_f32_of_f8(uint8_t code, int fraction, int bias, uint32_t first_special) {
+  const uint32_t sign = (uint32_t)(code & 0x80u) << 24, magnitude = code & 0x7fu;
+  const float step = lam_f32_of_bits((uint32_t)(127 + 1 - bias - fraction) << 23);
+  const uint32_t normal = (magnitude << (23 - fraction)) + ((uint32_t)(127 - bias) << 23);
+  const uint32_t below = lam_bits_of_f32((float)(int32_t)magnitude * step);
+  const uint32_t special = 0x7f800000u | (magnitude != 0x7cu || first_special == 0x7fu) << 22;
+  uint32_t bits = magnitude < 1u << fraction ? below : normal;
+  bits = magnitude >= first_special ? special : bits;
+  return lam_f32_of_bits(sign | bits);
+}
+
+/* e4m3 has no infinity and one NaN; e5m2 has 0x7c and 0x7d to 0x7f. */
+LAM_INLINE uint8_t lam_f8e4m3_of_f32(float x) { return lam_f8_of_f32(x, 3, 7, 448.0f); }
+LAM_INLINE uint8_t lam_f8e5m2_of_f32(float x) { return lam_f8_of_f32(x, 2, 15, 57344.0f); }
+LAM_INLINE float lam_f32_of_f8e4m3(uint8_t c) { return lam_f32_of_f8(c, 3, 7, 0x7fu); }
+LAM_INLINE float lam_f32_of_f8e5m2(uint8_t c) { return lam_f32_of_f8(c, 2, 15, 0x7cu); }
+
+/* To the nearest integer in [-127, 127], ties to even, two's complement; a NaN to 0. */
+LAM_INLINE uint8_t lam_i8_of_f32(float x) {
+  x = x != x ? 0.0f : x;
+  x = x > 127.0f ? 127.0f : x;
+  x = x < -127.0f ? -127.0f : x;
+  return (uint8_t)lam_bits_of_f32(x + 0x1.8p+23f);
+}
+LAM_INLINE float lam_f32_of_i8(uint8_t code) { return (float)(int32_t)(int8_t)code; }
+
 /* 2^k for k in [-126, 127]. */
 LAM_INLINE float lam_exp2_of_int(int32_t k) { return lam_f32_of_bits((uint32_t)(k + 127) << 23); }
 

@@ -33,15 +33,15 @@ int64_t lam_cpu_scratch_bytes(void); /* held by all threads now */
 /* How the rows of a packed matrix [N, K] lie; the numbers are part of the packed format.
  * ROWS: one after another, as in a plain matrix. The others: blocks of so many rows; in each,
  * blocks of 16 f32 or 32 bf16 along K; a pair of bf16 stays together. */
-typedef enum lam_layout {
+typedef enum lam_weight_layout {
   LAM_LAYOUT_ROWS = 0,
   LAM_LAYOUT_64 = 1,
   LAM_LAYOUT_48 = 2,
   LAM_LAYOUT_32 = 3,
   LAM_LAYOUT_16 = 4,
   LAM_N_LAYOUTS
-} lam_layout;
-uint64_t lam_layout_bytes(lam_layout layout, lam_dtype dtype, int64_t n, int64_t k);
+} lam_weight_layout;
+uint64_t lam_layout_bytes(lam_weight_layout layout, lam_dtype dtype, int64_t n, int64_t k);
 
 /* A library of matrix products, opened when first used. */
 typedef struct lam_library {
@@ -49,9 +49,9 @@ typedef struct lam_library {
   const char *(*describe)(void);     /* "oneDNN 2.6.3 avx512_core_bf16" */
   uint32_t (*instruction_set)(void); /* a number that packed data depends on */
   bool (*takes)(const lam_gemm *g);  /* strides and dtypes it can work on; d by rows, no aux */
-  lam_status (*run)(const lam_workers *w, const lam_gemm *g, lam_layout b_layout);
-  lam_layout (*layout)(lam_dtype dtype, int64_t n, int64_t k); /* what it likes best for b [N, K] */
-  lam_status (*pack)(const lam_workers *w, lam_matrix b, lam_layout layout, void *data);
+  lam_status (*run)(const lam_workers *w, const lam_gemm *g, lam_weight_layout b_layout);
+  lam_weight_layout (*layout)(lam_dtype dtype, int64_t n, int64_t k); /* what it likes best for b [N, K] */
+  lam_status (*pack)(const lam_workers *w, lam_matrix b, lam_weight_layout layout, void *data);
 } lam_library;
 
 const lam_library *lam_gemm_library(void); /* in this binary (backends.c); NULL: none */
@@ -68,7 +68,7 @@ lam_status lam_pack_run(const lam_workers *w, lam_matrix weight, int side, void 
 lam_status lam_pack_open(const void *packed, uint64_t bytes, int *side, lam_dtype *dtype,
                          int64_t *n, int64_t *k);
 /* The layout of packed data that lam_pack_open accepted, and where it begins. */
-lam_layout lam_pack_layout(const void *packed, void **out_data);
+lam_weight_layout lam_pack_layout(const void *packed, void **out_data);
 
 /* -- vectors -- */
 
@@ -80,6 +80,10 @@ lam_status lam_sum_run(const lam_workers *w, const lam_matrix *parts, int n, lam
                        lam_matrix residual, lam_matrix y, void *stream);
 lam_status lam_column_sum_run(const lam_workers *w, lam_matrix dy, lam_matrix db, bool accumulate,
                               void *stream);
+lam_status lam_encode_run(const lam_workers *w, int codec, lam_matrix x, void *coded,
+                          void *stream);
+lam_status lam_decode_run(const lam_workers *w, int codec, const void *coded, lam_matrix y,
+                          void *stream);
 lam_status lam_copy_run(const lam_workers *w, lam_matrix from, lam_matrix to, void *stream);
 
 static inline int64_t lam_cuts(int64_t n, int64_t piece) { return (n + piece - 1) / piece; }

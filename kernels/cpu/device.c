@@ -68,6 +68,8 @@ static const lam_device_vector vector = {
     .act_bwd = lam_act_bwd_run,
     .sum = lam_sum_run,
     .column_sum = lam_column_sum_run,
+    .encode = lam_encode_run,
+    .decode = lam_decode_run,
 };
 
 const lam_device lam_device_cpu = {

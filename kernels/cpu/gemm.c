@@ -54,7 +54,7 @@ static lam_status between_passes(const lam_gemm *g, int64_t row, int64_t n, lam_
 /* One pass where the library also applies the activation; two where aux is wanted, or an activation
  * that the library has not. The second pass finds its rows in the cache, yet 128 rows and more cost
  * the product under 3 %. */
-static lam_status run_library(const lam_workers *w, const lam_gemm *g, lam_layout layout) {
+static lam_status run_library(const lam_workers *w, const lam_gemm *g, lam_weight_layout layout) {
   enum { LEAST_ROWS = 128, CACHE_BYTES = 4 << 20 };
   if (lam_gemm_library()->takes(g)) return lam_gemm_library()->run(w, g, layout);
   const int64_t bytes = g->d.rows * g->d.cols * lam_dtype_bytes(g->d.dtype);
@@ -83,14 +83,14 @@ static lam_status run_plain_b(const lam_workers *w, const lam_gemm *g) {
 }
 
 /* Packed blocks: only the library reads them. */
-static lam_status run_blocks(const lam_workers *w, const lam_gemm *g, lam_layout layout) {
+static lam_status run_blocks(const lam_workers *w, const lam_gemm *g, lam_weight_layout layout) {
   if (library_can(g)) return run_library(w, g, layout);
   return lam_fail(LAM_UNIMPLEMENTED,
                   "cpu gemm: packed weights need rows of aux, and a bias, that are contiguous");
 }
 
 /* The library writes rows; a d of columns gets them from scratch memory. */
-static lam_status run_by_rows(const lam_workers *w, const lam_gemm *g, lam_layout layout) {
+static lam_status run_by_rows(const lam_workers *w, const lam_gemm *g, lam_weight_layout layout) {
   const lam_matrix none = {0};
   lam_gemm part = *g;
   part.accumulate = false;
@@ -106,7 +106,7 @@ static lam_status run_by_rows(const lam_workers *w, const lam_gemm *g, lam_layou
 }
 
 static lam_status run_packed_b(const lam_workers *w, lam_gemm *g) {
-  const lam_layout layout = lam_pack_layout(g->b.data, &g->b.data);
+  const lam_weight_layout layout = lam_pack_layout(g->b.data, &g->b.data);
   if (layout == LAM_LAYOUT_ROWS) {
     g->b.packed = false;
     g->b.row_stride = g->b.cols;

@@ -105,7 +105,7 @@ static bool takes(const lam_gemm *g) {
 }
 
 /* b.data: a plain matrix, or blocks of a layout. */
-static lam_onednn_shape shape_of(const lam_gemm *g, lam_layout layout, int n_threads) {
+static lam_onednn_shape shape_of(const lam_gemm *g, lam_weight_layout layout, int n_threads) {
   const bool a_by_cols = !is_by_rows(g->a),
              b_by_cols = layout == LAM_LAYOUT_ROWS && !is_by_rows(g->b);
   return (lam_onednn_shape){
@@ -130,7 +130,7 @@ static lam_onednn_shape shape_of(const lam_gemm *g, lam_layout layout, int n_thr
   };
 }
 
-static lam_status run_on_team(const lam_gemm *g, lam_layout layout, int n_threads) {
+static lam_status run_on_team(const lam_gemm *g, lam_weight_layout layout, int n_threads) {
   const lam_onednn_shape shape = shape_of(g, layout, n_threads);
   const lam_onednn_product *product = NULL;
   const int before = lam_cpu_set_team(n_threads);
@@ -148,13 +148,13 @@ static lam_status run_on_team(const lam_gemm *g, lam_layout layout, int n_thread
 
 typedef struct pieces {
   const lam_gemm *g;
-  lam_layout layout;
+  lam_weight_layout layout;
   int64_t cols;
   _Atomic lam_status status; /* of a piece that failed */
 } pieces;
 
 /* Rows [first, ...) of b, which starts a block of its layout. */
-static void *b_from(lam_matrix b, lam_layout layout, int64_t first) {
+static void *b_from(lam_matrix b, lam_weight_layout layout, int64_t first) {
   if (layout == LAM_LAYOUT_ROWS) return lam_matrix_rows(b, first, 0).data;
   return (char *)b.data + lam_layout_bytes(layout, b.dtype, first, b.cols);
 }
@@ -176,7 +176,7 @@ static void run_piece(void *arg, int64_t i) {
   if (status != LAM_OK) p->status = status;
 }
 
-static lam_status run_in_pieces(const lam_workers *w, const lam_gemm *g, lam_layout layout) {
+static lam_status run_in_pieces(const lam_workers *w, const lam_gemm *g, lam_weight_layout layout) {
   enum { BLOCK_COLS = 192 }; /* whole blocks of every layout: 64, 48, 32, 16 */
   pieces p = {.g = g,
               .layout = layout,
@@ -187,7 +187,7 @@ static lam_status run_in_pieces(const lam_workers *w, const lam_gemm *g, lam_lay
              : lam_fail(p.status, "cpu gemm: oneDNN failed in a piece for the host's pool");
 }
 
-static lam_status run(const lam_workers *w, const lam_gemm *g, lam_layout layout) {
+static lam_status run(const lam_workers *w, const lam_gemm *g, lam_weight_layout layout) {
   return w->own_pool && w->n_threads > 1 ? run_in_pieces(w, g, layout)
                                          : run_on_team(g, layout, w->n_threads);
 }
@@ -224,7 +224,7 @@ static const char *describe(void) {
   return text;
 }
 
-static lam_status pack(const lam_workers *w, lam_matrix b, lam_layout layout, void *data) {
+static lam_status pack(const lam_workers *w, lam_matrix b, lam_weight_layout layout, void *data) {
   const int before = lam_cpu_set_team(w->own_pool ? 1 : w->n_threads);
   const lam_status status = lam_onednn_pack(b, layout, data);
   lam_cpu_set_team(before);

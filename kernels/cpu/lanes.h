@@ -57,6 +57,10 @@ typedef struct lam_lanes {
   void (*add)(lam_line x, float *total, int64_t n);
   void (*finish)(const float *product, const lam_finish *f, int64_t n);
 
+  /* A line in a codec with tiles (codec.h): to and from its scales and its bytes, both wherever. */
+  void (*encode)(int codec, lam_line x, int64_t n, void *scales, void *bytes);
+  void (*decode)(int codec, const void *scales, const void *bytes, lam_line y, int64_t n);
+
   lam_dot dot_f32, dot_bf16;
   /* y[i][j] += sum over k of x[i][k] w[k][j], j < n: weights whose rows run along n. x f32. */
   void (*axpy_f32)(int m, const float *x, int64_t ldx, const void *w, int64_t ldw, int64_t k,

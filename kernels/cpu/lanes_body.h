@@ -16,6 +16,7 @@
  * the ends of a line go through the same code in a padded block. Products are written with GNU
  * vector types, to be sure of their registers.
  * Invariant: as lanes.h. Leaves the choice of a table to backends.c. */
+#include "kernels/codec.h"
 #include "kernels/cpu/lanes.h"
 #include "kernels/math.h"
 
@@ -195,6 +196,85 @@ LANES_FN void finish(const float *product, const lam_finish *f, int64_t n) {
     act_block(f->act, v);
     if (f->accumulate) load(f->d, at, w, x), add_block(v, x);
     store(f->d, at, w, v);
+  }
+}
+
+/* -- codecs -- */
+
+enum { TILE = LAM_CODEC_TILE };
+_Static_assert(TILE % BLOCK == 0, "a tile is loaded in whole blocks");
+
+/* n <= TILE elements from `at` on; the rest of v is 0. */
+LANES_INLINE void load_tile(lam_line x, int64_t at, int n, float *v) {
+  for (int i = 0; i < TILE; i += BLOCK) {
+    const int left = n - i < 0 ? 0 : n - i;
+    load(x, at + i, left < BLOCK ? left : BLOCK, v + i);
+  }
+}
+
+LANES_INLINE void store_tile(lam_line y, int64_t at, int n, const float *v) {
+  for (int i = 0; i < n; i += BLOCK) store(y, at + i, n - i < BLOCK ? n - i : BLOCK, v + i);
+}
+
+/* The scale of a tile whose code reaches to `most`; what its elements are multiplied by. Not
+ * finite: the scale is NaN. */
+LANES_INLINE float scale_of(const float *v, float most, float *out_factor) {
+  uint32_t largest = 0; /* as bits: they are in the same order, and NaN is beyond infinity */
+  for (int i = 0; i < TILE; i++) {
+    const uint32_t bits = lam_bits_of_f32(v[i]) & 0x7fffffffu;
+    largest = bits > largest ? bits : largest;
+  }
+  const float x = lam_f32_of_bits(largest);
+  *out_factor = 0;
+  if (largest >= 0x7f800000u) return lam_f32_of_bits(0x7fc00000u);
+  if (x < LAM_CODEC_LEAST) return 0;
+  *out_factor = most / x;
+  return x / most;
+}
+
+typedef uint8_t (*encode_fn)(float);
+typedef float (*decode_fn)(uint8_t);
+
+LANES_INLINE void encode_tiles(encode_fn f, float most, lam_line x, int64_t n, char *scales,
+                               char *bytes) {
+  float v[TILE], factor;
+  uint8_t code[TILE];
+  for (int64_t at = 0; at < n; at += TILE, scales += sizeof(float)) {
+    const int w = n - at < TILE ? (int)(n - at) : TILE;
+    load_tile(x, at, w, v);
+    const float scale = scale_of(v, most, &factor);
+    for (int i = 0; i < TILE; i++) code[i] = f(v[i] * factor);
+    memcpy(scales, &scale, sizeof scale);
+    memcpy(bytes + at, code, (size_t)w);
+  }
+}
+
+LANES_INLINE void decode_tiles(decode_fn f, const char *scales, const char *bytes, lam_line y,
+                               int64_t n) {
+  float v[TILE], scale;
+  uint8_t code[TILE] = {0};
+  for (int64_t at = 0; at < n; at += TILE, scales += sizeof(float)) {
+    const int w = n - at < TILE ? (int)(n - at) : TILE;
+    memcpy(&scale, scales, sizeof scale);
+    memcpy(code, bytes + at, (size_t)w);
+    for (int i = 0; i < TILE; i++) v[i] = f(code[i]) * scale;
+    store_tile(y, at, w, v);
+  }
+}
+
+LANES_FN void encode(int codec, lam_line x, int64_t n, void *scales, void *bytes) {
+  switch (codec) {
+    case LAM_CODEC_F8E4M3: encode_tiles(lam_f8e4m3_of_f32, 448, x, n, scales, bytes); return;
+    case LAM_CODEC_F8E5M2: encode_tiles(lam_f8e5m2_of_f32, 57344, x, n, scales, bytes); return;
+    default: encode_tiles(lam_i8_of_f32, 127, x, n, scales, bytes); return;
+  }
+}
+
+LANES_FN void decode(int codec, const void *scales, const void *bytes, lam_line y, int64_t n) {
+  switch (codec) {
+    case LAM_CODEC_F8E4M3: decode_tiles(lam_f32_of_f8e4m3, scales, bytes, y, n); return;
+    case LAM_CODEC_F8E5M2: decode_tiles(lam_f32_of_f8e5m2, scales, bytes, y, n); return;
+    default: decode_tiles(lam_f32_of_i8, scales, bytes, y, n); return;
   }
 }
 
@@ -426,6 +506,8 @@ const lam_lanes LANES_TABLE = {
     .sum = sum,
     .add = add,
     .finish = finish,
+    .encode = encode,
+    .decode = decode,
     .dot_f32 = {LAM_F32, K_STEP, dot_f32},
     .dot_bf16 = {LANES_HAS_PAIRS ? LAM_BF16 : LAM_F32, K_STEP, dot_bf16},
     .axpy_f32 = axpy_f32,

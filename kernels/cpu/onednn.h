@@ -67,7 +67,7 @@ void lam_onednn_free(lam_onednn_product *p);
 
 lam_status lam_onednn_make(const lam_onednn_shape *s, lam_onednn_product *out);
 /* Packs b [n, k] of any strides into a layout of blocks, and the layout that oneDNN likes best. */
-lam_status lam_onednn_pack(lam_matrix b, lam_layout layout, void *data);
-lam_layout lam_onednn_best_layout(lam_dtype dtype, int64_t n, int64_t k);
+lam_status lam_onednn_pack(lam_matrix b, lam_weight_layout layout, void *data);
+lam_weight_layout lam_onednn_best_layout(lam_dtype dtype, int64_t n, int64_t k);
 
 #endif

@@ -133,7 +133,7 @@ lam_status lam_onednn_make(const lam_onednn_shape *s, lam_onednn_product *out) {
 
 enum { REPRESENTATIVE_M = 128 }; /* from 1 to 512 rows oneDNN 2.6 asks for the same layout */
 
-lam_layout lam_onednn_best_layout(lam_dtype dtype, int64_t n, int64_t k) {
+lam_weight_layout lam_onednn_best_layout(lam_dtype dtype, int64_t n, int64_t k) {
   const lam_onednn *dnnl = lam_onednn_open();
   const lam_onednn_shape s = {.m = REPRESENTATIVE_M,
                               .n = n,
@@ -143,7 +143,7 @@ lam_layout lam_onednn_best_layout(lam_dtype dtype, int64_t n, int64_t k) {
                               .d_stride = n,
                               .dtype = dtype,
                               .d_dtype = dtype};
-  lam_layout best = LAM_LAYOUT_ROWS;
+  lam_weight_layout best = LAM_LAYOUT_ROWS;
   dnnl_primitive_desc_t pd = NULL;
   descriptors md;
   describe_all(&s, &md);
@@ -160,7 +160,7 @@ lam_layout lam_onednn_best_layout(lam_dtype dtype, int64_t n, int64_t k) {
   return best;
 }
 
-lam_status lam_onednn_pack(lam_matrix b, lam_layout layout, void *data) {
+lam_status lam_onednn_pack(lam_matrix b, lam_weight_layout layout, void *data) {
   const lam_onednn *dnnl = lam_onednn_open();
   const bool by_cols = b.col_stride != 1;
   lam_onednn_product p = {0};

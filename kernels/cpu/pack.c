@@ -23,20 +23,20 @@ _Static_assert(sizeof(pack_header) == 128, "the packed format");
 
 static const char magic[8] = "LAMPACK";
 
-uint64_t lam_layout_bytes(lam_layout layout, lam_dtype dtype, int64_t n, int64_t k) {
+uint64_t lam_layout_bytes(lam_weight_layout layout, lam_dtype dtype, int64_t n, int64_t k) {
   static const int64_t block_rows[LAM_N_LAYOUTS] = {1, 64, 48, 32, 16};
   const int64_t block_k = layout == LAM_LAYOUT_ROWS ? 1 : dtype == LAM_BF16 ? 32 : 16;
   return (uint64_t)(lam_round_up(n, block_rows[layout]) * lam_round_up(k, block_k) *
                     lam_dtype_bytes(dtype));
 }
 
-static lam_layout choose_layout(lam_dtype dtype, int64_t rows, int64_t cols) {
+static lam_weight_layout choose_layout(lam_dtype dtype, int64_t rows, int64_t cols) {
   const lam_library *library = lam_gemm_library_here();
   return library ? library->layout(dtype, rows, cols) : LAM_LAYOUT_ROWS;
 }
 
 /* The packed tensor is [R, cols]: R rows of b, of which all bytes together hold header and data. */
-static int64_t cols_of(lam_layout layout, lam_dtype dtype, int64_t rows, int64_t cols) {
+static int64_t cols_of(lam_weight_layout layout, lam_dtype dtype, int64_t rows, int64_t cols) {
   return lam_cuts((int64_t)(sizeof(pack_header) + lam_layout_bytes(layout, dtype, rows, cols)),
                   rows);
 }
@@ -72,7 +72,7 @@ lam_status lam_pack_run(const lam_workers *w, lam_matrix weight, int side, void 
         LAM_INVALID_ARGUMENT,
         "pack_weight: packed has %lld columns, expected %lld (lam_packed_size gives them)",
         (long long)cols, (long long)expected);
-  const lam_layout layout = choose_layout(weight.dtype, b.rows, b.cols);
+  const lam_weight_layout layout = choose_layout(weight.dtype, b.rows, b.cols);
   pack_header h = {.version = VERSION,
                    .side = (uint32_t)side,
                    .dtype = weight.dtype,
@@ -144,8 +144,8 @@ lam_status lam_pack_open(const void *packed, uint64_t bytes, int *side, lam_dtyp
   return LAM_OK;
 }
 
-lam_layout lam_pack_layout(const void *packed, void **out_data) {
+lam_weight_layout lam_pack_layout(const void *packed, void **out_data) {
   const pack_header *h = packed;
   *out_data = (char *)packed + sizeof *h;
-  return (lam_layout)h->layout;
+  return (lam_weight_layout)h->layout;
 }

@@ -88,7 +88,7 @@ static const lam_attr_field fields[] = {
     {"peer", 'i', AT(peer), 0, INT32_MAX, set_int},
     {"kind", 'i', AT(kind), 0, 1, set_int},
     {"tag", 'i', AT(tag), -1, INT32_MAX, set_int},
-    {"codec", 'i', AT(codec), 0, 0, set_int},
+    {"codec", 'i', AT(codec), 0, LAM_CODEC_INT8, set_int},
     {"shape", 'I', AT(shape), 0, LAM_MAX_DIMS, set_shape},
     {"side", 'i', AT(side), 0, 1, set_int},
     {"cols", 'i', AT(cols), 0, LARGEST, set_int},

@@ -26,6 +26,7 @@ typedef enum lam_shape_step {
   LAM_SHAPE_COLS,   /* push K(input) */
   LAM_SHAPE_SIZE,   /* push the group's size */
   LAM_SHAPE_SHARE,  /* pop unit and total, push this rank's share */
+  LAM_SHAPE_PIECES, /* pop b and a, push how many pieces of b cover a */
   LAM_SHAPE_ADD,    /* pop b and a, push a + b; so the next three */
   LAM_SHAPE_SUB,
   LAM_SHAPE_MUL,

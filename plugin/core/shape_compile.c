@@ -79,11 +79,11 @@ static lam_status parse_attr(parser *p, char type, uint16_t *out_at) {
 /* -- steps -- */
 
 static const int8_t stack_change[LAM_SHAPE_N_STEPS] = {
-    [LAM_SHAPE_NUMBER] = 1,     [LAM_SHAPE_ATTR] = 1,  [LAM_SHAPE_ROWS] = 1,
-    [LAM_SHAPE_COLS] = 1,       [LAM_SHAPE_SIZE] = 1,  [LAM_SHAPE_SHARE] = -1,
-    [LAM_SHAPE_ADD] = -1,       [LAM_SHAPE_SUB] = -1,  [LAM_SHAPE_MUL] = -1,
-    [LAM_SHAPE_DIV] = -1,       [LAM_SHAPE_EMIT] = -1, [LAM_SHAPE_SLICE] = -2,
-    [LAM_SHAPE_JUMP_IF_0] = -1,
+    [LAM_SHAPE_NUMBER] = 1,  [LAM_SHAPE_ATTR] = 1,       [LAM_SHAPE_ROWS] = 1,
+    [LAM_SHAPE_COLS] = 1,    [LAM_SHAPE_SIZE] = 1,       [LAM_SHAPE_SHARE] = -1,
+    [LAM_SHAPE_PIECES] = -1, [LAM_SHAPE_ADD] = -1,       [LAM_SHAPE_SUB] = -1,
+    [LAM_SHAPE_MUL] = -1,    [LAM_SHAPE_DIV] = -1,       [LAM_SHAPE_EMIT] = -1,
+    [LAM_SHAPE_SLICE] = -2,  [LAM_SHAPE_JUMP_IF_0] = -1,
 };
 
 static lam_status put(parser *p, lam_shape_code code) {
@@ -125,13 +125,14 @@ static lam_status parse_weight(parser *p, lam_shape_step step) {
   return put_input(p, step, input);
 }
 
-static lam_status parse_share(parser *p) {
+/* share(a,b), pieces(a,b) */
+static lam_status parse_of_two(parser *p, lam_shape_step step) {
   LAM_TRY(expect(p, '('));
   LAM_TRY(parse_expr(p));
   LAM_TRY(expect(p, ','));
   LAM_TRY(parse_expr(p));
   LAM_TRY(expect(p, ')'));
-  return put_step(p, LAM_SHAPE_SHARE);
+  return put_step(p, step);
 }
 
 static lam_status parse_size(parser *p) {
@@ -161,7 +162,8 @@ static lam_status parse_factor(parser *p) {
   }
   if (accept_word(p, "N")) return parse_weight(p, LAM_SHAPE_ROWS);
   if (accept_word(p, "K")) return parse_weight(p, LAM_SHAPE_COLS);
-  if (accept_word(p, "share")) return parse_share(p);
+  if (accept_word(p, "share")) return parse_of_two(p, LAM_SHAPE_SHARE);
+  if (accept_word(p, "pieces")) return parse_of_two(p, LAM_SHAPE_PIECES);
   if (accept_word(p, "size")) return parse_size(p);
   return word_length(p->at) ? parse_dim(p) : parse_number(p);
 }

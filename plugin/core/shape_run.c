@@ -80,6 +80,15 @@ static lam_status run_share(machine *m) {
   return LAM_OK;
 }
 
+static lam_status run_pieces(machine *m) {
+  const int64_t piece = pop(m), whole = pop(m);
+  if (piece <= 0 || whole < 0)
+    return lam_refuse(who(m), "its shape takes pieces of %lld of %lld", (long long)piece,
+                      (long long)whole);
+  push(m, whole / piece + (whole % piece != 0));
+  return LAM_OK;
+}
+
 static lam_status run_arithmetic(machine *m, lam_shape_step step) {
   const int64_t b = pop(m), a = pop(m);
   int64_t c = 0;
@@ -156,6 +165,9 @@ lam_status lam_shape_run(const lam_row *row, int output, const lam_shape_env *en
         break;
       case LAM_SHAPE_SHARE:
         LAM_TRY(run_share(&m));
+        break;
+      case LAM_SHAPE_PIECES:
+        LAM_TRY(run_pieces(&m));
         break;
       case LAM_SHAPE_EMIT:
         LAM_TRY(emit(&m, pop(&m)));

@@ -8,6 +8,7 @@
 lam_status lam_op_send_activation_run(const lam_op_call *call); /* transfer.c */
 void lam_op_send_activation_needs(const lam_op_call *call, lam_op_needs *out);
 lam_status lam_op_recv_activation_run(const lam_op_call *call);
+void lam_op_recv_activation_needs(const lam_op_call *call, lam_op_needs *out);
 
 lam_status lam_op_all_reduce_run(const lam_op_call *call); /* collective.c */
 lam_status lam_op_all_gather_run(const lam_op_call *call);
@@ -53,5 +54,10 @@ lam_status lam_op_ffn_bwd_run(const lam_op_call *call);
 void lam_op_ffn_bwd_needs(const lam_op_call *call, lam_op_needs *out);
 
 lam_status lam_op_pack_weight_run(const lam_op_call *call); /* pack.c */
+
+lam_status lam_op_codec_pack_run(const lam_op_call *call); /* codec.c */
+lam_status lam_op_codec_unpack_run(const lam_op_call *call);
+lam_status lam_op_codec_check(const lam_op_call *call, lam_dtype t); /* attribute codec, for t */
+uint64_t lam_op_coded_bytes(const lam_op_call *call, lam_matrix m);  /* 0: no codec */
 
 #endif

@@ -7,7 +7,7 @@
 
 static const lam_op_entry entries[LAM_OP_END_] = {
     ENTRY(send_activation, lam_op_send_activation_run, lam_op_send_activation_needs),
-    ENTRY(recv_activation, lam_op_recv_activation_run, NULL),
+    ENTRY(recv_activation, lam_op_recv_activation_run, lam_op_recv_activation_needs),
 
     ENTRY(all_reduce, lam_op_all_reduce_run, lam_op_collective_needs),
     ENTRY(all_gather, lam_op_all_gather_run, lam_op_collective_needs),
@@ -41,6 +41,9 @@ static const lam_op_entry entries[LAM_OP_END_] = {
     ENTRY(ffn_bwd, lam_op_ffn_bwd_run, lam_op_ffn_bwd_needs),
 
     ENTRY(pack_weight, lam_op_pack_weight_run, NULL),
+
+    ENTRY(codec_pack, lam_op_codec_pack_run, NULL),
+    ENTRY(codec_unpack, lam_op_codec_unpack_run, NULL),
 };
 
 const lam_op_entry *lam_op_entry_find(uint32_t op) {

@@ -308,6 +308,7 @@ static void roots_part(const problem *pr) {
 /* -- the rows -- */
 
 #define TRANSFERS "tests/distributed/ops/transfer_test.c"
+#define CODECS "tests/distributed/ops/codec_test.c"
 
 static const reference references[] = {
     {.op = LAM_OP_send_activation, .apart = TRANSFERS},
@@ -417,6 +418,8 @@ static const reference references[] = {
      0},
 
     {.op = LAM_OP_pack_weight, .apart = "every problem here with packed weights"},
+    {.op = LAM_OP_codec_pack, .apart = CODECS},
+    {.op = LAM_OP_codec_unpack, .apart = CODECS},
 };
 
 const reference *reference_find(uint32_t op) {

@@ -18,7 +18,7 @@ TEST(rows, the_whole_table_parses) {
     CHECK_EQ(found, op);
     n++;
   }
-  CHECK_EQ(n, 30);
+  CHECK_EQ(n, 32);
 }
 
 TEST(rows, a_row_holds_what_its_line_says) {
@@ -165,6 +165,7 @@ TEST(shapes, rules_mean_what_the_table_says) {
       {"(x[0]+x[1])*2-1", 1, {9}},
       {"x[2]/2", 1, {5}},
       {"share(x[-1],1)", 1, {3}},
+      {"pieces(x[-1],1) pieces(0,7) pieces(7,7) pieces(8,7)", 4, {10, 0, 1, 2}},
       {"share($total,$unit)", 1, {8}}, /* 11 units of 2 over 3 ranks: 8 8 6 */
       {"{$save?x[0]:x[1]}", 1, {3}},
       {"{$gather?{$total?$total:9}:1} {$save?2:$seq x[1:-1]}", 3, {22, 5, 3}},

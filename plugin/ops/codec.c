@@ -1,0 +1,43 @@
+/* codec.c: activations in fewer bits: coded to send or keep, and decoded.
+ * Invariant: what comes back is within the bound that the codec declares (lamella.h).
+ * Leaves formats and arithmetic to kernels/. */
+#include "kernels/codec.h"
+
+#include <inttypes.h>
+
+#include "plugin/ops/rows.h"
+
+lam_status lam_op_codec_check(const lam_op_call *call, lam_dtype t) {
+  if (!lam_codec_find(call->attr.codec))
+    return lam_fail(LAM_INVALID_ARGUMENT, "%s: codec is %" PRId64 ", expected 1 to %d", call->name,
+                    call->attr.codec, LAM_N_CODECS - 1);
+  if (t != LAM_F32 && t != LAM_BF16)
+    return lam_fail(LAM_INVALID_ARGUMENT, "%s: codec %s is for f32 and bf16, found %s", call->name,
+                    lam_codec_find(call->attr.codec)->name, lam_dtype_name(t));
+  return LAM_OK;
+}
+
+uint64_t lam_op_coded_bytes(const lam_op_call *call, lam_matrix m) {
+  if (!lam_codec_find(call->attr.codec)) return 0;
+  return lam_elements_bytes(m.rows, lam_codec_line_bytes((int)call->attr.codec, m.cols), LAM_U8);
+}
+
+lam_status lam_op_codec_pack_run(const lam_op_call *call) {
+  LAM_TRY(lam_op_codec_check(call, call->in[0].dtype));
+  LAM_TRY(lam_op_contiguous(call, "coded", call->out[0]));
+  return lam_device_encode(call->device, call->workers, (int)call->attr.codec, call->in[0],
+                           call->out[0].data, call->stream);
+}
+
+lam_status lam_op_codec_unpack_run(const lam_op_call *call) {
+  const lam_matrix coded = call->in[0], y = call->out[0];
+  LAM_TRY(lam_op_codec_check(call, y.dtype));
+  if (coded.dtype != LAM_U8)
+    return lam_fail(LAM_INVALID_ARGUMENT, "%s: coded is %s, expected u8", call->name,
+                    lam_dtype_name(coded.dtype));
+  LAM_TRY(lam_op_agree(call, "coded's last dimension", coded.cols, "what a line of cols takes",
+                       lam_codec_line_bytes((int)call->attr.codec, y.cols)));
+  LAM_TRY(lam_op_contiguous(call, "coded", coded));
+  return lam_device_decode(call->device, call->workers, (int)call->attr.codec, coded.data, y,
+                           call->stream);
+}
