@@ -24,16 +24,28 @@ static inline lanes pick(int_lanes condition, lanes a, lanes b) {
 static inline lanes larger(lanes a, lanes b) { return pick(a > b, a, b); }
 static inline lanes smaller(lanes a, lanes b) { return pick(a < b, a, b); }
 
+/* Across the lanes: quarter by quarter first, then the four that are left. */
+typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
+typedef int32_t int_four __attribute__((vector_size(16), aligned(4), may_alias));
+
+static inline four *four_at(const float *p) { return (four *)(uintptr_t)p; }
+
 static inline float lanes_sum(lanes v) {
-  float sum = 0;
-  for (int i = 0; i < LANES; i++) sum += v[i];
-  return sum;
+  const four *part = (const four *)&v;
+  const four sum = (part[0] + part[1]) + (part[2] + part[3]);
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+static inline four larger_four(four a, four b) {
+  const int_four first = a > b;
+  return (four)((first & (int_four)a) | (~first & (int_four)b));
 }
 
 static inline float lanes_highest(lanes v) {
-  float highest = v[0];
-  for (int i = 1; i < LANES; i++) highest = v[i] > highest ? v[i] : highest;
-  return highest;
+  const four *part = (const four *)&v;
+  const four high = larger_four(larger_four(part[0], part[1]), larger_four(part[2], part[3]));
+  const float a = high[0] > high[1] ? high[0] : high[1], b = high[2] > high[3] ? high[2] : high[3];
+  return a > b ? a : b;
 }
 
 /* e^x within 2e-7 (relative) for x <= 0; 0 below -87. As 2^n 2^f: 2^n from the exponent bits, 2^f,
