@@ -89,8 +89,8 @@ static void dualpipev_drain(vee *v, int p, int r) {
 
 /* DualPipeV (DeepSeek-AI and Sea AI Lab 2025: DualPipe, arXiv 2412.19437, cut in half), for
  * m >= 2p. [x&y] is one fused action of cost FB: a forward and the backward of the other chunk at
- * once. Bubble (p-1)(FB + B - 3W) in chunk costs where F = I = W and FB = F + B; 2p+1 chunks are
- * in flight on every rank. */
+ * once. The last rank's bubble is (p-1)(FB + B - 3W) in chunk costs where F = I = W and
+ * B <= FB <= F + B; 2p+1 chunks are in flight on every rank. */
 void lam_build_dualpipev(const lam_list *l) {
   const int p = l->p, r = l->r;
   vee v = {.l = l};

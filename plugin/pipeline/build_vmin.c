@@ -113,7 +113,7 @@ static void drop_w(plan *z, int r) {
 /* -- memory -- */
 
 /* Counts a rank's memory anew from slot `from` on, and stops past `until`, the last slot that
- * changed, once the counts are what they were. False: over the limit, or a W before its I. */
+ * changed, once the counts are what they were. False: over the limit. */
 static bool count_held(plan *z, int r, int from, int until) {
   int32_t *held = row_of(z, z->held, r), *pending = row_of(z, z->pending, r);
   int h = from ? held[from - 1] : 0, w = from ? pending[from - 1] : 0;
@@ -121,7 +121,7 @@ static bool count_held(plan *z, int r, int from, int until) {
     int type = type_at(z, r, t);
     if (type == NOTHING && z->w_float && w) type = W;
     if (type != NOTHING) h += types[type].held, w += types[type].pending;
-    if (h > z->limit || w < 0) return false;
+    if (h > z->limit) return false;
     if (t > until && h == held[t] && w == pending[t]) return true;
     held[t] = h, pending[t] = w;
   }
@@ -141,8 +141,8 @@ static int highest_held(const plan *z) {
 
 /* -- squeezing -- */
 
-/* The first slot after all that an item waits for; for W only after the W before it: that its I
- * is done is count_held's to see. */
+/* The first slot after all that an item waits for; of W only after the W before it: that its I is
+ * done is may_stand's to see. */
 static int earliest(const plan *z, int r, int type, int micro) {
   const struct type *t = &types[type];
   const int from = r + t->neighbour;
@@ -166,7 +166,8 @@ static bool move_item(plan *z, int r, int t, int u) {
   return false;
 }
 
-/* Is slot u free, and are the counts right there at least? Most slots that cannot be are found so. */
+/* Is slot u free, the limit kept there, and, for W, an I pending? What stands between u and the
+ * item's own slot is no W, so pending cannot run out later; the limit is move_item's to keep. */
 static bool may_stand(const plan *z, int r, int type, int u) {
   if (type_at(z, r, u) != NOTHING) return false;
   const int h = u ? row_of(z, z->held, r)[u - 1] : 0, w = u ? row_of(z, z->pending, r)[u - 1] : 0;
