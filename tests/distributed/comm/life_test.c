@@ -149,8 +149,8 @@ TEST(life, what_was_sent_outlives_its_sender) {
   run_threads(2, last_words, left);
 }
 
-/* A send waits once 256 MiB are under way, and then only until the deadline. The other rank stays until the sender
- * says through a pipe that it is done. */
+/* A send waits once 256 MiB are under way, and then only until the deadline. The other rank stays
+ * until the sender says through a pipe that it is done. */
 static void endless_sender(int rank, int size, void *arg) {
   enum { BYTES = 24 << 20 };
   const int *done = arg;
