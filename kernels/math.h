@@ -178,8 +178,8 @@ LAM_INLINE float lam_gelu_tanh_grad(float x) {
 LAM_INLINE float lam_silu(float x) { return x * lam_sigmoid(x); }
 
 LAM_INLINE float lam_silu_grad(float x) {
+  const float s = lam_sigmoid(x); /* of x itself, so that it is shared with lam_silu(x) */
   x = lam_bounded(x, 128.0f);
-  const float s = lam_sigmoid(x);
   return LAM_FMA(x, s * (1.0f - s), s);
 }
 

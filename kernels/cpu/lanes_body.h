@@ -119,6 +119,7 @@ LANES_FN void act(lam_act a, lam_line z, lam_line up, lam_line y, int64_t n) {
   }
 }
 
+/* One loop for both results of a gated block: what f and grad share is computed once. */
 LANES_INLINE void map_bwd(map_fn f, map_fn grad, lam_line dy, lam_line z, lam_line up, lam_line dz,
                           lam_line dup, int64_t n) {
   float g[BLOCK], v[BLOCK], u[BLOCK], du[BLOCK];
@@ -128,10 +129,15 @@ LANES_INLINE void map_bwd(map_fn f, map_fn grad, lam_line dy, lam_line z, lam_li
     load(z, at, w, v);
     if (up.data) {
       load(up, at, w, u);
-      for (int i = 0; i < BLOCK; i++) du[i] = g[i] * f(v[i]), g[i] *= u[i];
+      for (int i = 0; i < BLOCK; i++) {
+        const float x = v[i];
+        du[i] = g[i] * f(x);
+        v[i] = g[i] * u[i] * grad(x);
+      }
       store(dup, at, w, du);
+    } else {
+      for (int i = 0; i < BLOCK; i++) v[i] = g[i] * grad(v[i]);
     }
-    for (int i = 0; i < BLOCK; i++) v[i] = g[i] * grad(v[i]);
     store(dz, at, w, v);
   }
 }
