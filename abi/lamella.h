@@ -308,6 +308,9 @@ LAM_API lam_status lam_schedule_parse(const char *text, uint64_t bytes,
  * it. buf may be NULL. */
 LAM_API lam_status lam_schedule_print(const lam_schedule *s, char *buf, uint64_t room,
                                       uint64_t *out_bytes);
+/* The same in a format: "text", or "csv" as PyTorch's pipelining reads it. */
+LAM_API lam_status lam_schedule_write(const lam_schedule *s, const char *format, char *buf,
+                                      uint64_t room, uint64_t *out_bytes);
 /* The same schedule with its transfers written out (SEND_F, RECV_F, SEND_B, RECV_B), receives as
  * early as they can be posted. */
 LAM_API lam_status lam_schedule_lower(const lam_schedule *s, lam_schedule **out_lowered);
@@ -319,10 +322,16 @@ typedef struct lam_schedule_info {
   int32_t peak_in_flight; /* the most activations (stage, micro-batch) any rank holds */
   int32_t ring_depth;     /* the deepest ring any edge needs */
   uint64_t n_actions, n_transfers;
+  double makespan, bubble, rank_bubble; /* as lam_simulated's; F, I and W take 1 each, B 2 */
+  int32_t *peaks;                       /* caller's array or NULL: peak_in_flight of each rank */
+  /* Caller's array or NULL: the depth each edge needs for its activations, then for its gradients
+   * (2 * (n_stages - 1)); 0 = it stays on one rank. */
+  int32_t *ring_depths;
+  uint64_t n_peaks, n_ring_depths; /* in: room; out: how many there are */
 } lam_schedule_info;
-#define LAM_SCHEDULE_INFO_INIT {sizeof(lam_schedule_info), 0, 0, 0, 0, 0, 0, 0}
+#define LAM_SCHEDULE_INFO_INIT {sizeof(lam_schedule_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 /* Every dependency met, every (stage, micro-batch) once, no deadlock, tags match; else says what is
- * wrong and where. */
+ * wrong, where, and shows the shortest piece of the table that has the fault. */
 LAM_API lam_status lam_schedule_check(const lam_schedule *s, lam_schedule_info *out_info);
 
 #define LAM_KIND_F 0 /* forward */
@@ -332,6 +341,7 @@ LAM_API lam_status lam_schedule_check(const lam_schedule *s, lam_schedule_info *
 #define LAM_KIND_SEND 4
 #define LAM_KIND_RECV 5
 #define LAM_KIND_WAIT 6
+#define LAM_KIND_REDUCE_GRAD 7 /* a stage's weight gradients over the replicas; micro is -1 */
 /* What a rank did from start to end (ns since the step's start). 32 bytes, frozen. */
 typedef struct lam_event {
   int32_t rank, stage, micro;
@@ -345,8 +355,14 @@ typedef struct lam_costs { /* nanoseconds */
   /* [n_stages]; a full backward costs input + weight. */
   const double *forward, *backward_input, *backward_weight;
   const double *transfer; /* [n_stages - 1], edge e is between stage e and e + 1; NULL = free */
+  const double *forward_backward; /* [n_stages], a fused pair, by F's stage; NULL = F + B */
+  const double *reduce_grad;      /* [n_stages]; NULL = free */
 } lam_costs;
-#define LAM_COSTS_INIT {sizeof(lam_costs), 0, 0, 0, 0, 0}
+#define LAM_COSTS_INIT {sizeof(lam_costs), 0, 0, 0, 0, 0, 0, 0}
+/* One rank's part of the makespan; the four add up to it. 32 bytes, frozen. */
+typedef struct lam_rank_time {
+  double busy, warm_up, drain, waiting; /* warm_up: before its first action; drain: after its last */
+} lam_rank_time;
 typedef struct lam_simulated {
   uint32_t struct_size, reserved;
   double makespan; /* first start to last end, ns */
@@ -355,8 +371,13 @@ typedef struct lam_simulated {
   double rank_bubble;
   lam_event *events; /* caller's array or NULL */
   uint64_t n_events; /* in: room; out: how many there are */
+  lam_rank_time *ranks; /* caller's array or NULL */
+  /* Caller's array or NULL: the part of `waiting` that is spent on each edge, for its activations,
+   * then for its gradients (2 * (n_stages - 1)). */
+  double *waits;
+  uint64_t n_ranks, n_waits; /* in: room; out: how many there are */
 } lam_simulated;
-#define LAM_SIMULATED_INIT {sizeof(lam_simulated), 0, 0, 0, 0, 0, 0}
+#define LAM_SIMULATED_INIT {sizeof(lam_simulated), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 LAM_API lam_status lam_schedule_simulate(const lam_schedule *s, const lam_costs *costs,
                                          lam_simulated *out);
 

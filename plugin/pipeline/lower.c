@@ -48,8 +48,9 @@ static void post(lowering *l, int rank, int flow, int sender) {
   }
 }
 
-static int flow_of(int kind) { /* of what the action reads and makes; -1 for W */
-  return kind == LAM_KIND_F ? LAM_FLOW_F : kind == LAM_KIND_W ? -1 : LAM_FLOW_B;
+static int flow_of(int kind) { /* of what the action reads and makes; -1 = nothing that moves */
+  if (kind == LAM_KIND_F) return LAM_FLOW_F;
+  return kind == LAM_KIND_I || kind == LAM_KIND_B ? LAM_FLOW_B : -1;
 }
 
 /* The stage that sends what `a` reads; -1 where it reads nothing that moves. */
@@ -134,7 +135,7 @@ static lam_status copy(const lam_schedule *s, lam_schedule **out) {
   memcpy((*out)->actions, s->actions, n * sizeof *s->actions);
   memcpy((*out)->first, s->first, ((size_t)s->n_ranks + 1) * sizeof *s->first);
   memcpy((*out)->rank_of_stage, s->rank_of_stage, (size_t)s->n_stages * sizeof *s->rank_of_stage);
-  (*out)->lowered = s->lowered;
+  (*out)->lowered = s->lowered, (*out)->stage_wide = s->stage_wide;
   (*out)->open = s->n_ranks - 1;
   return LAM_OK;
 }
@@ -144,7 +145,7 @@ lam_status lam_schedule_lower(const lam_schedule *s, lam_schedule **out_lowered)
     return lam_fail(LAM_INVALID_ARGUMENT, "lam_schedule_lower: out_lowered is NULL");
   *out_lowered = NULL;
   lam_walk w;
-  LAM_TRY(lam_check_walk(s, NULL, &w));
+  LAM_TRY(lam_check_walk(s, NULL, !s->lowered, &w));
   /* Where transfers are written out, they stand as they are. */
   const lam_status status = s->lowered ? copy(s, out_lowered) : lower(&w, out_lowered);
   lam_walk_finish(&w);

@@ -44,25 +44,31 @@ fail:
                   s->n_stages);
 }
 
-typedef struct slot_times { /* of one (sending stage, flow, micro-batch) */
-  double taken, freed;
+/* Of every (flow, sending stage): messages in the order in which they are made, when each took its
+ * slot, and, by micro-batch, when it gave it back. Unit costs: times are whole numbers. */
+typedef struct slot_times {
+  int32_t *order, *taken, *freed; /* [LAM_FLOWS][n_stages][n_micro] */
+  int32_t *made;                  /* [LAM_FLOWS][n_stages] */
 } slot_times;
 
-static slot_times *slot_of(const lam_schedule *s, slot_times *times, int flow, int stage,
-                           int micro) {
-  return &times[flow_index(s, flow, stage) * (size_t)s->n_micro + (size_t)micro];
+static size_t slot_index(const lam_schedule *s, int flow, int stage, int k) {
+  return flow_index(s, flow, stage) * (size_t)s->n_micro + (size_t)k;
 }
 
 /* The action that makes a message takes its slot; the last one that reads it gives it back. */
 static void note_action(const lam_schedule *s, const lam_action *a, lam_span when, bool held,
-                        slot_times *times) {
+                        slot_times *t) {
   const int flow = flow_made_by(a->kind);
   const bool ends_hold = a->kind == LAM_KIND_B || a->kind == LAM_KIND_W;
-  if (flow >= 0) slot_of(s, times, flow, a->stage, a->micro)->taken = when.start;
+  const int32_t start = (int32_t)when.start, end = (int32_t)when.end;
+  if (flow >= 0) {
+    const size_t at = slot_index(s, flow, a->stage, t->made[flow_index(s, flow, a->stage)]++);
+    t->order[at] = a->micro, t->taken[at] = start;
+  }
   if (a->stage > 0 && (held ? ends_hold : flow == LAM_FLOW_F))
-    slot_of(s, times, LAM_FLOW_F, a->stage - 1, a->micro)->freed = when.end;
+    t->freed[slot_index(s, LAM_FLOW_F, a->stage - 1, a->micro)] = end;
   if (a->stage < s->n_stages - 1 && flow == LAM_FLOW_B)
-    slot_of(s, times, LAM_FLOW_B, a->stage + 1, a->micro)->freed = when.end;
+    t->freed[slot_index(s, LAM_FLOW_B, a->stage + 1, a->micro)] = end;
 }
 
 static void note_times(const lam_walk *w, bool held, slot_times *times) {
@@ -79,48 +85,46 @@ static void note_times(const lam_walk *w, bool held, slot_times *times) {
 
 /* The widest window of messages, in the order they are made, from the oldest that still has its
  * slot to the newest. */
-static int depth_of(const int32_t *order, const slot_times *times, int n_micro) {
+static int depth_of(const slot_times *t, size_t row, int n_micro) {
+  const int32_t *order = t->order + row, *taken = t->taken + row, *freed = t->freed + row;
   int oldest = 0, depth = 0;
   for (int newest = 0; newest < n_micro; newest++) {
-    while (oldest < newest && times[order[oldest]].freed <= times[order[newest]].taken) oldest++;
+    while (oldest < newest && freed[order[oldest]] <= taken[newest]) oldest++;
     if (newest - oldest + 1 > depth) depth = newest - oldest + 1;
   }
   return depth;
 }
 
-static void measure_depths(const lam_schedule *s, const int32_t *order, slot_times *times,
-                           int32_t *out_depths) {
+static void measure_depths(const lam_schedule *s, const slot_times *times, int32_t *out_depths) {
   for (int flow = 0; flow < LAM_FLOWS; flow++)
     for (int stage = 0; stage < s->n_stages; stage++) {
       const int edge = flow == LAM_FLOW_F ? stage : stage - 1;
       const bool crosses = edge >= 0 && edge < s->n_stages - 1 && lam_edge_crosses(s, edge);
       out_depths[flow_index(s, flow, stage)] =
-          crosses ? depth_of(lam_order_of(s, order, flow, stage), slot_of(s, times, flow, stage, 0),
-                             s->n_micro)
-                  : 0;
+          crosses ? depth_of(times, slot_index(s, flow, stage, 0), s->n_micro) : 0;
     }
 }
 
 lam_status lam_ring_depths(const lam_walk *w, bool held, int32_t *out_depths) {
   const lam_schedule *s = w->s;
-  int32_t *order;
-  LAM_TRY(lam_output_order(s, &order));
-  slot_times *times =
-      calloc((size_t)LAM_FLOWS * (size_t)s->n_stages * (size_t)s->n_micro, sizeof *times);
-  if (times) {
-    note_times(w, held, times);
-    measure_depths(s, order, times, out_depths);
+  const size_t rows = (size_t)LAM_FLOWS * (size_t)s->n_stages, n = rows * (size_t)s->n_micro;
+  slot_times t = {.order = malloc(3 * n * sizeof *t.order), .made = calloc(rows, sizeof *t.made)};
+  const bool fits = t.order && t.made;
+  if (fits) {
+    t.taken = t.order + n, t.freed = t.taken + n;
+    note_times(w, held, &t);
+    measure_depths(s, &t, out_depths);
   }
-  free(order);
-  free(times);
-  return times ? LAM_OK
-               : lam_fail(LAM_RESOURCE_EXHAUSTED, "schedule: no memory for the slots of %d stages",
-                          s->n_stages);
+  free(t.order);
+  free(t.made);
+  return fits ? LAM_OK
+              : lam_fail(LAM_RESOURCE_EXHAUSTED, "schedule: no memory for the slots of %d stages",
+                         s->n_stages);
 }
 
 static lam_status depth_of_edge(const lam_schedule *s, size_t index, bool held, int *out) {
   lam_walk w;
-  LAM_TRY(lam_check_walk(s, NULL, &w));
+  LAM_TRY(lam_check_walk(s, NULL, true, &w));
   int32_t *depths = malloc((size_t)LAM_FLOWS * (size_t)s->n_stages * sizeof *depths);
   lam_status status =
       depths ? lam_ring_depths(&w, held, depths)

@@ -7,19 +7,27 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static const char *const kind_names[] = {
-    [LAM_KIND_F] = "F",           [LAM_KIND_I] = "I",           [LAM_KIND_W] = "W",
-    [LAM_KIND_B] = "B",           [LAM_KIND_SEND_F] = "SEND_F", [LAM_KIND_RECV_F] = "RECV_F",
-    [LAM_KIND_SEND_B] = "SEND_B", [LAM_KIND_RECV_B] = "RECV_B",
+static const char *const kind_names[LAM_N_KINDS] = {
+    [LAM_KIND_F] = "F",
+    [LAM_KIND_I] = "I",
+    [LAM_KIND_W] = "W",
+    [LAM_KIND_B] = "B",
+    [LAM_KIND_REDUCE_GRAD] = "REDUCE_GRAD",
+    [LAM_KIND_SEND_F] = "SEND_F",
+    [LAM_KIND_RECV_F] = "RECV_F",
+    [LAM_KIND_SEND_B] = "SEND_B",
+    [LAM_KIND_RECV_B] = "RECV_B",
+    [LAM_KIND_UNSHARD] = "UNSHARD",
+    [LAM_KIND_RESHARD] = "RESHARD",
 };
 
 const char *lam_kind_name(int kind) {
-  const int n = (int)(sizeof kind_names / sizeof kind_names[0]);
-  return kind >= 0 && kind < n ? kind_names[kind] : NULL;
+  return kind >= 0 && kind < LAM_N_KINDS ? kind_names[kind] : NULL;
 }
 
 const char *lam_action_text(const lam_action *a, char buf[LAM_ACTION_BYTES]) {
-  snprintf(buf, LAM_ACTION_BYTES, "%d%s%d", a->stage, lam_kind_name(a->kind), a->micro);
+  const int n = snprintf(buf, LAM_ACTION_BYTES, "%d%s", a->stage, lam_kind_name(a->kind));
+  if (a->micro >= 0) snprintf(buf + n, LAM_ACTION_BYTES - (size_t)n, "%d", a->micro);
   return buf;
 }
 
@@ -85,7 +93,9 @@ static lam_status append(lam_schedule *s, int rank, int kind, int stage, int mic
     return lam_fail(LAM_INVALID_ARGUMENT,
                     "schedule: push to rank %d, open is %d of %d: lists are filled in rank order",
                     rank, s->open, s->n_ranks);
-  if (!lam_kind_name(kind) || !in_range(stage, s->n_stages) || !in_range(micro, s->n_micro))
+  const bool stage_wide = lam_kind_is_stage_wide(kind);
+  if (!lam_kind_name(kind) || !in_range(stage, s->n_stages) ||
+      !(stage_wide ? micro == -1 : in_range(micro, s->n_micro)))
     return lam_fail(LAM_INVALID_ARGUMENT,
                     "schedule: push of kind %d, stage %d of %d, micro-batch %d of %d", kind, stage,
                     s->n_stages, micro, s->n_micro);
@@ -95,7 +105,8 @@ static lam_status append(lam_schedule *s, int rank, int kind, int stage, int mic
   s->actions[n] = (lam_action){.stage = stage, .micro = micro, .kind = (int16_t)kind};
   s->first[rank + 1] = n + 1;
   if (s->rank_of_stage[stage] < 0) s->rank_of_stage[stage] = rank;
-  if (kind >= LAM_KIND_SEND_F) s->lowered = true;
+  s->lowered |= lam_kind_transfers(kind);
+  s->stage_wide |= stage_wide;
   return LAM_OK;
 }
 

@@ -15,8 +15,18 @@
 
 /* Kinds of actions: LAM_KIND_F I W B of lamella.h, and in lowered tables the transfers. SEND_F
  * of stage s: its output to stage s + 1; RECV_F of stage s: its input from s - 1; SEND_B of s:
- * its input's gradient to s - 1; RECV_B of s: from s + 1. */
-enum { LAM_KIND_SEND_F = 8, LAM_KIND_RECV_F, LAM_KIND_SEND_B, LAM_KIND_RECV_B };
+ * its input's gradient to s - 1; RECV_B of s: from s + 1. Of a whole stage, with no micro-batch
+ * (-1): LAM_KIND_REDUCE_GRAD after its last weight gradient; UNSHARD and RESHARD, between which
+ * its weights are whole on this rank. */
+enum {
+  LAM_KIND_SEND_F = 8,
+  LAM_KIND_RECV_F,
+  LAM_KIND_SEND_B,
+  LAM_KIND_RECV_B,
+  LAM_KIND_UNSHARD,
+  LAM_KIND_RESHARD,
+  LAM_N_KINDS,
+};
 
 typedef struct lam_action {
   int32_t stage, micro;
@@ -27,6 +37,7 @@ typedef struct lam_action {
 struct lam_schedule {
   int n_ranks, n_stages, n_micro;
   bool lowered;        /* holds transfers */
+  bool stage_wide;     /* holds REDUCE_GRAD, UNSHARD or RESHARD */
   lam_action *actions; /* all ranks' lists, one after the other */
   int64_t *first;      /* [n_ranks + 1]: rank r's list is actions[first[r]] .. [first[r + 1] - 1] */
   int32_t *rank_of_stage; /* [n_stages]; -1: a table names no rank for it. The first where two */
@@ -49,6 +60,17 @@ lam_status lam_schedule_seal(lam_schedule *s);
 /* The builders: name and one line about builder i, from 0; NULL past the last. */
 const char *lam_schedule_name(int i);
 const char *lam_schedule_about(int i);
+
+/* Is it F, I, W or B? */
+static inline bool lam_kind_computes(int kind) { return kind <= LAM_KIND_B; }
+/* Is it of a whole stage, with micro -1? */
+static inline bool lam_kind_is_stage_wide(int kind) {
+  return kind == LAM_KIND_REDUCE_GRAD || kind >= LAM_KIND_UNSHARD;
+}
+/* Is it SEND or RECV? */
+static inline bool lam_kind_transfers(int kind) {
+  return kind >= LAM_KIND_SEND_F && kind <= LAM_KIND_RECV_B;
+}
 
 /* One action as text, "3RECV_F12". */
 #define LAM_ACTION_BYTES 32

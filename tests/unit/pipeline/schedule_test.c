@@ -20,8 +20,8 @@ TEST(schedule, lists_lie_one_after_the_other) {
 TEST(schedule, a_push_out_of_range_or_order_is_refused_and_ends_the_filling) {
   const int bad[][4] = {{0, LAM_KIND_F, 0, 0},  {3, LAM_KIND_F, 0, 0},  {-1, LAM_KIND_F, 0, 0},
                         {1, LAM_KIND_F, 2, 0},  {1, LAM_KIND_F, -1, 0}, {1, LAM_KIND_F, 0, 2},
-                        {1, LAM_KIND_F, 0, -1}, {1, 4, 0, 0},           {1, 12, 0, 0},
-                        {1, -1, 0, 0}};
+                        {1, LAM_KIND_F, 0, -1}, {1, 4, 0, 0},           {1, 14, 0, 0},
+                        {1, -1, 0, 0},          {1, 7, 0, 0},           {1, 12, 2, -1}};
   for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
     lam_schedule *s = NULL;
     NOTE("case %d", (int)i);
@@ -57,5 +57,7 @@ TEST(schedule, an_action_has_a_text) {
   char buf[LAM_ACTION_BYTES];
   const lam_action a = {.stage = 1048575, .micro = 1048574, .kind = LAM_KIND_RECV_B};
   CHECK_STR(lam_action_text(&a, buf), "1048575RECV_B1048574");
-  CHECK(!lam_kind_name(4) && !lam_kind_name(-1) && !lam_kind_name(12));
+  CHECK(!lam_kind_name(4) && !lam_kind_name(-1) && !lam_kind_name(LAM_N_KINDS));
+  const lam_action whole = {.stage = 3, .micro = -1, .kind = LAM_KIND_REDUCE_GRAD};
+  CHECK_STR(lam_action_text(&whole, buf), "3REDUCE_GRAD");
 }

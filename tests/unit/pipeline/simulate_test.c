@@ -121,6 +121,100 @@ TEST(simulate, a_fused_pair_takes_both_costs_and_gives_both_outputs_at_its_end) 
   lam_schedule_destroy(s);
 }
 
+TEST(simulate, a_fused_pair_takes_what_was_measured_for_it) {
+  costs_of c;
+  even_costs(2, 1, 3, 0, 2, &c);
+  const double fused[2] = {4.5, 99}; /* by F's stage; F + B would take 6 */
+  c.costs.forward_backward = fused;
+  lam_event events[16];
+  lam_simulated out = LAM_SIMULATED_INIT;
+  out.events = events, out.n_events = 16;
+  lam_schedule *s = table_of("0F0 0F1 (0F2;0B0) 0B1 0B2\n1F0 1B0 1F1 1B1 1F2 1B2");
+  REQUIRE_OK(lam_schedule_simulate(s, &c.costs, &out));
+  CHECK_EQ(events[2].start, 8);                        /* 1B0's end */
+  CHECK_EQ(events[3].end, 13);                         /* 12.5, rounded */
+  CHECK(events[2].end == 10 && events[3].start == 10); /* shared in the ratio of F and B: 1.5, 3 */
+  c.costs.forward_backward = (const double[]){4, -1};
+  CHECK_STATUS(lam_schedule_simulate(s, &c.costs, &out), LAM_INVALID_ARGUMENT);
+  CHECK_CONTAINS(lam_last_error(), "costs.forward_backward[1] is -1");
+  lam_schedule_destroy(s);
+}
+
+TEST(simulate, reducing_gradients_takes_its_time_after_the_last_backward) {
+  costs_of c;
+  even_costs(1, 1, 1, 0, 2, &c);
+  const double reduce[2] = {7, 3};
+  lam_event events[16];
+  lam_simulated out = LAM_SIMULATED_INIT;
+  out.events = events, out.n_events = 16;
+  lam_schedule *s = table_of("0UNSHARD 0F0 0B0 0REDUCE_GRAD 0RESHARD\n1F0 1I0 1W0 1REDUCE_GRAD");
+  REQUIRE_OK(lam_schedule_simulate(s, &c.costs, &out));
+  CHECK_EQ(out.makespan, 5); /* free without a cost */
+  c.costs.reduce_grad = reduce, out.n_events = 16;
+  REQUIRE_OK(lam_schedule_simulate(s, &c.costs, &out));
+  CHECK_EQ(out.makespan, 12), CHECK_EQ(out.n_events, 7);
+  const lam_event *last = &events[2];
+  CHECK(last->kind == LAM_KIND_REDUCE_GRAD && last->stage == 0 && last->micro == -1);
+  CHECK(last->start == 5 && last->end == 12);
+  lam_schedule_destroy(s);
+}
+
+/* -- idle time -- */
+
+/* F 1, B 2, every crossing 10. Rank 0: F 0-1, then waits for 1B0. Rank 1: F 11-12, B 12-14. */
+TEST(simulate, idle_time_is_warm_up_drain_and_waiting_by_edge) {
+  costs_of c;
+  even_costs(1, 1, 1, 10, 2, &c);
+  lam_rank_time ranks[3];
+  double waits[3] = {-1, -1, -1};
+  lam_simulated out = LAM_SIMULATED_INIT;
+  out.ranks = ranks, out.n_ranks = 3, out.waits = waits, out.n_waits = 3;
+  lam_schedule *s = table_of("0F0 0B0 0F1 0B1\n1F0 1B0 1F1 1B1");
+  REQUIRE_OK(lam_schedule_simulate(s, &c.costs, &out));
+  CHECK_EQ(out.n_ranks, 2), CHECK_EQ(out.n_waits, 2), CHECK_EQ(out.makespan, 52);
+  const lam_rank_time want[2] = {{6, 0, 0, 46}, {6, 11, 12, 23}};
+  CHECK_SAME_BITS(ranks, want, sizeof want);
+  CHECK(waits[0] == 23 && waits[1] == 46 && waits[2] == -1);
+  lam_schedule_destroy(s);
+}
+
+/* The pair of rank 0 waits for its backward, which came last. */
+TEST(simulate, a_fused_pair_waits_for_the_input_that_came_last) {
+  costs_of c;
+  even_costs(1, 1, 1, 0, 3, &c);
+  double waits[4];
+  lam_simulated out = LAM_SIMULATED_INIT;
+  out.waits = waits, out.n_waits = 4;
+  lam_schedule *s = table_of("0F0 0F1 0B0 0B1\n1F0 (1F1;1B0) 1B1\n2F0 2B0 2F1 2B1");
+  REQUIRE_OK(lam_schedule_simulate(s, &c.costs, &out));
+  CHECK_EQ(waits[0], 0);              /* 0F1 is there at 2, as 1F0 ends */
+  CHECK_EQ(waits[3], 5 - 2 + 11 - 8); /* 2B0 ends at 5, 2B1 at 11 */
+  lam_schedule_destroy(s);
+}
+
+TEST(simulate, the_parts_of_every_rank_add_up_to_the_makespan) {
+  rng r = {seed()};
+  for (int k = 0; k < 200; k++) {
+    lam_schedule *s = k % 2 ? random_table(&r, 6, 10, 8) : random_fused_table(&r, 6, 10, 8);
+    costs_of c;
+    random_costs(&r, s->n_stages, &c);
+    lam_rank_time ranks[8];
+    double waits[32], waiting = 0, by_edge = 0;
+    lam_simulated out = LAM_SIMULATED_INIT;
+    out.ranks = ranks, out.n_ranks = 8, out.waits = waits, out.n_waits = 32;
+    CHECK_OK(lam_schedule_simulate(s, &c.costs, &out));
+    for (int q = 0; q < s->n_ranks; q++) {
+      const lam_rank_time *t = &ranks[q];
+      CHECK_EQ(t->busy + t->warm_up + t->drain + t->waiting, out.makespan); /* whole numbers */
+      CHECK(t->warm_up >= 0 && t->drain >= 0 && t->waiting >= 0);
+      waiting += t->waiting;
+    }
+    for (uint64_t i = 0; i < out.n_waits; i++) by_edge += waits[i];
+    CHECK_EQ(by_edge, waiting);
+    lam_schedule_destroy(s);
+  }
+}
+
 TEST(simulate, events_are_the_lists_in_time) {
   rng r = {seed()};
   lam_event events[1024];

@@ -14,6 +14,14 @@ static void check_reads_as(const char *text, const char *printed) {
   lam_schedule_destroy(s);
 }
 
+static void check_error(const char *text, const char *message) {
+  lam_schedule *s = (lam_schedule *)&s;
+  NOTE("%s", text);
+  CHECK_STATUS(lam_schedule_parse(text, strlen(text), &s), LAM_INVALID_ARGUMENT);
+  CHECK_STR(lam_last_error(), message);
+  CHECK(!s);
+}
+
 TEST(text, reads_lines_with_and_without_rank_names_and_csv) {
   const char *same = "rank 0: 0F0 0F1 0B0 0B1\nrank 1: 1F0 1B0 1F1 1B1\n";
   check_reads_as("rank 0: 0F0 0F1 0B0 0B1\nrank 1: 1F0 1B0 1F1 1B1\n", same);
@@ -26,6 +34,22 @@ TEST(text, reads_lines_with_and_without_rank_names_and_csv) {
 TEST(text, reads_every_kind) {
   check_reads_as("0RECV_B3 0F3 0SEND_F3 0I3 0W3\n1RECV_F3 1F3 1B3 1SEND_B3\n",
                  "rank 0: 0RECV_B3 0F3 0SEND_F3 0I3 0W3\nrank 1: 1RECV_F3 1F3 1B3 1SEND_B3\n");
+}
+
+TEST(text, reads_what_belongs_to_a_whole_stage) {
+  check_reads_as("0UNSHARD,0F0,0B0,0REDUCE_GRAD,0RESHARD",
+                 "rank 0: 0UNSHARD 0F0 0B0 0REDUCE_GRAD 0RESHARD\n");
+  check_error("0UNSHARD",
+              "lam_schedule_parse: found no action in 8 bytes, expected lines such as 0F0 0B0");
+}
+
+/* Where a table has W and no I, B is the backward for the input of what has a W. */
+TEST(text, reads_old_letters_as_todays) {
+  check_reads_as("0F0,0F1,0BW0,0B1,0W1", "rank 0: 0F0 0F1 0B0 0I1 0W1\n");
+  check_reads_as("0F0,0F1,0B0,0B1,0W1", "rank 0: 0F0 0F1 0B0 0I1 0W1\n");
+  check_reads_as("0F0,0W1,0F1,0B1,0B0", "rank 0: 0F0 0W1 0F1 0I1 0B0\n");
+  check_reads_as("0F0,0BW0", "rank 0: 0F0 0B0\n");
+  check_reads_as("0F0,0B0,0W0,0F1,0I1,0W1", "rank 0: 0F0 0B0 0W0 0F1 0I1 0W1\n"); /* today's */
 }
 
 TEST(text, reads_fused_pairs_with_and_without_their_suffix) {
@@ -51,22 +75,17 @@ TEST(text, sizes_come_from_the_largest_numbers) {
   lam_schedule_destroy(s);
 }
 
-static void check_error(const char *text, const char *message) {
-  lam_schedule *s = (lam_schedule *)&s;
-  NOTE("%s", text);
-  CHECK_STATUS(lam_schedule_parse(text, strlen(text), &s), LAM_INVALID_ARGUMENT);
-  CHECK_STR(lam_last_error(), message);
-  CHECK(!s);
-}
-
 TEST(text, errors_name_line_and_column) {
   check_error("0F0 0X0",
               "lam_schedule_parse: line 1, column 6: found kind 'X', expected F I W B SEND_F "
-              "RECV_F SEND_B RECV_B");
-  check_error("0F0\n\n0F0 0UNSHARD",
-              "lam_schedule_parse: line 3, column 6: found kind 'UNSHARD', expected F I W B SEND_F "
-              "RECV_F SEND_B "
-              "RECV_B");
+              "RECV_F SEND_B RECV_B REDUCE_GRAD UNSHARD RESHARD");
+  check_error(
+      "0F0\n\n0F0 0UNSHARDS",
+      "lam_schedule_parse: line 3, column 6: found kind 'UNSHARDS', expected F I W B SEND_F "
+      "RECV_F SEND_B RECV_B REDUCE_GRAD UNSHARD RESHARD");
+  check_error("0F0 0REDUCE_GRAD3",
+              "lam_schedule_parse: line 1, column 17: found '3', expected a blank or a comma after "
+              "an action");
   check_error("0F0 F1",
               "lam_schedule_parse: line 1, column 5: found 'F', expected an action such as 0F0, "
               "(0F1;0B0) or #");
@@ -75,8 +94,7 @@ TEST(text, errors_name_line_and_column) {
       "lam_schedule_parse: line 1, column 7: found the line's end, expected a micro-batch number");
   check_error("0F0 00",
               "lam_schedule_parse: line 1, column 7: found the line's end, expected a kind (F I W "
-              "B SEND_F RECV_F "
-              "SEND_B RECV_B) after the stage");
+              "B SEND_F RECV_F SEND_B RECV_B REDUCE_GRAD UNSHARD RESHARD) after the stage");
   check_error("0F0;0B0",
               "lam_schedule_parse: line 1, column 4: found ';', expected a blank or a comma after "
               "an action");
@@ -160,6 +178,42 @@ TEST(text, what_is_printed_is_read_back_the_same) {
     char *twice = again ? text_of(again) : NULL;
     if (CHECK(twice)) CHECK_STR(twice, text);
     free(text), free(twice);
+    lam_schedule_destroy(s), lam_schedule_destroy(lowered), lam_schedule_destroy(again);
+  }
+}
+
+static char *csv_of(const lam_schedule *s) {
+  uint64_t n = 0, again = 0;
+  CHECK_OK(lam_schedule_write(s, "csv", NULL, 0, &n));
+  char *text = malloc(n + 1);
+  CHECK_OK(lam_schedule_write(s, "csv", text, n + 1, &again));
+  CHECK_EQ(again, n);
+  CHECK_EQ(strlen(text), n);
+  return text;
+}
+
+TEST(text, writes_csv_as_others_read_it) {
+  lam_schedule *s = table_of("0F0 0F1 (0F2;0B0) 0I1 0W1 0B2 0REDUCE_GRAD\n,\n1F0 1B0");
+  char *csv = csv_of(s);
+  CHECK_STR(csv, "0F0,0F1,(0F2;0B0)OVERLAP_F_B,0I1,0W1,0B2,0REDUCE_GRAD\n,\n1F0,1B0\n");
+  CHECK_STATUS(lam_schedule_write(s, "json", NULL, 0, NULL), LAM_NOT_FOUND);
+  CHECK_STR(lam_last_error(), "lam_schedule_write: format is \"json\", known are text, csv");
+  CHECK_STATUS(lam_schedule_write(s, NULL, NULL, 0, NULL), LAM_INVALID_ARGUMENT);
+  CHECK_STATUS(lam_schedule_write(NULL, "csv", NULL, 0, NULL), LAM_INVALID_ARGUMENT);
+  free(csv);
+  lam_schedule_destroy(s);
+}
+
+TEST(text, csv_is_read_back_the_same) {
+  rng r = {seed()};
+  for (int k = 0; k < 100; k++) {
+    lam_schedule *s = random_fused_table(&r, 6, 8, 8), *lowered = NULL;
+    CHECK_OK(lam_schedule_lower(s, &lowered));
+    char *csv = csv_of(lowered), *text = text_of(lowered);
+    lam_schedule *again = table_of(csv);
+    char *twice = again ? text_of(again) : NULL;
+    if (CHECK(twice)) CHECK_STR(twice, text);
+    free(csv), free(text), free(twice);
     lam_schedule_destroy(s), lam_schedule_destroy(lowered), lam_schedule_destroy(again);
   }
 }
