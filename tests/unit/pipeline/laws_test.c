@@ -141,8 +141,7 @@ TEST(laws, interleaved_zb_from_p_micro_batches_on) {
     const trial t = draw(&r, 5, 1, 0);
     const measured got = measure("interleaved-zb", t);
     CHECK_EQ(got.bubble, zb_h1_bubble(t));
-    for (int q = 0; q < t.p; q++)
-      CHECK_EQ(got.peaks[q], (t.v - 1) * first_group(t.p, t.m) + t.p);
+    for (int q = 0; q < t.p; q++) CHECK_EQ(got.peaks[q], (t.v - 1) * first_group(t.p, t.m) + t.p);
   }
 }
 
@@ -171,9 +170,8 @@ TEST(laws, zbv_leaves_no_rank_idle_where_all_cost_the_same) {
     CHECK_EQ(measure("zbv", (trial){p, 2, p, 1, 1, 1}).own, 2 * (p - 1));
 }
 
-/* A fused action costs its F and its B here. The papers' (p-1)(FB + B - 3W), which is
- * (p-1)(F + I) for I = W, is what is measured where F is the same too; else it was found to be a
- * bound that is missed by F where F is much shorter, and passed where F is longer. */
+/* A fused action costs its F and its B here. The papers' (p-1)(FB + B - 3W) is then (p-1)(F + I);
+ * measured is that, less F, where F is the shorter, and more where F is the longer. */
 TEST(laws, dualpipev_where_i_and_w_cost_the_same) {
   rng r = {seed()};
   for (int k = 0; k < 300; k++) {
@@ -183,6 +181,26 @@ TEST(laws, dualpipev_where_i_and_w_cost_the_same) {
     CHECK_EQ(got.bubble, most(2 * (t.p - 1) * t.f, (t.p - 1) * (t.f + t.i) - t.f));
     CHECK_EQ(got.own, got.bubble);
     for (int q = 0; q < t.p; q++) CHECK_EQ(got.peaks[q], least(2 * t.m, 2 * t.p + 1));
+  }
+}
+
+/* The papers' law, of the last rank: its bubble is (p-1)(FB + B - 3W) where F = I = W and a fused
+ * action takes between as long as its B and as long as both. */
+TEST(laws, dualpipev_gains_what_a_fused_action_saves) {
+  rng r = {seed()};
+  for (int k = 0; k < 200; k++) {
+    const trial t = draw(&r, 1, 2, 0);
+    const int both = (int)rng_int(&r, 2 * t.f, 3 * t.f);
+    double fused[64];
+    costs_of c;
+    NOTE("p %d m %d f %d fused %d", t.p, t.m, t.f, both);
+    even_costs(t.f, t.f, t.f, 0, 2 * t.p, &c);
+    for (int s = 0; s < 2 * t.p; s++) fused[s] = both;
+    c.costs.forward_backward = fused;
+    lam_schedule *s = built_of("dualpipev", t.p, 2, t.m);
+    const int work = (2 * (t.m - t.p) - 1) * both + (2 * t.p + 1) * 3 * t.f;
+    CHECK_EQ(simulated(s, &c.costs).makespan, work + (t.p - 1) * (both - t.f));
+    lam_schedule_destroy(s);
   }
 }
 
@@ -234,7 +252,7 @@ TEST(laws, v_half_and_v_min_hold_a_half_and_a_third_of_p_micro_batches) {
 
 /* -- all beside each other -- */
 
-/* p 4, m 8, F = I = W = 1 for a rank's whole share; peaks in micro-batches. 60 parts to a unit. */
+/* p 4, m 8, F = I = W = 1 for a rank's whole share, counted in sixtieths; peaks in micro-batches. */
 TEST(laws, worked_example) {
   static const struct {
     const char *name;
