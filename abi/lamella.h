@@ -5,7 +5,7 @@
  *   calling thread.
  * - Every public struct starts with struct_size and is made by its LAM_..._INIT macro; it only grows
  *   at its end; zero means default; non-zero bytes past what the library knows are refused.
- *   (lam_attr, lam_shape and lam_event are frozen.)
+ *   (lam_attr, lam_shape, lam_event and lam_layer are frozen.)
  * - Tensors are borrowed for the call; outputs are allocated by the caller; out parameters come
  *   last, are set to NULL or zero on entry and filled on success. Destroy functions take NULL.
  * - Streams: a cudaStream_t as void *; NULL on CPU, where the result is there on return.
@@ -302,6 +302,9 @@ typedef struct lam_schedule lam_schedule;
  * dualpipev's m is at least 2p. p ranks, v stages per rank, m micro-batches. */
 LAM_API lam_status lam_schedule_build(const char *name, int32_t p, int32_t v, int32_t m,
                                       lam_schedule **out_schedule);
+/* Name of and one line about each schedule that can be built, from i = 0 on; NULL past the last. */
+LAM_API const char *lam_schedule_name(int32_t i);
+LAM_API const char *lam_schedule_about(int32_t i);
 LAM_API lam_status lam_schedule_parse(const char *text, uint64_t bytes,
                                       lam_schedule **out_schedule);
 /* Writes at most `room` bytes with the closing NUL; *out_bytes is the whole text's length without
@@ -466,6 +469,95 @@ LAM_API lam_status lam_foreign_create(const char *lib, const char *symbol, const
 LAM_API lam_status lam_foreign_call(void *foreign,
                                     const lam_stage_io *io); /* a lam_stage_fn; user = the handle */
 LAM_API void lam_foreign_destroy(lam_foreign *f);
+
+/* ---- Layers onto stages ---- */
+/* One unit of a model, in order: the embedding first, then the layers, the head last. 56 bytes,
+ * frozen. */
+typedef struct lam_layer {
+  double forward, backward_input, backward_weight; /* ns of one micro-batch */
+  /* What a cut after it adds to the stage that ends there: its output's way on and the gradient's
+   * way back, ns of one micro-batch; buffers, bytes. */
+  double cut_time;
+  uint64_t cut_bytes;
+  uint64_t static_bytes;     /* weights, their gradients, the optimizer's state */
+  uint64_t activation_bytes; /* of one micro-batch, held from its forward to its last backward */
+} lam_layer;
+
+typedef struct lam_partition_desc {
+  uint32_t struct_size, flags;
+  const lam_layer *layers;
+  /* Gives stages, the ranks they lie on, micro-batches, and how many of them a stage holds at
+   * most. */
+  const lam_schedule *schedule;
+  const uint64_t *caps;  /* [n_ranks] bytes that a rank may hold; NULL = no cap */
+  const int32_t *pinned; /* [n_stages] the first layer of a stage; -1 = free; NULL = all free */
+  uint32_t n_layers, reserved;
+} lam_partition_desc;
+#define LAM_PARTITION_DESC_INIT {sizeof(lam_partition_desc), 0, 0, 0, 0, 0, 0, 0}
+#define LAM_PARTITION_EMPTY_STAGES 1u /* stages may be empty */
+
+typedef struct lam_partition {
+  uint32_t struct_size;
+  int32_t proven;    /* 1: no cut has a shorter step; 0: the best that was found */
+  const char *proof; /* why, a constant string */
+  /* ns: all stages' times of one micro-batch, and m - 1 times the slowest rank's; the slowest
+   * rank's; what no cut can go below. */
+  double step, bottleneck, bound;
+  int32_t *first_layer; /* caller's [n_stages + 1] or NULL: stage s has [s] up to [s + 1] */
+  double *stage_time;   /* caller's [n_stages] or NULL: ns of one micro-batch */
+  uint64_t *rank_bytes; /* caller's [n_ranks] or NULL: the most it holds at any moment */
+} lam_partition;
+#define LAM_PARTITION_INIT {sizeof(lam_partition), 0, 0, 0, 0, 0, 0, 0, 0}
+/* The contiguous cut with the shortest step: exact where no rank has two stages. Where the caps are
+ * too small, RESOURCE_EXHAUSTED names the stage that binds and the bytes that are missing. */
+LAM_API lam_status lam_partition_solve(const lam_partition_desc *desc, lam_partition *out);
+
+/* Runs each layer as a stage of its own, forward and then backward, `rounds` times, and sets the
+ * three times of each of out_layers [n_layers] to their medians. Where a layer cannot split its
+ * backward, all of it is backward_input's. */
+typedef struct lam_profile_desc {
+  uint32_t struct_size, n_layers;
+  const lam_stage *layers;
+  const lam_stage_io *forward, *backward; /* [n_layers] samples, with their tensors */
+  uint32_t rounds, warm_up;               /* 0 = 5 and 2; warm-up is not counted */
+} lam_profile_desc;
+#define LAM_PROFILE_DESC_INIT {sizeof(lam_profile_desc), 0, 0, 0, 0, 0, 0}
+LAM_API lam_status lam_layers_profile(const lam_profile_desc *desc, lam_layer *out_layers);
+
+/* Megatron-LM's --pipeline-model-parallel-layout, "Et*3|(tt|)*29,m|L": E embedding, t layer, m
+ * layer for further tokens, L head and loss; | ends a stage. */
+typedef struct lam_layout {
+  uint32_t struct_size, reserved;
+  uint64_t n_layers, n_stages; /* in: room; out: how many there are */
+  char *layers;                /* caller's [n_layers] or NULL: their letters, no NUL */
+  int32_t *first_layer;        /* caller's [n_stages + 1] or NULL, as in lam_partition */
+} lam_layout;
+#define LAM_LAYOUT_INIT {sizeof(lam_layout), 0, 0, 0, 0, 0}
+LAM_API lam_status lam_layout_parse(const char *text, uint64_t bytes, lam_layout *out);
+LAM_API lam_status lam_layout_print(const lam_layout *layout, char *buf, uint64_t room,
+                                    uint64_t *out_bytes);
+
+/* Which schedule "auto" is. */
+typedef struct lam_choice_desc {
+  uint32_t struct_size, flags;
+  int32_t p, v, m; /* v: stages per rank that the model can be cut into; 1 = linear placement */
+  uint32_t reserved;
+  /* Of a rank: bytes always held; bytes of one micro-batch; what it may hold, 0 = no cap. */
+  uint64_t static_bytes, activation_bytes, cap_bytes;
+} lam_choice_desc;
+#define LAM_CHOICE_DESC_INIT {sizeof(lam_choice_desc), 0, 0, 0, 0, 0, 0, 0, 0}
+#define LAM_CHOICE_SPLITS 1u   /* every stage splits its backward: I and W */
+#define LAM_CHOICE_OVERLAPS 2u /* a fused pair was measured to take less than F and B */
+#define LAM_CHOICE_LOOSE 4u    /* memory is no concern */
+typedef struct lam_choice {
+  uint32_t struct_size;
+  int32_t v;        /* stages per rank to build it with */
+  const char *name; /* a constant string */
+  uint64_t bytes;   /* what the fullest rank would hold */
+  char reason[240]; /* one line */
+} lam_choice;
+#define LAM_CHOICE_INIT {sizeof(lam_choice), 0, 0, 0, {0}}
+LAM_API lam_status lam_schedule_choose(const lam_choice_desc *desc, lam_choice *out);
 
 /* ---- For hosts that use dlopen ---- */
 /* An append-only table of the functions above: api->run is lam_run. struct_size tells how many
