@@ -1,5 +1,5 @@
 /* build_linear.c: schedules of one chunk per rank: stage r is rank r's.
- * Invariant and what it leaves: see build.h. ZB-H1 is build_loop.c's interleaved-ZB of one chunk. */
+ * Invariant and what it leaves: see build.h. ZB-H1 is build_loop.c's, of one chunk. */
 #include "plugin/pipeline/build.h"
 
 static void push(const lam_list *l, int kind, int micro) { lam_list_push(l, kind, 0, micro); }

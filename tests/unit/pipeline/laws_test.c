@@ -252,7 +252,7 @@ TEST(laws, v_half_and_v_min_hold_a_half_and_a_third_of_p_micro_batches) {
 
 /* -- all beside each other -- */
 
-/* p 4, m 8, F = I = W = 1 for a rank's whole share, counted in sixtieths; peaks in micro-batches. */
+/* p 4, m 8, F = I = W = 1 for a whole rank, counted in sixtieths; peaks in micro-batches. */
 TEST(laws, worked_example) {
   static const struct {
     const char *name;
