@@ -128,7 +128,7 @@ lam_status lam_layers_profile(const lam_profile_desc *desc, lam_layer *out_layer
   if (!times) return lam_fail(LAM_RESOURCE_EXHAUSTED, WHO "no memory for %u rounds", rounds);
   lam_status status = LAM_OK;
   for (uint32_t i = 0; i < desc->n_layers && status == LAM_OK; i++) {
-    layer l;
+    layer l = {0};
     status = plan_layer(desc, (int)i, &l);
     if (status == LAM_OK) status = profile_layer(&l, rounds, warm_up, times, &out_layers[i]);
   }
