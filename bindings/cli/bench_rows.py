@@ -97,8 +97,8 @@ def demo(n):
     whole, tp, pp = figures["one worker"], figures["tp=2"], figures["pp=2"]
     note = "" if cores >= 2 else "two workers share one core"
     rows = [
-        compare(f"demo step, {name}", "tokens/s", figures[name]["step_rate"], "oneDNN, gemms alone", figures[name]["onednn_rate"],
-                ">= 0.80", "the same gemms straight through oneDNN's C API: plain weights, weight gradients added to")
+        compare(f"demo step, {name}", "tokens/s", figures[name]["step_rate"], "oneDNN, gemms alone", figures[name]["onednn_rate"], ">= 0.80",
+                "rates; the same gemms straight through oneDNN's C API: plain weights, weight gradients added to")
         for name in beside
     ]
     rows += [
