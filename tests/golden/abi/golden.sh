@@ -1,7 +1,7 @@
 #!/bin/bash
 # golden.sh: holds what the built library promises against the goldens in this folder.
 #
-#   golden.sh check [filter]              a test: `ok abi.claim` or `FAIL abi.claim` for each
+#   golden.sh [filter]                    a test: `ok abi.claim` or `FAIL abi.claim` for each
 #   bazel run //tests/golden/abi:update   writes the goldens anew, on purpose, into the tree
 #
 # Goldens: layout.txt (sizes and offsets of every public struct), ops.txt (every operator row),
@@ -91,9 +91,8 @@ update() {
   make_abi > "$to/lamella.abi" && echo "wrote $to/lamella.abi"
 }
 
-filter=${2:-}
-case ${1:-} in
-  check) check ;;
+filter=${1:-}
+case $filter in
   update) update ;;
-  *) echo "usage: golden.sh check [filter] | update" >&2; exit 2 ;;
+  *) check ;;
 esac
