@@ -21,6 +21,7 @@ COMMANDS = [
     ("setup", "bindings.cli.setup", "install what is missing (Debian and Python packages), once"),
     ("build", "bindings.cli.build", "build the library and everything around it"),
     ("demo", "bindings.cli.demo.demo", "train a small decoder on real text, split over workers"),
+    ("schedule", "bindings.cli.schedule", "which pipeline schedule: list, draw, convert, check"),
     ("test", "bindings.cli.test", "run every test"),
     ("bench", "bindings.cli.bench", "measure, beside the peers found on this machine"),
     ("doctor", "bindings.cli.doctor", "what this machine has, what is missing, how to install it"),
