@@ -81,6 +81,13 @@ def pipeline(n):
     return rows
 
 
+def schedule(n):
+    """what it costs to prove and to time a schedule, by its number of actions"""
+    figures = rounds({"schedule": program("schedule_bench")}, n)["schedule"]
+    goals = {"simulate/131072": "<= 2000", "events/131072": "<= 2000", "check/1048576": "<= 50000"}
+    return [alone(line, "us", values, goals.get(line, "")) for line, values in figures.items()]
+
+
 def demo(n):
     """the demo's training step: against oneDNN on its gemms alone, one worker, and the simulator"""
     cores = len(os.sched_getaffinity(0))
@@ -127,4 +134,4 @@ def kernels(n):
     return rows
 
 
-GROUPS = {"comm": comm, "ffn": ffn, "call": call, "pipeline": pipeline, "demo": demo, "kernels": kernels}
+GROUPS = {"comm": comm, "ffn": ffn, "call": call, "pipeline": pipeline, "schedule": schedule, "demo": demo, "kernels": kernels}

@@ -20,11 +20,11 @@ static bool has_enough_actions(const lam_schedule *s) {
   return 2 * pairs <= lam_schedule_n_actions(s);
 }
 
-lam_status lam_check_walk(const lam_schedule *s, const lam_costs *costs, bool spans,
+lam_status lam_check_walk(const lam_schedule *s, const lam_costs *costs, lam_noted noted,
                           lam_walk *out) {
   if (!s) return lam_fail(LAM_INVALID_ARGUMENT, WHO "s is NULL");
   if (!has_enough_actions(s)) return lam_schedule_explain(s);
-  LAM_TRY(lam_walk_run(s, costs, spans, out));
+  LAM_TRY(lam_walk_run(s, costs, noted, out));
   lam_status status = LAM_OK;
   if (!lam_walk_is_complete(out) || !lam_walk_is_whole(out)) status = lam_schedule_explain(s);
   if (status == LAM_OK && s->lowered) status = lam_check_channels(s);
@@ -84,21 +84,19 @@ static lam_status describe(const lam_walk *w, lam_schedule_info *out) {
   const size_t n_depths = (size_t)LAM_FLOWS * (size_t)s->n_stages, n_ranks = (size_t)s->n_ranks;
   int32_t *numbers = malloc((n_depths > n_ranks ? n_depths : n_ranks) * sizeof *numbers);
   if (!numbers) return lam_fail(LAM_RESOURCE_EXHAUSTED, WHO "no memory for %d stages", s->n_stages);
-  const lam_status status = lam_ring_depths(w, false, numbers);
-  if (status == LAM_OK) {
-    lam_simulated times = LAM_SIMULATED_INIT;
-    describe_sizes(s, out);
-    out->ring_depth = largest(numbers, n_depths);
-    copy_depths(s, numbers, out);
-    lam_schedule_peaks(s, numbers);
-    out->peak_in_flight = largest(numbers, n_ranks);
-    copy_out(out->peaks, &out->n_peaks, numbers, n_ranks);
-    lam_walk_measure(w, &times);
-    out->makespan = times.makespan, out->bubble = times.bubble;
-    out->rank_bubble = times.rank_bubble;
-  }
+  describe_sizes(s, out);
+  lam_ring_depths(w, numbers);
+  out->ring_depth = largest(numbers, n_depths);
+  copy_depths(s, numbers, out);
+  lam_schedule_peaks(s, numbers);
+  out->peak_in_flight = largest(numbers, n_ranks);
+  copy_out(out->peaks, &out->n_peaks, numbers, n_ranks);
   free(numbers);
-  return status;
+  lam_simulated times = LAM_SIMULATED_INIT;
+  lam_walk_measure(w, &times);
+  out->makespan = times.makespan, out->bubble = times.bubble;
+  out->rank_bubble = times.rank_bubble;
+  return LAM_OK;
 }
 
 lam_status lam_schedule_check(const lam_schedule *s, lam_schedule_info *out_info) {
@@ -112,7 +110,7 @@ lam_status lam_schedule_check(const lam_schedule *s, lam_schedule_info *out_info
     info.n_peaks = rooms[0], info.n_ring_depths = rooms[1];
   }
   lam_walk w;
-  LAM_TRY(lam_check_walk(s, NULL, out_info, &w));
+  LAM_TRY(lam_check_walk(s, NULL, out_info ? LAM_NOTED_RINGS : LAM_NOTED_NOTHING, &w));
   const lam_status status = out_info ? describe(&w, &info) : LAM_OK;
   if (out_info && status == LAM_OK) *out_info = info;
   lam_walk_finish(&w);

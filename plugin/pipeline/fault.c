@@ -288,7 +288,7 @@ lam_status lam_schedule_explain(const lam_schedule *s) {
   LAM_TRY(check_pairs(s));
   if (s->lowered) LAM_TRY(lam_check_channels(s));
   lam_walk w;
-  LAM_TRY(lam_walk_run(s, NULL, false, &w));
+  LAM_TRY(lam_walk_run(s, NULL, LAM_NOTED_NOTHING, &w));
   const lam_status status = lam_walk_is_complete(&w)
                                 ? lam_fail(LAM_INTERNAL, WHO "a table was refused without a reason")
                                 : fail_deadlock(&w);

@@ -99,7 +99,7 @@ static lam_status prepare(lowering *l, const lam_walk *w) {
     return lam_fail(LAM_RESOURCE_EXHAUSTED, "lam_schedule_lower: no memory for %d stages",
                     s->n_stages);
   LAM_TRY(lam_output_order(s, &l->order));
-  LAM_TRY(lam_ring_depths(w, false, l->depths));
+  lam_ring_depths(w, l->depths);
   return lam_schedule_alloc(s->n_ranks, s->n_stages, s->n_micro, &l->out);
 }
 
@@ -145,7 +145,7 @@ lam_status lam_schedule_lower(const lam_schedule *s, lam_schedule **out_lowered)
     return lam_fail(LAM_INVALID_ARGUMENT, "lam_schedule_lower: out_lowered is NULL");
   *out_lowered = NULL;
   lam_walk w;
-  LAM_TRY(lam_check_walk(s, NULL, !s->lowered, &w));
+  LAM_TRY(lam_check_walk(s, NULL, s->lowered ? LAM_NOTED_NOTHING : LAM_NOTED_RINGS, &w));
   /* Where transfers are written out, they stand as they are. */
   const lam_status status = s->lowered ? copy(s, out_lowered) : lower(&w, out_lowered);
   lam_walk_finish(&w);

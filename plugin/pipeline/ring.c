@@ -46,99 +46,80 @@ fail:
 
 /* Of every (flow, sending stage): messages in the order in which they are made, when each took its
  * slot, and, by micro-batch, when it gave it back. Unit costs: times are whole numbers. */
-typedef struct slot_times {
+struct lam_rings {
+  const lam_schedule *s;
+  bool held;
   int32_t *order, *taken, *freed; /* [LAM_FLOWS][n_stages][n_micro] */
   int32_t *made;                  /* [LAM_FLOWS][n_stages] */
-} slot_times;
+};
+
+lam_rings *lam_rings_create(const lam_schedule *s, bool held) {
+  const size_t rows = (size_t)LAM_FLOWS * (size_t)s->n_stages, n = rows * (size_t)s->n_micro;
+  lam_rings *t = calloc(1, sizeof *t);
+  if (!t) return NULL;
+  t->s = s, t->held = held;
+  t->order = malloc(3 * n * sizeof *t->order);
+  t->made = calloc(rows, sizeof *t->made);
+  if (!t->order || !t->made) return lam_rings_destroy(t), NULL;
+  t->taken = t->order + n, t->freed = t->taken + n;
+  return t;
+}
+
+void lam_rings_destroy(lam_rings *t) {
+  if (!t) return;
+  free(t->order);
+  free(t->made);
+  free(t);
+}
 
 static size_t slot_index(const lam_schedule *s, int flow, int stage, int k) {
   return flow_index(s, flow, stage) * (size_t)s->n_micro + (size_t)k;
 }
 
-/* The action that makes a message takes its slot; the last one that reads it gives it back. */
-static void note_action(const lam_schedule *s, const lam_action *a, lam_span when, bool held,
-                        slot_times *t) {
+void lam_rings_note(lam_rings *t, const lam_action *a, double start, double end) {
+  const lam_schedule *s = t->s;
   const int flow = flow_made_by(a->kind);
   const bool ends_hold = a->kind == LAM_KIND_B || a->kind == LAM_KIND_W;
-  const int32_t start = (int32_t)when.start, end = (int32_t)when.end;
   if (flow >= 0) {
     const size_t at = slot_index(s, flow, a->stage, t->made[flow_index(s, flow, a->stage)]++);
-    t->order[at] = a->micro, t->taken[at] = start;
+    t->order[at] = a->micro, t->taken[at] = (int32_t)start;
   }
-  if (a->stage > 0 && (held ? ends_hold : flow == LAM_FLOW_F))
-    t->freed[slot_index(s, LAM_FLOW_F, a->stage - 1, a->micro)] = end;
+  if (a->stage > 0 && (t->held ? ends_hold : flow == LAM_FLOW_F))
+    t->freed[slot_index(s, LAM_FLOW_F, a->stage - 1, a->micro)] = (int32_t)end;
   if (a->stage < s->n_stages - 1 && flow == LAM_FLOW_B)
-    t->freed[slot_index(s, LAM_FLOW_B, a->stage + 1, a->micro)] = end;
-}
-
-static void note_times(const lam_walk *w, bool held, slot_times *times) {
-  const lam_schedule *s = w->s;
-  for (int64_t i = 0; i < lam_schedule_n_actions(s); i++) {
-    lam_span when = w->spans[i];
-    const bool paired =
-        s->actions[i].paired; /* one call: its slots are taken and given back together */
-    if (paired) when.end = w->spans[i + 1].end;
-    note_action(s, &s->actions[i], when, held, times);
-    if (paired) i++, note_action(s, &s->actions[i], when, held, times);
-  }
+    t->freed[slot_index(s, LAM_FLOW_B, a->stage + 1, a->micro)] = (int32_t)end;
 }
 
 /* The widest window of messages, in the order they are made, from the oldest that still has its
  * slot to the newest. */
-static int depth_of(const slot_times *t, size_t row, int n_micro) {
+static int depth_of(const lam_rings *t, size_t row) {
   const int32_t *order = t->order + row, *taken = t->taken + row, *freed = t->freed + row;
   int oldest = 0, depth = 0;
-  for (int newest = 0; newest < n_micro; newest++) {
+  for (int newest = 0; newest < t->s->n_micro; newest++) {
     while (oldest < newest && freed[order[oldest]] <= taken[newest]) oldest++;
     if (newest - oldest + 1 > depth) depth = newest - oldest + 1;
   }
   return depth;
 }
 
-static void measure_depths(const lam_schedule *s, const slot_times *times, int32_t *out_depths) {
+void lam_ring_depths(const lam_walk *w, int32_t *out_depths) {
+  const lam_schedule *s = w->s;
   for (int flow = 0; flow < LAM_FLOWS; flow++)
     for (int stage = 0; stage < s->n_stages; stage++) {
       const int edge = flow == LAM_FLOW_F ? stage : stage - 1;
       const bool crosses = edge >= 0 && edge < s->n_stages - 1 && lam_edge_crosses(s, edge);
       out_depths[flow_index(s, flow, stage)] =
-          crosses ? depth_of(times, slot_index(s, flow, stage, 0), s->n_micro) : 0;
+          crosses ? depth_of(w->rings, slot_index(s, flow, stage, 0)) : 0;
     }
 }
 
-lam_status lam_ring_depths(const lam_walk *w, bool held, int32_t *out_depths) {
-  const lam_schedule *s = w->s;
-  const size_t rows = (size_t)LAM_FLOWS * (size_t)s->n_stages, n = rows * (size_t)s->n_micro;
-  slot_times t = {.order = malloc(3 * n * sizeof *t.order), .made = calloc(rows, sizeof *t.made)};
-  const bool fits = t.order && t.made;
-  if (fits) {
-    t.taken = t.order + n, t.freed = t.taken + n;
-    note_times(w, held, &t);
-    measure_depths(s, &t, out_depths);
-  }
-  free(t.order);
-  free(t.made);
-  return fits ? LAM_OK
-              : lam_fail(LAM_RESOURCE_EXHAUSTED, "schedule: no memory for the slots of %d stages",
-                         s->n_stages);
-}
-
-static lam_status depth_of_edge(const lam_schedule *s, size_t index, bool held, int *out) {
-  lam_walk w;
-  LAM_TRY(lam_check_walk(s, NULL, true, &w));
-  int32_t *depths = malloc((size_t)LAM_FLOWS * (size_t)s->n_stages * sizeof *depths);
-  lam_status status =
-      depths ? lam_ring_depths(&w, held, depths)
-             : lam_fail(LAM_RESOURCE_EXHAUSTED, "schedule: no memory for %d depths", s->n_stages);
-  if (status == LAM_OK) *out = depths[index];
-  free(depths);
-  lam_walk_finish(&w);
-  return status;
-}
-
 int lam_schedule_ring_depth(const lam_schedule *s, int edge, int kind, bool held) {
-  int depth = -1;
+  lam_walk w;
   if (edge < 0 || edge >= s->n_stages - 1 || !lam_edge_crosses(s, edge)) return 0;
-  const size_t index =
-      kind == LAM_KIND_F ? flow_index(s, LAM_FLOW_F, edge) : flow_index(s, LAM_FLOW_B, edge + 1);
-  return depth_of_edge(s, index, held, &depth) == LAM_OK ? depth : -1;
+  if (lam_check_walk(s, NULL, held ? LAM_NOTED_RINGS_HELD : LAM_NOTED_RINGS, &w)) return -1;
+  const bool forward = kind == LAM_KIND_F;
+  const int flow = forward ? LAM_FLOW_F : LAM_FLOW_B, sender = forward ? edge : edge + 1;
+  const int depth = depth_of(w.rings, slot_index(s, flow, sender, 0));
+  lam_walk_finish(&w);
+  return depth;
 }

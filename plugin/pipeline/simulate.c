@@ -157,7 +157,8 @@ lam_status lam_schedule_simulate(const lam_schedule *s, const lam_costs *costs,
   if (!s) return lam_fail(LAM_INVALID_ARGUMENT, WHO "s is NULL");
   LAM_TRY(check_costs(s, costs));
   lam_walk w;
-  LAM_TRY(lam_check_walk(s, costs, out->events || out->waits, &w));
+  const bool spans = out->events || out->waits;
+  LAM_TRY(lam_check_walk(s, costs, spans ? LAM_NOTED_SPANS : LAM_NOTED_NOTHING, &w));
   const lam_status status = read_walk(&w, &rooms, out);
   lam_walk_finish(&w);
   return status;

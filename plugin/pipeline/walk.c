@@ -185,6 +185,10 @@ static inline void note_span(const lam_walk *w, const lam_action *a, double star
   if (w->spans) w->spans[a - w->s->actions] = (lam_span){start, end};
 }
 
+static inline void note_slots(const lam_walk *w, const lam_action *a, double start, double end) {
+  if (w->rings) lam_rings_note(w->rings, a, start, end);
+}
+
 /* A fused pair takes what was measured for it, or its two halves; its outputs come together, at
  * its end. */
 static bool run_pair(lam_walk *w, const lam_action *f, meter *m) {
@@ -198,6 +202,8 @@ static bool run_pair(lam_walk *w, const lam_action *f, meter *m) {
       !fused ? start + forward : start + (halves > 0 ? whole * forward / halves : 0);
   note_span(w, f, start, middle);
   note_span(w, b, middle, end);
+  note_slots(w, f, start, end); /* one call: slots are taken and given back together */
+  note_slots(w, b, start, end);
   finish_action(w, f, end);
   finish_action(w, b, end);
   note_work(m, start, whole, end);
@@ -220,14 +226,13 @@ static inline bool run_one(lam_walk *w, const lam_action *a, meter *m) {
   const double cost = op_of(w, a)->cost, end = start + cost;
   note_span(w, a, start, end);
   finish_action(w, a, end);
-  if (lam_kind_computes(a->kind)) note_work(m, start, cost, end);
+  if (!lam_kind_computes(a->kind)) return true;
+  note_slots(w, a, start, end);
+  note_work(m, start, cost, end);
   return true;
 }
 
-/* In a copy of *w, so that what is written through its pointers cannot be taken for a change of
- * its fields: a third of the time. */
-static void run_rank(lam_walk *shared, int rank) {
-  lam_walk copy = *shared, *w = &copy;
+static void run_rank(lam_walk *w, int rank) {
   const lam_action *a = w->s->actions + w->at[rank], *end = w->s->actions + w->s->first[rank + 1];
   meter m = {rank, w->first[rank], w->clock[rank], w->busy[rank]};
   while (a < end && (a->paired      ? run_pair(w, a, &m)
@@ -236,15 +241,16 @@ static void run_rank(lam_walk *shared, int rank) {
     a += 1 + a->paired;
   w->at[rank] = a - w->s->actions;
   w->first[rank] = m.first, w->clock[rank] = m.clock, w->busy[rank] = m.busy;
-  shared->n_ready = w->n_ready;
 }
 
-static bool alloc_walk(lam_walk *w, bool spans) {
+static bool alloc_walk(lam_walk *w, lam_noted noted) {
   const lam_schedule *s = w->s;
   const size_t ranks = (size_t)s->n_ranks, stages = (size_t)s->n_stages;
   const size_t pairs = stages * (size_t)s->n_micro, signals = s->lowered ? N_SIGNALS : LAM_FLOWS;
   w->n_kinds = s->lowered ? LAM_KIND_RECV_B + 1 : LAM_KIND_B + 1;
+  const bool spans = noted == LAM_NOTED_SPANS, rings = noted >= LAM_NOTED_RINGS;
   if (spans) w->spans = malloc((size_t)lam_schedule_n_actions(s) * sizeof *w->spans);
+  if (rings) w->rings = lam_rings_create(s, noted == LAM_NOTED_RINGS_HELD);
   w->first = malloc(ranks * sizeof *w->first);
   w->clock = calloc(ranks, sizeof *w->clock);
   w->busy = calloc(ranks, sizeof *w->busy);
@@ -253,17 +259,18 @@ static bool alloc_walk(lam_walk *w, bool spans) {
   w->signals = malloc(signals * pairs * sizeof *w->signals);
   w->ops = malloc(stages * (size_t)w->n_kinds * sizeof *w->ops);
   w->ready = malloc(ranks * sizeof *w->ready);
-  if (!(w->spans || !spans) || !w->first || !w->clock || !w->busy || !w->at || !w->done ||
-      !w->signals || !w->ops || !w->ready)
+  if ((spans && !w->spans) || (rings && !w->rings) || !w->first || !w->clock || !w->busy ||
+      !w->at || !w->done || !w->signals || !w->ops || !w->ready)
     return false;
   for (size_t r = 0; r < ranks; r++) w->first[r] = -1;
   memset(w->signals, 0xff, signals * pairs * sizeof *w->signals); /* NaN */
   return true;
 }
 
-lam_status lam_walk_run(const lam_schedule *s, const lam_costs *costs, bool spans, lam_walk *out) {
+lam_status lam_walk_run(const lam_schedule *s, const lam_costs *costs, lam_noted noted,
+                        lam_walk *out) {
   *out = (lam_walk){.s = s, .costs = costs};
-  if (!alloc_walk(out, spans)) {
+  if (!alloc_walk(out, noted)) {
     lam_walk_finish(out);
     return lam_fail(LAM_RESOURCE_EXHAUSTED, "schedule: no memory to walk through %lld actions",
                     (long long)lam_schedule_n_actions(s));
@@ -277,6 +284,7 @@ lam_status lam_walk_run(const lam_schedule *s, const lam_costs *costs, bool span
 
 void lam_walk_finish(lam_walk *w) {
   free(w->spans);
+  lam_rings_destroy(w->rings);
   free(w->first);
   free(w->clock);
   free(w->busy);

@@ -50,11 +50,21 @@ typedef struct lam_span {
   double start, end;
 } lam_span;
 
+/* What a walk notes on its way; rings only with unit costs. */
+typedef enum lam_noted {
+  LAM_NOTED_NOTHING,
+  LAM_NOTED_SPANS,
+  LAM_NOTED_RINGS,
+  LAM_NOTED_RINGS_HELD, /* slots are held until the receiver's last backward action */
+} lam_noted;
+
+typedef struct lam_rings lam_rings;
 struct lam_walk_op;
 typedef struct lam_walk {
   const lam_schedule *s;
   const lam_costs *costs; /* NULL: unit costs, transfers free */
-  lam_span *spans; /* [n_actions]; of a fused pair, F's part and then B's. NULL: not asked for */
+  lam_span *spans;  /* [n_actions]; of a fused pair, F's part and then B's; NULL = not noted */
+  lam_rings *rings; /* NULL = not noted */
   double *first, *clock, *busy; /* [n_ranks]: its first start (-1 = none), last end, work in all */
   int64_t *at;   /* [n_ranks]: the action a rank stands at; first[r + 1] where it came to its end */
   uint8_t *done; /* [n_stages * n_micro]: kinds that ran */
@@ -67,11 +77,13 @@ typedef struct lam_walk {
 /* Everything that lam_schedule_check judges, and the walk that proves it, in costs (NULL: unit
  * costs). Who runs or simulates a schedule starts here, and finishes the walk where this
  * succeeded. */
-lam_status lam_check_walk(const lam_schedule *s, const lam_costs *costs, bool spans, lam_walk *out);
+lam_status lam_check_walk(const lam_schedule *s, const lam_costs *costs, lam_noted noted,
+                          lam_walk *out);
 
 /* Runs as much as can be run, and stops a rank at an action that was there before or is not its
  * stage's rank's; fails only for memory. */
-lam_status lam_walk_run(const lam_schedule *s, const lam_costs *costs, bool spans, lam_walk *out);
+lam_status lam_walk_run(const lam_schedule *s, const lam_costs *costs, lam_noted noted,
+                        lam_walk *out);
 void lam_walk_finish(lam_walk *w);
 /* Did every list come to its end? */
 bool lam_walk_is_complete(const lam_walk *w);
@@ -93,8 +105,14 @@ static inline const int32_t *lam_order_of(const lam_schedule *s, const int32_t *
 }
 
 /* Ring depths (see lam_schedule_ring_depth) of every sending stage: [LAM_FLOWS][n_stages]; of a
- * walk with unit costs. */
-lam_status lam_ring_depths(const lam_walk *w, bool held, int32_t *out_depths);
+ * walk that noted rings. */
+void lam_ring_depths(const lam_walk *w, int32_t *out_depths);
+
+/* ring.c, for walk.c: a message's slot is taken when the action that makes it starts, given back
+ * when the last one that reads it ends. */
+lam_rings *lam_rings_create(const lam_schedule *s, bool held); /* NULL: no memory */
+void lam_rings_note(lam_rings *rings, const lam_action *a, double start, double end);
+void lam_rings_destroy(lam_rings *rings);
 
 /* fault.c: says what is wrong with a table that check does not accept. Never LAM_OK. */
 lam_status lam_schedule_explain(const lam_schedule *s);

@@ -197,7 +197,8 @@ static double ready(const trial *t, const lam_action *a) {
 
 /* When the slot for a's output is free: once message n - depth was read. */
 static double slot(const trial *t, const lam_action *a) {
-  const int flow = a->kind == LAM_KIND_F ? 0 : a->kind == LAM_KIND_W ? -1 : 1;
+  const bool makes_none = a->kind == LAM_KIND_W || a->kind > LAM_KIND_B;
+  const int flow = a->kind == LAM_KIND_F ? 0 : makes_none ? -1 : 1;
   if (!t->depth || flow < 0) return 0;
   const int to = flow ? a->stage - 1 : a->stage + 1, edge = flow ? a->stage - 1 : a->stage;
   if (to < 0 || to >= t->s->n_stages || !crosses(t->s, edge)) return 0;
@@ -220,6 +221,7 @@ static bool try_step(trial *t, int rank) {
   const int64_t i = t->s->first[rank] + t->at[rank];
   if (i == t->s->first[rank + 1]) return false;
   const lam_action *a = &t->s->actions[i];
+  if (a->micro < 0) return t->at[rank]++, true; /* of a whole stage: free */
   const int n = 1 + a->paired;
   double start = t->clock[rank], end = 0;
   for (int k = 0; k < n; k++) start = latest(start, latest(ready(t, a + k), slot(t, a + k)));
@@ -310,9 +312,29 @@ static bool transfers_keep_order(const lam_schedule *s, int stage) {
   return true;
 }
 
+/* REDUCE_GRAD once, after the stage's last weight gradient; UNSHARD and RESHARD in turn, and where
+ * there is one, nothing computed outside of them. */
+static bool stage_wide_is_right(const lam_schedule *s, int stage) {
+  bool uses = false, open = false, reduced = false;
+  for (int64_t i = 0; i < s->first[s->n_ranks]; i++)
+    uses |= s->actions[i].stage == stage && s->actions[i].kind == LAM_KIND_UNSHARD;
+  for (int64_t i = 0; i < s->first[s->n_ranks]; i++) {
+    const lam_action *a = &s->actions[i];
+    if (a->stage != stage) continue;
+    const bool weight = a->kind == LAM_KIND_W || a->kind == LAM_KIND_B;
+    if (reduced && (weight || a->kind == LAM_KIND_REDUCE_GRAD)) return false;
+    if (a->kind == LAM_KIND_UNSHARD && open) return false;
+    if (a->kind == LAM_KIND_RESHARD && !open) return false;
+    if (a->kind <= LAM_KIND_B && uses && !open) return false;
+    open = a->kind == LAM_KIND_UNSHARD || (open && a->kind != LAM_KIND_RESHARD);
+    reduced |= a->kind == LAM_KIND_REDUCE_GRAD;
+  }
+  return true;
+}
+
 bool reference_accepts(const lam_schedule *s) {
   for (int stage = 0; stage < s->n_stages; stage++) {
-    if (!stage_stays_on_its_rank(s, stage)) return false;
+    if (!stage_stays_on_its_rank(s, stage) || !stage_wide_is_right(s, stage)) return false;
     for (int micro = 0; micro < s->n_micro; micro++)
       if (!pair_is_whole(s, stage, micro)) return false;
   }
