@@ -28,6 +28,7 @@ static const char *const kind_names[] = {
     [LAM_KIND_SEND] = "send",
     [LAM_KIND_RECV] = "receive",
     [LAM_KIND_WAIT] = "wait",
+    [LAM_KIND_REDUCE_GRAD] = "reduction of gradients",
 };
 enum { n_kinds = sizeof kind_names / sizeof kind_names[0] };
 
@@ -53,7 +54,8 @@ static lam_status check_event(const lam_event *e, uint64_t i) {
   if (e->kind >= n_kinds)
     return lam_fail(LAM_INVALID_ARGUMENT, WHO "events[%llu].kind is %d, expected 0 to %d", at,
                     e->kind, n_kinds - 1);
-  if (lam_event_is_work(e) && (e->stage < 0 || e->stage >= LAM_SCHEDULE_MOST || e->micro < 0))
+  const int least = e->kind == LAM_KIND_REDUCE_GRAD ? -1 : 0;
+  if (lam_event_is_work(e) && (e->stage < 0 || e->stage >= LAM_SCHEDULE_MOST || e->micro < least))
     return lam_fail(LAM_INVALID_ARGUMENT,
                     WHO "events[%llu] is of stage %d, micro-batch %d, expected 0 or more", at,
                     e->stage, e->micro);

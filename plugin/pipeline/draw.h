@@ -12,7 +12,7 @@ typedef struct lam_picture {
   uint64_t n;
   int n_ranks, n_stages, n_chunks; /* chunks: the most stages of one rank */
   int64_t first, last;             /* ns */
-  int64_t *busy;                   /* [n_ranks] ns in F, I, W, B */
+  int64_t *busy;                   /* [n_ranks] ns in F, I, W, B, REDUCE_GRAD */
   int32_t *chunk;                  /* [n_stages]: 0 for its rank's first stage, 1 for the next */
   uint32_t kinds;                  /* bit k: kind k occurs */
 } lam_picture;
@@ -23,7 +23,10 @@ lam_status lam_draw_svg(const lam_picture *p, lam_sink *out);
 lam_status lam_draw_perfetto(const lam_picture *p, lam_sink *out);
 
 const char *lam_event_kind_name(int kind); /* "forward", ... */
-static inline bool lam_event_is_work(const lam_event *e) { return e->kind <= LAM_KIND_B; }
+static inline bool lam_kind_is_work(int kind) {
+  return kind <= LAM_KIND_B || kind == LAM_KIND_REDUCE_GRAD;
+}
+static inline bool lam_event_is_work(const lam_event *e) { return lam_kind_is_work(e->kind); }
 double lam_picture_idle(const lam_picture *p, int rank); /* share of first..last, 0 to 1 */
 
 /* ns, us, ms or s: the largest of which the whole time has at least 2. */

@@ -16,8 +16,11 @@
 
 enum { COLUMNS = 80 }; /* of time; with the label and the idle share 100 */
 
-static const char letters[] = {
-    [LAM_KIND_F] = 'F', [LAM_KIND_I] = 'I', [LAM_KIND_W] = 'W', [LAM_KIND_B] = 'B'};
+static const char letters[] = {[LAM_KIND_F] = 'F',
+                               [LAM_KIND_I] = 'I',
+                               [LAM_KIND_W] = 'W',
+                               [LAM_KIND_B] = 'B',
+                               [LAM_KIND_REDUCE_GRAD] = 'R'};
 
 static int column(const lam_picture *p, int64_t t) {
   return (int)floor((double)(t - p->first) / (double)(p->last - p->first) * COLUMNS + 0.5);
@@ -27,7 +30,8 @@ static void put_event(const lam_picture *p, const lam_event *e, char row[COLUMNS
   const int from = column(p, e->start), n = column(p, e->end) - from;
   const char letter = letters[e->kind];
   char label[16];
-  const int length = snprintf(label, sizeof label, "%c%d", letter, e->micro);
+  const int length = e->micro < 0 ? snprintf(label, sizeof label, "%c", letter)
+                                  : snprintf(label, sizeof label, "%c%d", letter, e->micro);
   if (n <= 0) return;
   memset(row + from, length <= n ? '-' : letter, (size_t)n);
   if (length <= n) memcpy(row + from, label, (size_t)length);
@@ -36,8 +40,8 @@ static void put_event(const lam_picture *p, const lam_event *e, char row[COLUMNS
 
 static void put_legend(const lam_picture *p, lam_sink *out) {
   const lam_time_unit unit = lam_picture_unit(p);
-  for (int kind = LAM_KIND_F; kind <= LAM_KIND_B; kind++)
-    if (p->kinds >> kind & 1)
+  for (int kind = LAM_KIND_F; kind <= LAM_KIND_REDUCE_GRAD; kind++)
+    if (lam_kind_is_work(kind) && (p->kinds >> kind & 1))
       lam_sink_printf(out, "%c %s, ", letters[kind], lam_event_kind_name(kind));
   lam_sink_printf(out, ". idle%s; ",
                   p->n_chunks > 1 ? ", lower case: every second stage of a worker" : "");

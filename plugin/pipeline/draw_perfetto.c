@@ -6,10 +6,11 @@
 
 enum { TRACK_STAGES, TRACK_TRANSFERS };
 
-static const char *const short_names[] = {[LAM_KIND_F] = "F",        [LAM_KIND_I] = "I",
-                                          [LAM_KIND_W] = "W",        [LAM_KIND_B] = "B",
-                                          [LAM_KIND_SEND] = "send ", [LAM_KIND_RECV] = "receive ",
-                                          [LAM_KIND_WAIT] = "wait "};
+static const char *const short_names[] = {
+    [LAM_KIND_F] = "F",        [LAM_KIND_I] = "I",
+    [LAM_KIND_W] = "W",        [LAM_KIND_B] = "B",
+    [LAM_KIND_SEND] = "send ", [LAM_KIND_RECV] = "receive ",
+    [LAM_KIND_WAIT] = "wait ", [LAM_KIND_REDUCE_GRAD] = "reduce"};
 
 static bool is_transfer(const lam_event *e) {
   return e->kind == LAM_KIND_SEND || e->kind == LAM_KIND_RECV;
@@ -36,9 +37,10 @@ static void put_time(lam_sink *out, const char *key, int64_t ns) {
 }
 
 static void put_event(const lam_picture *p, const lam_event *e, lam_sink *out) {
-  lam_sink_printf(out, "{\"ph\":\"X\",\"name\":\"%s%d\",\"cat\":\"%s\",\"pid\":%d,\"tid\":%d,",
-                  short_names[e->kind], e->micro, lam_event_kind_name(e->kind), e->rank,
-                  is_transfer(e) ? TRACK_TRANSFERS : TRACK_STAGES);
+  lam_sink_printf(out, "{\"ph\":\"X\",\"name\":\"%s", short_names[e->kind]);
+  if (e->kind != LAM_KIND_REDUCE_GRAD) lam_sink_int(out, e->micro);
+  lam_sink_printf(out, "\",\"cat\":\"%s\",\"pid\":%d,\"tid\":%d,", lam_event_kind_name(e->kind),
+                  e->rank, is_transfer(e) ? TRACK_TRANSFERS : TRACK_STAGES);
   put_time(out, "ts", e->start - p->first);
   put_time(out, "dur", e->end - e->start);
   lam_sink_printf(out, "\"args\":{\"stage\":%d,\"micro\":%d,\"part\":%d}}", e->stage, e->micro,

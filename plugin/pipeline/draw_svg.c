@@ -15,10 +15,14 @@ enum { LEFT = 84, PLOT = 1020, RIGHT = 96, TOP = 46, LANE = 28, PITCH = 34, STRI
 static const struct {
   const char *class_name, *fill, *deep; /* deep: every second stage of a worker */
 } looks[] = {
-    [LAM_KIND_F] = {"f", "#b7d7f4", "#8dbbe6"},    [LAM_KIND_I] = {"i", "#bfe8dc", "#93d1bf"},
-    [LAM_KIND_W] = {"w", "#fbe3a6", "#efc96a"},    [LAM_KIND_B] = {"b", "#c9e8b6", "#a3d286"},
-    [LAM_KIND_SEND] = {"s", "#8a8a8a", "#8a8a8a"}, [LAM_KIND_RECV] = {"r", "#bdbdbd", "#bdbdbd"},
+    [LAM_KIND_F] = {"f", "#b7d7f4", "#8dbbe6"},
+    [LAM_KIND_I] = {"i", "#bfe8dc", "#93d1bf"},
+    [LAM_KIND_W] = {"w", "#fbe3a6", "#efc96a"},
+    [LAM_KIND_B] = {"b", "#c9e8b6", "#a3d286"},
+    [LAM_KIND_SEND] = {"s", "#8a8a8a", "#8a8a8a"},
+    [LAM_KIND_RECV] = {"r", "#bdbdbd", "#bdbdbd"},
     [LAM_KIND_WAIT] = {"v", "none", "none"},
+    [LAM_KIND_REDUCE_GRAD] = {"d", "#e3cdee", "#cba6de"},
 };
 
 static double x_of(const lam_picture *p, int64_t t) {
@@ -32,8 +36,9 @@ static void put_style(lam_sink *out) {
                 "<style>text{font:12px "
                 "sans-serif;fill:#222}.m{font-size:11px;text-anchor:middle}.t{text-anchor:middle;"
                 "fill:#666}.l{text-anchor:end}.bg{fill:#f2f2f2}.g{stroke:#d8d8d8}");
-  for (int kind = LAM_KIND_F; kind <= LAM_KIND_RECV; kind++) {
-    const char *stroke = kind <= LAM_KIND_B ? ";stroke:#fff;stroke-width:1" : "";
+  for (int kind = LAM_KIND_F; kind <= LAM_KIND_REDUCE_GRAD; kind++) {
+    if (kind == LAM_KIND_WAIT) continue;
+    const char *stroke = lam_kind_is_work(kind) ? ";stroke:#fff;stroke-width:1" : "";
     lam_sink_printf(out, ".%s{fill:%s%s}.%s2{fill:%s%s}", looks[kind].class_name, looks[kind].fill,
                     stroke, looks[kind].class_name, looks[kind].deep, stroke);
   }
@@ -52,8 +57,8 @@ static double put_key(const char *class_name, const char *text, double x, lam_si
 
 static void put_legend(const lam_picture *p, lam_sink *out) {
   double x = LEFT;
-  for (int kind = LAM_KIND_F; kind <= LAM_KIND_RECV; kind++)
-    if (p->kinds >> kind & 1)
+  for (int kind = LAM_KIND_F; kind <= LAM_KIND_REDUCE_GRAD; kind++)
+    if (kind != LAM_KIND_WAIT && (p->kinds >> kind & 1))
       x = put_key(looks[kind].class_name, lam_event_kind_name(kind), x, out);
   x = put_key("bg", "idle", x, out);
   if (p->n_chunks > 1)
@@ -95,9 +100,11 @@ static void put_lane(const lam_picture *p, int rank, lam_sink *out) {
 
 static void put_title(const lam_picture *p, const lam_event *e, lam_sink *out) {
   const lam_time_unit unit = lam_picture_unit(p);
-  lam_sink_printf(out, "<title>stage %d, micro-batch %d: %s, %.4g to %.4g %s</title>", e->stage,
-                  e->micro, lam_event_kind_name(e->kind), (double)(e->start - p->first) / unit.ns,
-                  (double)(e->end - p->first) / unit.ns, unit.name);
+  lam_sink_printf(out, "<title>stage %d", e->stage);
+  if (e->micro >= 0) lam_sink_printf(out, ", micro-batch %d", e->micro);
+  lam_sink_printf(out, ": %s, %.4g to %.4g %s</title>", lam_event_kind_name(e->kind),
+                  (double)(e->start - p->first) / unit.ns, (double)(e->end - p->first) / unit.ns,
+                  unit.name);
 }
 
 /* The number stands in its box where it fits: 6.5 px a digit. */
@@ -106,13 +113,13 @@ static void put_box(const lam_picture *p, const lam_event *e, lam_sink *out) {
   const bool work = lam_event_is_work(e);
   const int height = work ? LANE : STRIP, y = lane_top(e->rank) + LANE - height;
   char label[16];
-  const int digits = snprintf(label, sizeof label, "%d", e->micro);
+  const int digits = e->micro < 0 ? 0 : snprintf(label, sizeof label, "%d", e->micro);
   lam_sink_printf(out, "<rect class=\"%s%s\" x=\"%.2f\" y=\"%d\" width=\"%.2f\" height=\"%d\">",
                   looks[e->kind].class_name, work && p->chunk[e->stage] % 2 ? "2" : "", x, y, width,
                   height);
   put_title(p, e, out);
   lam_sink_text(out, "</rect>");
-  if (work && width >= 6.5 * digits + 2)
+  if (work && digits && width >= 6.5 * digits + 2)
     lam_sink_printf(out, "<text class=\"m\" x=\"%.2f\" y=\"%d\">%s</text>", x + width / 2, y + 18,
                     label);
   lam_sink_text(out, "\n");

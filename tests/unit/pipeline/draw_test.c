@@ -225,6 +225,20 @@ TEST(draw, perfetto_is_json_with_names_and_exact_times) {
 
 /* -- all formats -- */
 
+/* It is work of a whole stage: no micro-batch stands beside it. */
+TEST(draw, a_reduction_of_gradients_is_work_without_a_micro_batch) {
+  lam_event list[2] = {
+      {.stage = 1, .kind = LAM_KIND_B, .end = 4000000},
+      {.stage = 1, .micro = -1, .kind = LAM_KIND_REDUCE_GRAD, .start = 4000000, .end = 8000000}};
+  char *grid = drawn(list, 2, "grid"), *svg = drawn(list, 2, "svg");
+  char *trace = drawn(list, 2, "perfetto");
+  CHECK_CONTAINS(grid, "R--------------------------------------- idle  0 %");
+  CHECK_CONTAINS(grid, "B backward, R reduction of gradients, ");
+  CHECK_CONTAINS(svg, "<title>stage 1: reduction of gradients, 4 to 8 ms</title>");
+  CHECK_CONTAINS(trace, "\"name\":\"reduce\",\"cat\":\"reduction of gradients\"");
+  free(grid), free(svg), free(trace);
+}
+
 static void check_refused(const lam_event *e, uint64_t n, const char *format, const char *message) {
   uint64_t bytes = 1;
   CHECK(lam_events_draw(e, n, format, NULL, 0, &bytes) != LAM_OK);
@@ -242,8 +256,8 @@ TEST(draw, bad_events_and_formats_are_refused_by_name) {
   check_refused(NULL, 5, "svg", "found no events");
   bad[1].rank = -1;
   check_refused(bad, 2, "svg", "events[1].rank is -1, expected 0 to 4095");
-  bad[1] = good, bad[1].kind = 7;
-  check_refused(bad, 2, "grid", "events[1].kind is 7, expected 0 to 6");
+  bad[1] = good, bad[1].kind = 8;
+  check_refused(bad, 2, "grid", "events[1].kind is 8, expected 0 to 7");
   bad[1] = good, bad[1].end = -1;
   check_refused(bad, 2, "grid", "events[1] goes from 0 to -1 ns, expected start <= end");
   bad[1] = good, bad[1].stage = -3;
@@ -262,7 +276,7 @@ TEST(draw, any_events_are_drawn_or_refused) {
       events[i] = (lam_event){.rank = (int)rng_int(&r, 0, 9),
                               .stage = (int)rng_int(&r, 0, 20),
                               .micro = (int)rng_int(&r, 0, INT32_MAX),
-                              .kind = (uint16_t)rng_int(&r, 0, 6)};
+                              .kind = (uint16_t)rng_int(&r, 0, 7)};
       events[i].start = rng_int(&r, -scale, scale);
       events[i].end = events[i].start + rng_int(&r, 0, scale);
     }
