@@ -421,8 +421,11 @@ typedef struct lam_stage { /* an absent function means "cannot" */
 typedef struct lam_edge {
   uint32_t struct_size, n_tensors;
   const lam_shape *tensors;
+  /* LAM_CODEC_...: how activations, and gradients, travel between two ranks: f32 and bf16 tensors
+   * only, others as they are. Give gradients more bits than activations. */
+  uint32_t codec, gradient_codec;
 } lam_edge;
-#define LAM_EDGE_INIT {sizeof(lam_edge), 0, 0}
+#define LAM_EDGE_INIT {sizeof(lam_edge), 0, 0, 0, 0}
 
 typedef struct lam_pipeline lam_pipeline;
 typedef struct lam_pipeline_desc {
@@ -432,8 +435,17 @@ typedef struct lam_pipeline_desc {
   const lam_stage *stages;      /* this rank's stages, by ascending stage number; copied */
   const lam_edge *edges; /* all edges of the pipeline, copied; equal on all ranks (checked) */
   uint32_t n_stages, n_edges;
+  /* Ranks that hold the same activations (each in a pipeline of its own), or NULL: between two
+   * ranks each may send a part of them, which the receivers gather. Used by the pipeline in the
+   * schedule's order, create included. */
+  lam_group *tensor;
+  double edge_bytes_per_second; /* between two ranks; 0 = as fast as memory */
+  uint32_t split, reserved;     /* LAM_SPLIT_... */
 } lam_pipeline_desc;
-#define LAM_PIPELINE_DESC_INIT {sizeof(lam_pipeline_desc), 0, 0, 0, 0, 0, 0, 0}
+#define LAM_PIPELINE_DESC_INIT {sizeof(lam_pipeline_desc), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define LAM_SPLIT_AUTO 0u /* where it is faster, by edge_bytes_per_second and a timed gather */
+#define LAM_SPLIT_NEVER 1u
+#define LAM_SPLIT_ALWAYS 2u
 #define LAM_PIPELINE_FORWARD_ONLY 1u
 
 LAM_API lam_status lam_pipeline_create(lam_context *ctx, const lam_pipeline_desc *desc,
@@ -457,6 +469,21 @@ typedef struct lam_pipeline_report { /* of the last step, this rank; nanoseconds
 #define LAM_PIPELINE_REPORT_INIT \
   {sizeof(lam_pipeline_report), 0, 0, 0, 0, 0, 0, 0, 0, -1, -1, 0, 0, 0}
 LAM_API lam_status lam_pipeline_get_report(const lam_pipeline *p, lam_pipeline_report *out_report);
+
+/* How messages of an edge travel, as lam_pipeline_create decided. */
+typedef struct lam_edge_info {
+  uint32_t struct_size;
+  int32_t peer;                        /* -1 = both stages are on this rank */
+  uint32_t codec, parts, depth;        /* parts: a message is split into; depth: slots */
+  uint32_t reserved;
+  uint64_t slot_bytes, wire_bytes;     /* of a message at capacity: as stages see it; on the way */
+  double whole_seconds, split_seconds; /* what was weighed; 0 = nothing was */
+  const char *why;                     /* constant: "split: a part and a gather take less ..." */
+} lam_edge_info;
+#define LAM_EDGE_INFO_INIT {sizeof(lam_edge_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+/* kind: LAM_KIND_F or LAM_KIND_I. LAM_NOT_FOUND where the edge has no end on this rank. */
+LAM_API lam_status lam_pipeline_get_edge(const lam_pipeline *p, int32_t edge, int32_t kind,
+                                         lam_edge_info *out);
 
 /* A C symbol of any library as a stage function: signature "p:in0.data i64:in0.dim0 f32:$0
  * p:out0.data -> i32"; types p i32 i64 f32 f64; names in<i>.data in<i>.dim<j> in<i>.numel,

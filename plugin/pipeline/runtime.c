@@ -7,7 +7,7 @@
  * group with where it was.
  * Leaves checks of the host's arguments to runtime_agree.c, slots to runtime_plan.c and slots.c,
  * times to report.c. */
-#include "plugin/pipeline/runtime.h"
+#include "plugin/pipeline/form.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -44,11 +44,17 @@ lam_status lam_pipeline_alloc(lam_pipeline *p, uint64_t n, uint64_t size, void *
 
 /* -- create and destroy -- */
 
+static lam_status read_and_agree(lam_pipeline *p, const lam_pipeline_desc *desc,
+                                 uint8_t **out_keeps) {
+  LAM_TRY(lam_pipeline_read(p, desc));
+  LAM_TRY(lam_pipeline_alloc(p, (uint64_t)p->schedule->n_stages, 1, out_keeps));
+  return lam_pipeline_agree(p, *out_keeps);
+}
+
 static lam_status prepare(lam_pipeline *p, const lam_pipeline_desc *desc) {
   uint8_t *keeps = NULL;
-  LAM_TRY(lam_pipeline_read(p, desc));
-  LAM_TRY(lam_pipeline_alloc(p, (uint64_t)p->schedule->n_stages, 1, &keeps));
-  LAM_TRY(lam_pipeline_agree(p, keeps));
+  LAM_TRY(lam_pipeline_share_verdict(p, desc->tensor, read_and_agree(p, desc, &keeps)));
+  LAM_TRY(lam_forms_choose(p, desc));
   LAM_TRY(lam_pipeline_plan(p, keeps));
   /* An action waits for its input, waits for a slot, and runs. */
   p->meter.room = 3 * (uint64_t)p->n_actions;

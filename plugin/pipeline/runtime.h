@@ -29,11 +29,30 @@ typedef struct lam_slot_head { /* 64 bytes */
   int64_t reserved[7];
 } lam_slot_head;
 
+/* Why a message travels whole, or split over the tensor-parallel group. */
+typedef enum lam_form_reason {
+  LAM_EDGE_NO_TENSOR_GROUP,
+  LAM_EDGE_ASKED_WHOLE,
+  LAM_EDGE_ASKED_SPLIT,
+  LAM_EDGE_SPEED_UNKNOWN,
+  LAM_EDGE_WHOLE_FASTER,
+  LAM_EDGE_SPLIT_FASTER
+} lam_form_reason;
+
+typedef struct lam_form { /* how messages travel (form.h) */
+  int codec, n_parts, part, reason;
+  uint64_t bytes;         /* of a slot on the way */
+  uint64_t part_bytes;    /* the most rows of a tensor that this rank receives, decoded */
+  uint64_t *offsets;      /* [n_tensors], on the way */
+  double whole_seconds, split_seconds; /* where they were weighed */
+} lam_form;
+
 typedef struct lam_edge_plan { /* the tensors that cross an edge, and where they lie in a slot */
   int n_tensors;
   lam_shape *tensors;          /* capacities */
   uint64_t *offsets;
   uint64_t bytes;              /* of a slot */
+  lam_form forms[2];           /* between two ranks: activations, gradients */
 } lam_edge_plan;
 lam_status lam_edge_plan_init(lam_pipeline *p, int number, const lam_edge *edge,
                               lam_edge_plan *out);
@@ -52,6 +71,10 @@ typedef struct lam_port {
   lam_channel *channel;   /* NULL: local */
   unsigned char *memory;  /* local: the slots */
   unsigned char *slot;    /* being written */
+  /* Where messages travel in another form than as they are, else NULL: slots for the stages (a
+   * sender's one, a receiver's [depth]); the channel's slot being written; rows to be gathered. */
+  const lam_form *form;
+  unsigned char *beside, *wire, *part;
   DLTensor *views;        /* [depth, n_tensors]; a sender over a channel has one row */
   int32_t *place;         /* [n_micro]: a local slot; receiver: the place in the sender's order */
   const int32_t *order;   /* receiver [n_micro]: the sender's order */
@@ -60,6 +83,10 @@ typedef struct lam_port {
   uint64_t base;          /* receiver: messages of earlier steps */
   int64_t waited;         /* ns in this step, after the first action began */
 } lam_port;
+
+static inline int64_t *lam_slot_dims(unsigned char *slot, int t) {
+  return (int64_t *)(void *)(slot + sizeof(lam_slot_head)) + t * 8;
+}
 
 /* Wait for the message of `micro`, and check that it is that. */
 lam_status lam_port_pull(lam_pipeline *p, lam_port *port, int micro, DLTensor **out_in);
@@ -114,6 +141,7 @@ typedef struct lam_pipe_stage {
 struct lam_pipeline {
   lam_context *ctx;
   lam_group *group;             /* NULL, or more than one rank */
+  lam_group *tensor;            /* the same: ranks that hold the same activations */
   const lam_schedule *schedule;
   int rank;
   bool forward_only, one_clock; /* one_clock: all ranks share CLOCK_MONOTONIC */
@@ -151,6 +179,8 @@ static inline bool lam_makes_gradient(const lam_action *a) {
  * which stages of the whole pipeline keep their inputs. */
 lam_status lam_pipeline_read(lam_pipeline *p, const lam_pipeline_desc *desc);
 lam_status lam_pipeline_agree(lam_pipeline *p, uint8_t *keeps);
+/* Whether all ranks of g (may be NULL) came through with LAM_OK; else the first failure, on all. */
+lam_status lam_pipeline_share_verdict(lam_pipeline *p, lam_group *g, lam_status own);
 /* runtime_plan.c: rings and local slots of every edge that touches this rank. */
 lam_status lam_pipeline_plan(lam_pipeline *p, const uint8_t *keeps);
 /* runtime.c: ends the group's world with this thread's message, and keeps it for every later step.

@@ -36,6 +36,7 @@ static lam_status read_ranks(lam_pipeline *p, const lam_pipeline_desc *d) {
                     d->n_edges, s->n_stages - 1, s->n_stages);
   p->schedule = s;
   p->group = size > 1 ? d->group : NULL;
+  p->tensor = d->tensor && d->tensor->size > 1 ? d->tensor : NULL;
   p->rank = d->group ? d->group->rank : 0;
   p->forward_only = d->flags & LAM_PIPELINE_FORWARD_ONLY;
   p->actions = s->actions + s->first[p->rank];
@@ -135,6 +136,11 @@ static lam_status read_all(lam_pipeline *p, const lam_pipeline_desc *d) {
                                               : "stages");
   if (d->flags & ~LAM_PIPELINE_FORWARD_ONLY)
     return lam_fail(LAM_UNIMPLEMENTED, WHO ": flags are 0x%x, known is 0x1", d->flags);
+  if (d->split > LAM_SPLIT_ALWAYS || !(d->edge_bytes_per_second >= 0))
+    return lam_fail(LAM_INVALID_ARGUMENT,
+                    WHO ": split is %u and edge_bytes_per_second %g, expected 0 to %u, and 0 or "
+                        "more",
+                    d->split, d->edge_bytes_per_second, LAM_SPLIT_ALWAYS);
   LAM_TRY(read_ranks(p, d));
   LAM_TRY(read_edges(p, d));
   return read_stages(p, d);
@@ -147,7 +153,8 @@ typedef struct verdict { /* on what one rank was given */
 
 /* A rank that was refused tells the others, who would wait for it until the deadline. Nothing is
  * poisoned: all are refused, and may try again. */
-static lam_status share_verdict(lam_pipeline *p, lam_group *g, lam_status own) {
+lam_status lam_pipeline_share_verdict(lam_pipeline *p, lam_group *g, lam_status own) {
+  if (!g || g->size == 1) return own;
   verdict mine = {.status = own}, *all = NULL;
   int64_t *first = NULL;
   if (own) snprintf(mine.text, sizeof mine.text, "%s", lam_last_error());
@@ -166,7 +173,7 @@ static lam_status share_verdict(lam_pipeline *p, lam_group *g, lam_status own) {
 
 lam_status lam_pipeline_read(lam_pipeline *p, const lam_pipeline_desc *d) {
   const lam_status status = read_all(p, d);
-  return d->group && d->group->size > 1 ? share_verdict(p, d->group, status) : status;
+  return lam_pipeline_share_verdict(p, d->group, status);
 }
 
 /* -- agreeing: one row of bytes per rank, gathered by all -- */
@@ -180,6 +187,7 @@ typedef struct edge_row {
 typedef struct rank_row {
   uint64_t schedule, machine;
   uint64_t forward_only;
+  uint64_t part, n_parts; /* of the tensor-parallel group: ranks of one pipeline hold one part */
 } rank_row;
 
 static size_t row_bytes(const lam_pipeline *p) {
@@ -217,7 +225,9 @@ static uint8_t *keep_flags(const lam_pipeline *p, void *row) {
 }
 
 static void fill_row(const lam_pipeline *p, void *row) {
-  *(rank_row *)row = (rank_row){hash_schedule(p->schedule), machine_id(), p->forward_only};
+  *(rank_row *)row = (rank_row){hash_schedule(p->schedule), machine_id(), p->forward_only,
+                                p->tensor ? (uint64_t)p->tensor->rank : 0,
+                                p->tensor ? (uint64_t)p->tensor->size : 1};
   for (int e = 0; e < p->schedule->n_stages - 1; e++) {
     edge_rows(row)[e].hash = lam_edge_plan_hash(&p->edges[e]);
     lam_edge_plan_text(&p->edges[e], edge_rows(row)[e].text);
@@ -233,6 +243,11 @@ static lam_status compare_rows(lam_pipeline *p, void *first, void *row, int rank
   if (a->forward_only != b->forward_only)
     return lam_fail(LAM_MISMATCH, WHO ": FORWARD_ONLY is %s on rank 0 and %s on rank %d",
                     a->forward_only ? "set" : "clear", b->forward_only ? "set" : "clear", rank);
+  if (a->part != b->part || a->n_parts != b->n_parts)
+    return lam_fail(LAM_MISMATCH,
+                    WHO ": rank %d is number %d of %d of its tensor-parallel group, rank 0 number "
+                        "%d of %d: a pipeline's ranks are of one number",
+                    rank, (int)b->part, (int)b->n_parts, (int)a->part, (int)a->n_parts);
   for (int e = 0; e < p->schedule->n_stages - 1; e++)
     if (edge_rows(first)[e].hash != edge_rows(row)[e].hash)
       return lam_fail(LAM_MISMATCH, WHO ": edge %d is %.*s on rank 0 and %.*s on rank %d", e,

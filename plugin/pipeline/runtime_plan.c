@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "plugin/comm/comm.h"
-#include "plugin/pipeline/runtime.h"
+#include "plugin/pipeline/form.h"
 #include "plugin/pipeline/walk.h"
 
 typedef struct flow {       /* of one kind over one edge */
@@ -73,6 +73,17 @@ static lam_status open_local(lam_pipeline *p, const flow *f, lam_port *port) {
 
 /* -- edges between two ranks -- */
 
+/* What a port over a channel needs beside it. */
+static lam_status open_form(lam_pipeline *p, const flow *f, lam_port *port) {
+  const lam_form *form = lam_form_of(port->plan, f->kind);
+  const uint64_t slots = port->sends ? 1 : (uint64_t)port->depth;
+  if (lam_form_is_plain(form)) return LAM_OK;
+  port->form = form;
+  p->slot_bytes += slots * port->plan->bytes;
+  LAM_TRY(lam_pipeline_alloc(p, slots, port->plan->bytes, &port->beside));
+  return port->sends ? LAM_OK : lam_pipeline_alloc(p, 1, form->part_bytes, &port->part);
+}
+
 /* One slot more than eager ranks with equal costs need, so that a sender whose receiver is a
  * little late works on. */
 static lam_status ring_depth(const lam_pipeline *p, const flow *f, int *out) {
@@ -104,12 +115,14 @@ static lam_status open_ring(lam_pipeline *p, const flow *f, const int32_t *order
   port->peer = port->sends ? rank_of[f->to] : rank_of[f->from];
   LAM_TRY(ring_depth(p, f, &port->depth));
   if (!port->sends) LAM_TRY(follow_sender(p, f, order, port));
+  LAM_TRY(open_form(p, f, port));
   const uint64_t rows = port->sends ? 1 : (uint64_t)port->depth;
   LAM_TRY(lam_pipeline_alloc(p, rows * (uint64_t)port->plan->n_tensors, sizeof *port->views,
                              &port->views));
   const uint64_t key = lam_mix(serial, (uint64_t)f->edge << 1 | (f->kind != LAM_KIND_F));
+  const uint64_t bytes = port->form ? port->form->bytes : port->plan->bytes;
   const lam_status status = lam_channel_open(p->group, port->peer, port->sends, key, port->depth,
-                                             port->plan->bytes, &port->channel);
+                                             bytes, &port->channel);
   return status
              ? lam_fail_within(
                    status, "lam_pipeline_create: rank %d opens edge %d (%s) with rank %d", p->rank,

@@ -8,8 +8,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "kernels/codec.h"
 #include "plugin/comm/comm.h"
-#include "plugin/pipeline/runtime.h"
+#include "plugin/pipeline/form.h"
 
 enum { LINE = 64, MAX_TENSORS = 64, MAX_DIMS = 8 };
 
@@ -46,6 +47,16 @@ static lam_status check_shape(int edge, int t, const lam_shape *s, uint64_t *out
 
 static uint64_t round_up(uint64_t bytes) { return (bytes + LINE - 1) / LINE * LINE; }
 
+static lam_status check_codecs(int edge, const lam_edge *given) {
+  const uint32_t codecs[] = {given->codec, given->gradient_codec};
+  for (int i = 0; i < 2; i++)
+    if (codecs[i] >= LAM_N_CODECS)
+      return lam_fail(LAM_INVALID_ARGUMENT,
+                      "lam_pipeline_create: edges[%d]: %s is %u, expected 0 to %d", edge,
+                      i ? "gradient_codec" : "codec", codecs[i], LAM_N_CODECS - 1);
+  return LAM_OK;
+}
+
 lam_status lam_edge_plan_init(lam_pipeline *p, int number, const lam_edge *edge,
                               lam_edge_plan *out) {
   const uint32_t n = edge->n_tensors;
@@ -54,6 +65,8 @@ lam_status lam_edge_plan_init(lam_pipeline *p, int number, const lam_edge *edge,
                     "lam_pipeline_create: edges[%d] has %u tensors%s, expected 1 to %d", number, n,
                     edge->tensors ? "" : " at NULL", MAX_TENSORS);
   out->n_tensors = (int)n;
+  LAM_TRY(check_codecs(number, edge));
+  out->forms[0].codec = (int)edge->codec, out->forms[1].codec = (int)edge->gradient_codec;
   LAM_TRY(lam_pipeline_alloc(p, n, sizeof *out->tensors, &out->tensors));
   LAM_TRY(lam_pipeline_alloc(p, n, sizeof *out->offsets, &out->offsets));
   out->bytes = sizeof(lam_slot_head) + n * sizeof(int64_t[MAX_DIMS]);
@@ -94,11 +107,18 @@ void lam_edge_plan_text(const lam_edge_plan *e, char text[LAM_EDGE_TEXT_BYTES]) 
     if (n < LAM_EDGE_TEXT_BYTES)
       n += (size_t)tensor_text(&e->tensors[t], text + n, LAM_EDGE_TEXT_BYTES - n);
   }
+  for (int i = 0; i < 2 && n < LAM_EDGE_TEXT_BYTES; i++) {
+    const lam_codec_about *codec = lam_codec_find(e->forms[i].codec);
+    if (codec)
+      n += (size_t)snprintf(text + n, LAM_EDGE_TEXT_BYTES - n, "%s as %s", i ? ", gradients" : "",
+                            codec->name);
+  }
   text[LAM_EDGE_TEXT_BYTES - 1] = 0;
 }
 
 uint64_t lam_edge_plan_hash(const lam_edge_plan *e) {
-  uint64_t h = (uint64_t)e->n_tensors;
+  uint64_t h = (uint64_t)e->n_tensors | (uint64_t)e->forms[0].codec << 32 |
+               (uint64_t)e->forms[1].codec << 40;
   for (int t = 0; t < e->n_tensors; t++) {
     const lam_shape *s = &e->tensors[t];
     h = lam_mix(h, dtype_code(s->dtype) | (uint64_t)s->ndim << 32);
@@ -109,10 +129,6 @@ uint64_t lam_edge_plan_hash(const lam_edge_plan *e) {
 
 /* -- views -- */
 
-static int64_t *dims_of(unsigned char *slot, int t) {
-  return (int64_t *)(slot + sizeof(lam_slot_head)) + t * MAX_DIMS;
-}
-
 /* Points a row of DLTensors at a slot. Their strides are NULL: compact, whatever their shape is
  * lowered to. */
 static void bind_views(const lam_port *port, DLTensor *views, unsigned char *slot) {
@@ -122,13 +138,13 @@ static void bind_views(const lam_port *port, DLTensor *views, unsigned char *slo
                           .device = {kDLCPU, 0},
                           .ndim = s->ndim,
                           .dtype = s->dtype,
-                          .shape = dims_of(slot, t)};
+                          .shape = lam_slot_dims(slot, t)};
   }
 }
 
 static void set_capacities(const lam_port *port, unsigned char *slot) {
   for (int t = 0; t < port->plan->n_tensors; t++)
-    memcpy(dims_of(slot, t), port->plan->tensors[t].dims, sizeof(int64_t[MAX_DIMS]));
+    memcpy(lam_slot_dims(slot, t), port->plan->tensors[t].dims, sizeof(int64_t[MAX_DIMS]));
 }
 
 static unsigned char *local_slot(const lam_port *port, int micro) {
@@ -147,6 +163,8 @@ lam_status lam_port_acquire(lam_port *port, int micro, DLTensor **out_out) {
     LAM_TRY(lam_channel_acquire(port->channel, &slot));
   else
     slot = local_slot(port, micro);
+  port->wire = slot;
+  if (port->form) slot = port->beside;
   port->slot = slot;
   *out_out = view_row(port, port->channel ? 0 : (uint64_t)port->place[micro]);
   bind_views(port, *out_out, slot);
@@ -159,7 +177,7 @@ lam_status lam_port_acquire(lam_port *port, int micro, DLTensor **out_out) {
 static lam_status take_shape(const lam_port *port, int t, const DLTensor *out,
                              unsigned char *slot) {
   const lam_shape *most = &port->plan->tensors[t];
-  int64_t *dims = dims_of(slot, t);
+  int64_t *dims = lam_slot_dims(slot, t);
   if (out->data != slot + port->plan->offsets[t] || out->ndim != most->ndim || out->byte_offset ||
       !out->shape)
     return lam_fail(LAM_INVALID_ARGUMENT,
@@ -192,6 +210,7 @@ static lam_wire wire_of(const lam_pipeline *p, const lam_port *port, int micro) 
                     .item = (uint64_t)micro,
                     .edge = (uint32_t)port->edge,
                     .micro = (uint32_t)micro,
+                    .codec = (uint16_t)(port->form ? port->form->codec : LAM_CODEC_NONE),
                     .dtype = dtype_code(first->dtype)};
 }
 
@@ -202,18 +221,20 @@ lam_status lam_port_push(lam_pipeline *p, lam_port *port, int micro, DLTensor *o
   if (!port->channel) return LAM_OK;
 
   lam_wire w = wire_of(p, port, micro);
-  w.bytes = port->plan->offsets[n - 1] + tensor_bytes(port, n - 1, dims_of(slot, n - 1));
-  memcpy(w.shape, dims_of(slot, 0), sizeof w.shape);
+  w.bytes = port->plan->offsets[n - 1] + tensor_bytes(port, n - 1, lam_slot_dims(slot, n - 1));
+  memcpy(w.shape, lam_slot_dims(slot, 0), sizeof w.shape);
   ((lam_slot_head *)(void *)slot)->origin = p->meter.origin;
+  if (port->form) LAM_TRY(lam_form_pack(p, port, slot, port->wire, &w.bytes));
   return lam_channel_push(port->channel, &w);
 }
 
 /* -- receiving -- */
 
 static const char *wire_text(const lam_wire *w, char text[160]) {
-  snprintf(text, 160, "{step %" PRId64 ", edge %u, %s, micro-batch %u, dtype 0x%x, %u dims}",
+  const lam_codec_about *codec = lam_codec_find(w->codec);
+  snprintf(text, 160, "{step %" PRId64 ", edge %u, %s, micro-batch %u, dtype 0x%x, %u dims%s%s}",
            (int64_t)w->step, w->edge, w->kind == LAM_KIND_F ? "activation" : "gradient", w->micro,
-           w->dtype, w->ndim);
+           w->dtype, w->ndim, codec ? ", as " : "", codec ? codec->name : "");
   return text;
 }
 
@@ -232,7 +253,7 @@ static lam_status check_header(const lam_pipeline *p, const lam_port *port, cons
 static lam_status check_dims(const lam_port *port, unsigned char *slot) {
   for (int t = 0; t < port->plan->n_tensors; t++) {
     const lam_shape *most = &port->plan->tensors[t];
-    const int64_t *dims = dims_of(slot, t);
+    const int64_t *dims = lam_slot_dims(slot, t);
     for (int d = 0; d < most->ndim; d++)
       if (dims[d] < 0 || dims[d] > most->dims[d])
         return lam_fail(LAM_MISMATCH,
@@ -252,13 +273,20 @@ static lam_status pull_next(lam_pipeline *p, lam_port *port) {
   if ((uintptr_t)data % LINE)
     return lam_fail(LAM_INTERNAL, "engine %s: a slot at %p, expected a multiple of 64 bytes",
                     p->group->engine->name, data);
-  if (got.bytes > port->plan->bytes)
+  const uint64_t most = port->form ? port->form->bytes : port->plan->bytes;
+  if (got.bytes > most)
     return lam_fail(LAM_MISMATCH, "rank %d sent %" PRIu64 " bytes, expected at most %" PRIu64,
-                    port->peer, got.bytes, port->plan->bytes);
+                    port->peer, got.bytes, most);
   unsigned char *slot = (unsigned char *)(uintptr_t)
       data; /* DLTensor knows no const; a stage does not write its inputs */
   LAM_TRY(check_dims(port, slot));
-  bind_views(port, view_row(port, port->taken % (uint64_t)port->depth), slot);
+  const uint64_t row = port->taken % (uint64_t)port->depth;
+  if (port->form) {
+    unsigned char *beside = port->beside + row * port->plan->bytes;
+    LAM_TRY(lam_form_unpack(p, port, slot, beside));
+    slot = beside;
+  }
+  bind_views(port, view_row(port, row), slot);
   const int64_t origin = ((lam_slot_head *)(void *)slot)->origin;
   if (p->one_clock && origin < p->meter.origin) p->meter.origin = origin;
   port->taken++;

@@ -90,7 +90,7 @@ static lam_group *join(const rank *r) {
 
 static lam_pipeline *open_pipeline(const bench *b, lam_group *g, const lam_schedule *s) {
   static const lam_shape shape = {1, {kDLFloat, 32, 1}, {16}};
-  const lam_edge edge = {sizeof edge, 1, &shape};
+  const lam_edge edge = {sizeof edge, 1, &shape, 0, 0};
   lam_stage stages[2] = {LAM_STAGE_INIT, LAM_STAGE_INIT};
   for (int i = 0; i < 2; i++) stages[i].forward = stages[i].backward = nothing;
   lam_pipeline_desc d = LAM_PIPELINE_DESC_INIT;

@@ -118,7 +118,7 @@ static lam_pipeline *open_pipeline(rank *r, lam_group *g) {
   lam_edge edges[MOST_STAGES];
   lam_stage stages[MOST_V];
   const lam_stage none = LAM_STAGE_INIT;
-  for (int i = 0; i < s->n_stages; i++) edges[i] = (lam_edge){sizeof *edges, 1, &shape};
+  for (int i = 0; i < s->n_stages; i++) edges[i] = (lam_edge){sizeof *edges, 1, &shape, 0, 0};
   for (int i = 0; i < MOST_V; i++) {
     stages[i] = none;
     stages[i].user = r;

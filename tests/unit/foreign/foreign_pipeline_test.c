@@ -120,7 +120,7 @@ static void open_rank(rank *k, const job *j, int me, int size) {
   }
   const lam_shape shape = {2, {kDLFloat, 64, 1}, {j->rows, N}};
   lam_edge edges[STAGES - 1];
-  for (int e = 0; e < STAGES - 1; e++) edges[e] = (lam_edge){sizeof edges[e], 1, &shape};
+  for (int e = 0; e < STAGES - 1; e++) edges[e] = (lam_edge){sizeof edges[e], 1, &shape, 0, 0};
   lam_pipeline_desc d = LAM_PIPELINE_DESC_INIT;
   d.group = k->group, d.schedule = k->schedule;
   d.stages = k->stages, d.n_stages = (uint32_t)(last - first + 1);
