@@ -5,7 +5,7 @@
  *   calling thread.
  * - Every public struct starts with struct_size and is made by its LAM_..._INIT macro; it only grows
  *   at its end; zero means default; non-zero bytes past what the library knows are refused.
- *   (lam_attr, lam_shape, lam_event and lam_layer are frozen.)
+ *   (lam_attr, lam_shape, lam_event, lam_rank_time and lam_layer are frozen.)
  * - Tensors are borrowed for the call; outputs are allocated by the caller; out parameters come
  *   last, are set to NULL or zero on entry and filled on success. Destroy functions take NULL.
  * - Streams: a cudaStream_t as void *; NULL on CPU, where the result is there on return.
@@ -362,9 +362,10 @@ typedef struct lam_costs { /* nanoseconds */
   const double *reduce_grad;      /* [n_stages]; NULL = free */
 } lam_costs;
 #define LAM_COSTS_INIT {sizeof(lam_costs), 0, 0, 0, 0, 0, 0, 0}
-/* One rank's part of the makespan; the four add up to it. 32 bytes, frozen. */
+/* One rank's part of the makespan; the four add up to it: work, before its first action, after its
+ * last, in between. 32 bytes, frozen. */
 typedef struct lam_rank_time {
-  double busy, warm_up, drain, waiting; /* warm_up: before its first action; drain: after its last */
+  double busy, warm_up, drain, waiting;
 } lam_rank_time;
 typedef struct lam_simulated {
   uint32_t struct_size, reserved;
