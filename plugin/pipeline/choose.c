@@ -37,8 +37,9 @@ static const rule rules[] = {
     {"1f1b", 1, many_micro, "with 4 p micro-batches or more its bubble is small"},
     {"1f1b", 1, loose, "memory is loose, so m can grow until its bubble is small"},
     {"zbv", 2, splits_in_two, "backward splits and a rank can have two stages: least bubble"},
-    {"interleaved", 0, whole_in_two, "backward does not split: several stages per rank shrink the "
-                                     "bubble"},
+    {"interleaved", 0, whole_in_two,
+     "backward does not split: several stages per rank shrink the "
+     "bubble"},
     {"zb-h1", 1, splits_linear, "backward splits, one stage per rank"},
     {"v-half", 2, splits_in_two, "about half of 1f1b's activations"},
     {"v-min", 2, splits_in_two, "about a third of 1f1b's activations"},
@@ -98,8 +99,9 @@ static void take(const lam_choice_desc *d, const rule *r, int v, uint64_t bytes,
 
 static lam_status fail_cap(const lam_choice_desc *d, const char *name, uint64_t least) {
   return lam_fail(LAM_RESOURCE_EXHAUSTED,
-                  WHO "cap_bytes is %llu: even %s, which holds least, takes %llu: %llu bytes are "
-                      "missing",
+                  WHO
+                  "cap_bytes is %llu: even %s, which holds least, takes %llu: %llu bytes are "
+                  "missing",
                   (unsigned long long)d->cap_bytes, name, (unsigned long long)least,
                   (unsigned long long)(least - d->cap_bytes));
 }
@@ -119,11 +121,11 @@ lam_status lam_schedule_choose(const lam_choice_desc *desc, lam_choice *out) {
     status = bytes_of(desc, r->name, v, &bytes);
     if (cannot_be_built(status)) continue;
     LAM_TRY(status);
-    if (!desc->cap_bytes || bytes <= desc->cap_bytes)
-      return take(desc, r, v, bytes, out), LAM_OK;
+    if (!desc->cap_bytes || bytes <= desc->cap_bytes) return take(desc, r, v, bytes, out), LAM_OK;
     if (!strstr(out->reason, r->name)) pass_over(out, r->name);
     if (bytes < least) least = bytes, leanest = r->name;
   }
   *out = (lam_choice){.struct_size = out->struct_size};
-  return leanest ? fail_cap(desc, leanest, least) : status; /* none can be built: the last says why */
+  return leanest ? fail_cap(desc, leanest, least)
+                 : status; /* none can be built: the last says why */
 }

@@ -1,7 +1,7 @@
 /* layout.c: Megatron-LM's string for which layers are in which stage, read and written.
  *
- *   layout   item*                     item    one | one "*" count | "(" (one | one "*" count)+ ")*" count
- *   one      E t m L or |              commas are skipped, wherever they are
+ *   layout: item*     item: one | "(" one+ ")*" count     one: E t m L or |, and maybe "*" count
+ * Commas are skipped, wherever they are.
  *
  * E embedding, t transformer layer, m layer that predicts further tokens, L head and loss; | ends a
  * stage. x*3 is xxx, and so is |*3; what stands in a bracket is repeated as it is written, its |
@@ -226,11 +226,12 @@ static lam_status check_layout(const lam_layout *l) {
   for (uint64_t s = 0; s < l->n_stages; s++)
     if (l->first_layer[0] != 0 || l->first_layer[s + 1] < l->first_layer[s] ||
         (uint64_t)l->first_layer[l->n_stages] != l->n_layers)
-      return lam_fail(LAM_INVALID_ARGUMENT,
-                      "lam_layout_print: first_layer[%llu] is %d, then %d: expected 0 up to the %llu "
-                      "layers, ascending",
-                      (unsigned long long)s, l->first_layer[s], l->first_layer[s + 1],
-                      (unsigned long long)l->n_layers);
+      return lam_fail(
+          LAM_INVALID_ARGUMENT,
+          "lam_layout_print: first_layer[%llu] is %d, then %d: expected 0 up to the %llu "
+          "layers, ascending",
+          (unsigned long long)s, l->first_layer[s], l->first_layer[s + 1],
+          (unsigned long long)l->n_layers);
   for (uint64_t i = 0; i < l->n_layers; i++)
     if (!l->layers[i] || !strchr("EtmL", l->layers[i]))
       return lam_fail(LAM_INVALID_ARGUMENT,

@@ -15,10 +15,10 @@
 #include "plugin/pipeline/schedule.h"
 
 #define WHO "lam_partition_solve: "
-#define LONGEST 1e12           /* ns, of one layer */
+#define LONGEST 1e12 /* ns, of one layer */
 #define MOST_LAYERS (1 << 16)
-#define MOST_CELLS (1 << 24)   /* layers x stages */
-#define MOST_BYTES 4e18        /* of all layers, all in flight: sums stay within int64 */
+#define MOST_CELLS (1 << 24) /* layers x stages */
+#define MOST_BYTES 4e18      /* of all layers, all in flight: sums stay within int64 */
 
 static const char proof_chain[] = "exact: one stage per rank",
                   proof_all[] = "exact: every cut was tried",
@@ -61,8 +61,9 @@ static lam_status check_sizes(const lam_partition_desc *d) {
                     LAM_PARTITION_EMPTY_STAGES);
   if (n < stages && !may_be_empty)
     return lam_fail(LAM_INVALID_ARGUMENT,
-                    WHO "%d layers on %d stages: each stage needs a layer, unless "
-                        "LAM_PARTITION_EMPTY_STAGES is set",
+                    WHO
+                    "%d layers on %d stages: each stage needs a layer, unless "
+                    "LAM_PARTITION_EMPTY_STAGES is set",
                     n, stages);
   if ((int64_t)(n + 1) * stages > MOST_CELLS)
     return lam_fail(LAM_INVALID_ARGUMENT, WHO "%d layers on %d stages: at most %d layers x stages",
@@ -81,8 +82,9 @@ static lam_status check_pinned(const lam_cut_problem *q) {
     const int room = q->pinned[s] - q->pinned[last];
     if (q->pinned[s] > q->n_layers || room < least * (s - last))
       return lam_fail(LAM_INVALID_ARGUMENT,
-                      WHO "stages %d to %d are pinned to layers %d to %d of %d: expected at least "
-                          "%d for %d stages",
+                      WHO
+                      "stages %d to %d are pinned to layers %d to %d of %d: expected at least "
+                      "%d for %d stages",
                       last, s - 1, q->pinned[last], q->pinned[s] - 1, q->n_layers,
                       least * (s - last), s - last);
     last = s;
@@ -108,8 +110,8 @@ static lam_status problem_alloc(lam_cut_problem *q) {
   q->in_flight = calloc(3 * s + 1, sizeof *q->in_flight);
   q->cap = calloc((size_t)q->n_ranks, sizeof *q->cap);
   if (!q->time || !q->fixed || !q->in_flight || !q->cap)
-    return problem_finish(q), lam_fail(LAM_RESOURCE_EXHAUSTED, WHO "no memory for %d layers",
-                                       q->n_layers);
+    return problem_finish(q),
+           lam_fail(LAM_RESOURCE_EXHAUSTED, WHO "no memory for %d layers", q->n_layers);
   q->cut_time = q->time + n;
   q->held = q->fixed + n, q->cut_bytes = q->fixed + 2 * n;
   q->rank_of = q->in_flight + s, q->pinned = q->in_flight + 2 * s;
@@ -188,11 +190,11 @@ static lam_status fail_short(const lam_cut_problem *q, const int32_t *first, int
   if (first[s] < first[s + 1])
     snprintf(layers, sizeof layers, "layers %d to %d", first[s], first[s + 1] - 1);
   return lam_fail(LAM_RESOURCE_EXHAUSTED,
-                  WHO "%s: stage %d (rank %d) binds: with %s, %d micro-batches in flight, rank %d "
-                      "holds %lld bytes, its cap is %lld: %lld bytes are missing",
+                  WHO
+                  "%s: stage %d (rank %d) binds: with %s, %d micro-batches in flight, rank %d "
+                  "holds %lld bytes, its cap is %lld: %lld bytes are missing",
                   verdict, s, rank, layers, q->in_flight[s], rank,
-                  (long long)(q->cap[rank] + missing), (long long)q->cap[rank],
-                  (long long)missing);
+                  (long long)(q->cap[rank] + missing), (long long)q->cap[rank], (long long)missing);
 }
 
 /* No cut's sum of times is below `sum`; the slowest rank has at least its share of it, and at least
@@ -214,8 +216,7 @@ static void write_answer(const lam_cut_problem *q, const int32_t *first, const l
     out->stage_time[s] = lam_stage_time(q, s, first[s], first[s + 1]);
   for (int r = 0; r < q->n_ranks && out->rank_bytes; r++)
     out->rank_bytes[r] = (uint64_t)ranks->bytes[r];
-  if (out->first_layer)
-    memcpy(out->first_layer, first, ((size_t)q->n_stages + 1) * sizeof *first);
+  if (out->first_layer) memcpy(out->first_layer, first, ((size_t)q->n_stages + 1) * sizeof *first);
 }
 
 static lam_status solve_into(const lam_cut_problem *q, int32_t *first, lam_cut_ranks *ranks,

@@ -53,8 +53,7 @@ static inline int64_t lam_fixed_bytes(const lam_cut_problem *q, int stage, int f
   return q->fixed[to] - q->fixed[from] + (lam_ends_with_cut(q, stage) ? q->cut_bytes[to] : 0);
 }
 static inline int64_t lam_stage_bytes(const lam_cut_problem *q, int stage, int from, int to) {
-  return lam_fixed_bytes(q, stage, from, to) +
-         q->in_flight[stage] * (q->held[to] - q->held[from]);
+  return lam_fixed_bytes(q, stage, from, to) + q->in_flight[stage] * (q->held[to] - q->held[from]);
 }
 /* How many layers a stage has at least. */
 static inline int lam_least_layers(const lam_cut_problem *q) { return q->may_be_empty ? 0 : 1; }

@@ -18,11 +18,11 @@
 
 typedef struct search {
   const lam_cut_problem *q;
-  int32_t *first; /* [n_stages + 1] */
-  int32_t *best;  /* [n_stages + 1] */
+  int32_t *first;       /* [n_stages + 1] */
+  int32_t *best;        /* [n_stages + 1] */
   lam_cut_ranks *ranks; /* scratch */
-  lam_cut_score score; /* the one to beat */
-  int64_t looked_at;   /* stages */
+  lam_cut_score score;  /* the one to beat */
+  int64_t looked_at;    /* stages */
   uint64_t chance;
 } search;
 
@@ -159,7 +159,7 @@ static int pick(search *x, int n) { /* 0 .. n - 1 */
 
 static void move_some(search *x) {
   const lam_cut_problem *q = x->q;
-  for (int i = 2 + pick(x, 4); i > 0; i--) {
+  for (int i = 2 + pick(x, 8); i > 0; i--) {
     const int a = 1 + pick(x, q->n_stages - 1), by = 2 * pick(x, 2) - 1;
     int b = a;
     if (q->pinned[a] >= 0) continue;

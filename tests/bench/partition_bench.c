@@ -1,6 +1,6 @@
 /* partition_bench.c: how long it takes to cut a model into stages.
  *
- *   partition_1000_64          1,000 layers on 64 stages of 64 ranks, exact, 1F1B, 256 micro-batches
+ *   partition_1000_64          1,000 layers on 64 ranks, a stage each, 1F1B, m 256: exact
  *   partition_1000_64_cuts     the same, cuts as dear as layers, 4 micro-batches: the most limits
  *   partition_1000_64_capped   the same under a cap that binds
  *   partition_1000_64_short    the same under a cap that is too small: what is missing

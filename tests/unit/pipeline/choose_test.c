@@ -45,8 +45,7 @@ TEST(choose, follows_the_rule) {
     NOTE("p %d, v %d, m %d, flags %u, cap %d", rows[i].p, rows[i].v, rows[i].m, rows[i].flags,
          (int)rows[i].cap);
     lam_choice out = LAM_CHOICE_INIT;
-    const lam_choice_desc d =
-        desc_of(rows[i].p, rows[i].v, rows[i].m, rows[i].flags, rows[i].cap);
+    const lam_choice_desc d = desc_of(rows[i].p, rows[i].v, rows[i].m, rows[i].flags, rows[i].cap);
     if (!CHECK_OK(lam_schedule_choose(&d, &out))) continue;
     CHECK_STR(out.name, rows[i].name);
     CHECK_CONTAINS(out.reason, rows[i].reason);
@@ -57,9 +56,9 @@ TEST(choose, follows_the_rule) {
 TEST(choose, takes_what_can_be_built_and_fits) {
   rng r = {seed()};
   for (int k = 0; k < 300; k++) {
-    const lam_choice_desc d =
-        desc_of((int)rng_int(&r, 1, 8), (int)rng_int(&r, 1, 3), (int)rng_int(&r, 1, 40),
-                (uint32_t)rng_int(&r, 0, 7), (uint64_t)rng_int(&r, 0, 1) * (uint64_t)rng_int(&r, 100, 500));
+    const lam_choice_desc d = desc_of(
+        (int)rng_int(&r, 1, 8), (int)rng_int(&r, 1, 3), (int)rng_int(&r, 1, 40),
+        (uint32_t)rng_int(&r, 0, 7), (uint64_t)rng_int(&r, 0, 1) * (uint64_t)rng_int(&r, 100, 500));
     NOTE("p %d, v %d, m %d, flags %u, cap %d", d.p, d.v, d.m, d.flags, (int)d.cap_bytes);
     lam_choice out = LAM_CHOICE_INIT;
     lam_schedule *s = NULL;
@@ -80,7 +79,8 @@ TEST(choose, a_cap_that_is_too_small_names_what_is_missing) {
   lam_choice out = LAM_CHOICE_INIT;
   const lam_choice_desc d = desc_of(4, 2, 8, SPLITS, 139);
   CHECK_STATUS(lam_schedule_choose(&d, &out), LAM_RESOURCE_EXHAUSTED);
-  CHECK_CONTAINS(lam_last_error(), "cap_bytes is 139: even layerwise, which holds least, takes 140");
+  CHECK_CONTAINS(lam_last_error(),
+                 "cap_bytes is 139: even layerwise, which holds least, takes 140");
   CHECK_CONTAINS(lam_last_error(), "1 bytes are missing");
   CHECK(!out.name && !out.reason[0]);
 }

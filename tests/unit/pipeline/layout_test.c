@@ -72,8 +72,8 @@ TEST(layout, means_what_megatron_says) {
 }
 
 TEST(layout, is_printed_as_short_as_one_writes_it) {
-  static const char *const rows[] = {"Et*3|(tt|)*29,m|L", "EL", "Et|t|tL", "E|(t*4|)*30,t*4,m|L",
-                                     "Et*5,L", "|Ett|(|)*3,tt|L|"};
+  static const char *const rows[] = {"Et*3|(tt|)*29,m|L",   "EL",     "Et|t|tL",
+                                     "E|(t*4|)*30,t*4,m|L", "Et*5,L", "|Ett|(|)*3,tt|L|"};
   char expanded[ROOM], printed[ROOM];
   for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
     CHECK_OK(expand(rows[i], expanded));
@@ -122,8 +122,9 @@ TEST(layout, names_the_position_of_a_mistake_and_what_was_expected) {
       {"E(tt|L", "position 7: found the end, expected ')'"},
       {"E(tt)L", "position 6: found 'L', expected '*' and a count after ')'"},
       {"E()*3L", "position 3: found ')', expected a layer (E t m L) or '|' in brackets"},
-      {"E((t)*2|)*2L", "position 3: found '(', expected a layer (E t m L) or '|' in brackets, "
-                       "which do not nest"},
+      {"E((t)*2|)*2L",
+       "position 3: found '(', expected a layer (E t m L) or '|' in brackets, "
+       "which do not nest"},
       {"Ett)L", "position 4: found ')', expected a layer"},
       {"ttL", "position 1: found 't', expected E, the embedding, first"},
       {"EtEL", "position 3: found 'E', expected E once"},
