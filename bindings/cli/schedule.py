@@ -1,8 +1,8 @@
 """lamella schedule: which schedule for so many ranks, stages and micro-batches; any of them drawn,
 converted, checked.
 
-Asks the program of bindings/cli/schedule, which asks the library; this module only says what is best
-and shows it.
+Asks the program of bindings/cli/schedule, which asks the library; this module only says what is
+best and shows it.
 Invariant: a mistake is one line and nothing on stdout; status 2 for wrong usage, 1 for a table or a
 memory cap that does not do.
 """
@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 import subprocess
+from itertools import zip_longest
 from pathlib import Path
 
 from bindings.cli import bazel, packages
@@ -259,9 +260,11 @@ def praise(best, rows, args):
 
 def show_table(rows, best):
     lines = [HEAD] + [cells(row, row is best) for row in rows]
-    widths = [max(len(line[i]) for line in lines if i < len(line) - 1) for i in range(len(HEAD) - 1)]
-    for *first, last in lines:
-        print("  ".join([cell.ljust(width) for cell, width in zip(first, widths)] + [last]).rstrip())
+    columns = zip_longest(*[line[:-1] for line in lines], fillvalue="")
+    widths = [max(map(len, column)) for column in columns]
+    for *first, last in lines:  # the last cell may be as long as it likes
+        fixed = [cell.ljust(width) for cell, width in zip(first, widths)]
+        print("  ".join([*fixed, last]).rstrip())
 
 
 def cells(row, is_best):

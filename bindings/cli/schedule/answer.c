@@ -8,15 +8,17 @@
 
 #include "bindings/cli/schedule/ask.h"
 
-#define TRY(expr)                           \
-  do {                                      \
-    const lam_status status_ = (expr);      \
-    if (status_ != LAM_OK) return status_;  \
+#define TRY(expr)                          \
+  do {                                     \
+    const lam_status status_ = (expr);     \
+    if (status_ != LAM_OK) return status_; \
   } while (0)
 
 #define MS 1e6 /* ns */
 
-static lam_status fail(answer *x, lam_status status, const char *why) { return x->why = why, status; }
+static lam_status fail(answer *x, lam_status status, const char *why) {
+  return x->why = why, status;
+}
 static lam_status no_memory(answer *x) { return fail(x, LAM_RESOURCE_EXHAUSTED, "no memory"); }
 
 static uint64_t to_bytes(const ask *a, double memory) {

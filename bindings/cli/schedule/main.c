@@ -19,16 +19,16 @@ static const struct {
   int kind;
   size_t at;
 } words[] = {
-    {"p", NUMBER, offsetof(ask, p)},          {"v", NUMBER, offsetof(ask, v)},
-    {"m", NUMBER, offsetof(ask, m)},          {"whole", NUMBER, offsetof(ask, whole)},
+    {"p", NUMBER, offsetof(ask, p)},           {"v", NUMBER, offsetof(ask, v)},
+    {"m", NUMBER, offsetof(ask, m)},           {"whole", NUMBER, offsetof(ask, whole)},
     {"forward", REAL, offsetof(ask, forward)}, {"input", REAL, offsetof(ask, input)},
-    {"weight", REAL, offsetof(ask, weight)},  {"comm", REAL, offsetof(ask, comm)},
-    {"fused", REAL, offsetof(ask, fused)},    {"static", REAL, offsetof(ask, fixed)},
-    {"act", REAL, offsetof(ask, act)},        {"cap", REAL, offsetof(ask, cap)},
-    {"E", REAL, offsetof(ask, weights[0])},   {"t", REAL, offsetof(ask, weights[1])},
-    {"mtp", REAL, offsetof(ask, weights[2])}, {"L", REAL, offsetof(ask, weights[3])},
-    {"scale", REAL, offsetof(ask, scale)},    {"name", TEXT, offsetof(ask, name)},
-    {"format", TEXT, offsetof(ask, format)}, {"layers", TEXT, offsetof(ask, layers)},
+    {"weight", REAL, offsetof(ask, weight)},   {"comm", REAL, offsetof(ask, comm)},
+    {"fused", REAL, offsetof(ask, fused)},     {"static", REAL, offsetof(ask, fixed)},
+    {"act", REAL, offsetof(ask, act)},         {"cap", REAL, offsetof(ask, cap)},
+    {"E", REAL, offsetof(ask, weights[0])},    {"t", REAL, offsetof(ask, weights[1])},
+    {"mtp", REAL, offsetof(ask, weights[2])},  {"L", REAL, offsetof(ask, weights[3])},
+    {"scale", REAL, offsetof(ask, scale)},     {"name", TEXT, offsetof(ask, name)},
+    {"format", TEXT, offsetof(ask, format)},   {"layers", TEXT, offsetof(ask, layers)},
 };
 
 static bool read_word(const char *word, ask *out) {

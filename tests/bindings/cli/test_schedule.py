@@ -133,7 +133,7 @@ def test_check_proves_a_table_or_says_what_is_wrong_with_it(tmp_path):
         (["-p", "4", "-v", "1", "-m", "8", "--draw", "zbv"], 2, "v must be 2"),
         (["-p", "99999", "-m", "99999"], 2, "at most"),
         (["-p", "4", "-m", "8", "--cap", "0.5"], 1, "even layerwise holds 1: 0.5 is missing"),
-        (["-p", "4", "-m", "8", "--layers", "Et*3xL"], 2, "position 5: found 'x', expected a layer"),
+        (["-p", "4", "-m", "8", "--layers", "Et*3xL"], 2, "position 5: found 'x', expected a"),
         (["-p", "4", "-m", "8", "--layers", "EtL"], 2, "3 layers on 4 stages"),
         (["-p", "4", "-m", "8", "--layers", "Et*8,L", "--cap", "1"], 1, "no cut fits: stage "),
         (["-p", "4", "-m", "8", "--costs", "1,x,1"], 2, "'x' is not a number"),
