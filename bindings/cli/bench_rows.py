@@ -88,6 +88,12 @@ def schedule(n):
     return [alone(line, "us", values, goals.get(line, "")) for line, values in figures.items()]
 
 
+def partition(n):
+    """how long it takes to cut 1,000 layers into 64 stages"""
+    figures = rounds({"partition": program("partition_bench")}, n)["partition"]
+    return [alone(line, "ms", values, "<= 1000") for line, values in figures.items()]
+
+
 def demo(n):
     """the demo's training step: against oneDNN on its gemms alone, one worker, and the simulator"""
     cores = len(os.sched_getaffinity(0))
@@ -134,4 +140,4 @@ def kernels(n):
     return rows
 
 
-GROUPS = {"comm": comm, "ffn": ffn, "call": call, "pipeline": pipeline, "schedule": schedule, "demo": demo, "kernels": kernels}
+GROUPS = {"comm": comm, "ffn": ffn, "call": call, "pipeline": pipeline, "schedule": schedule, "partition": partition, "demo": demo, "kernels": kernels}
