@@ -57,10 +57,6 @@ lam_status lam_schedule_push(lam_schedule *s, int rank, int kind, int stage, int
 void lam_schedule_pair(lam_schedule *s);
 lam_status lam_schedule_seal(lam_schedule *s);
 
-/* The builders: name and one line about builder i, from 0; NULL past the last. */
-const char *lam_schedule_name(int i);
-const char *lam_schedule_about(int i);
-
 /* Is it F, I, W or B? */
 static inline bool lam_kind_computes(int kind) { return kind <= LAM_KIND_B; }
 /* Is it of a whole stage, with micro -1? */

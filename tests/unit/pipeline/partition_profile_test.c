@@ -25,7 +25,7 @@ static int64_t now_ns(void) {
 static lam_status called(spy *s, int part, const lam_stage_io *io) {
   const int64_t until = now_ns() + s->wait_ns[part];
   while (now_ns() < until) continue;
-  strncat(s->order, &"FIW"[part], 1);
+  s->order[strlen(s->order)] = "FIW"[part];
   if (part == 0 && s->calls[0] < 8) s->rows[s->calls[0]] = io->out[0].shape[0];
   if (part == 0) io->out[0].shape[0] = 1; /* lowered, as a stage may */
   s->calls[part]++;
