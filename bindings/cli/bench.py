@@ -117,8 +117,23 @@ def row_cells(row: Row) -> tuple[str, ...]:
     return (row.name, f"{row.figure:.4g} {row.unit}", f"{row.spread:.0%}", row.peer, peers, ratio, row.goal, met, row.note)
 
 
+def markdown(rows: list[Row], about: dict) -> str:
+    """The rows as a table for a README, under a line that says what they were measured on."""
+    head = (f"{about['cores']} cores of {about['cpu']}, Linux {about['kernel']}, commit {about['commit']}.",
+            "", "| what | figure | spread | peer | ratio | goal | met |", "|---|---|---|---|---|---|---|")
+    return "\n".join([*head, *("| " + " | ".join(markdown_cells(row)) + " |" for row in rows)]) + "\n"
+
+
+def markdown_cells(row: Row) -> tuple[str, ...]:
+    peer = row.peer if row.peer_figure is None else f"{row.peer} {row.peer_figure:.4g}"
+    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+    met = {True: "yes", False: "**no**", None: ""}[row.met]
+    return (row.name, f"{row.figure:.4g} {row.unit}", f"{row.spread:.0%}", peer, ratio, row.goal, met)
+
+
 def add_arguments(parser):
     parser.add_argument("--json", metavar="FILE", help="also write the rows to FILE")
+    parser.add_argument("--markdown", metavar="FILE", help="also write them to FILE as a table for a README")
     parser.add_argument("--only", metavar="GROUP", action="append", help="run this group only (may be repeated)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds of each comparison (default 5)")
     parser.add_argument("--list", action="store_true", help="list the groups and end")
@@ -144,7 +159,9 @@ def main(args):
             say(f"bench {name}: {problem}")
     print(table(rows))
     if args.json:
-        write_json(args.json, rows)
+        write(args.json, json.dumps({"machine": machine(), "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    if args.markdown:
+        write(args.markdown, markdown(rows, machine()))
     return 1 if failed else 0
 
 
@@ -161,10 +178,9 @@ def choose(args, groups):
     return args.only or list(groups)
 
 
-def write_json(path, rows):
+def write(path, text):
     try:
         with open(path, "w") as out:
-            json.dump({"machine": machine(), "rows": [asdict(row) for row in rows]}, out, indent=1)
-            out.write("\n")
+            out.write(text)
     except OSError as error:
         raise Problem(f"bench: cannot write {path}: {error.strerror}") from None
