@@ -66,7 +66,7 @@ def add_arguments(parser):
         type=numbers("E,t,m,L", 4),
         default=[0, 1, 1, 0],
         metavar="E,t,m,L",
-        help="what each kind of layer costs (0,1,1,0)",
+        help="what each kind of layer costs and holds (0,1,1,0)",
     )
     parser.add_argument("--json", action="store_true", help="the list as JSON")
     what = parser.add_mutually_exclusive_group()
