@@ -412,6 +412,8 @@ typedef struct lam_stage { /* an absent function means "cannot" */
   void *user;
   lam_stage_fn forward, backward, backward_input, backward_weight;
   lam_stage_pair_fn forward_backward;
+  /* Called after the stage's last backward action of a step, or by its REDUCE_GRAD in a table that
+   * has one; micro is -1, without tensors. */
   lam_stage_fn reduce_grad;
   /* NULL = user; a foreign handle serves one function. */
   void *backward_user, *backward_input_user, *backward_weight_user;
@@ -448,6 +450,9 @@ typedef struct lam_pipeline_desc {
 #define LAM_SPLIT_NEVER 1u
 #define LAM_SPLIT_ALWAYS 2u
 #define LAM_PIPELINE_FORWARD_ONLY 1u
+/* Every stage sums its weight gradients in micro-batch order, as one process would; a table in
+ * which it does not (W, B, or I of a stage that does not split) is refused without this flag. */
+#define LAM_PIPELINE_ANY_ORDER 2u
 
 LAM_API lam_status lam_pipeline_create(lam_context *ctx, const lam_pipeline_desc *desc,
                                        lam_pipeline **out_pipeline);

@@ -177,10 +177,11 @@ static lam_status leave(lam_pipeline *p, visit *v) {
 }
 
 /* After its last backward action of a step a stage sums its gradients with its replicas, where
- * the host gave a function. */
+ * the host gave a function, and the list does not say when. */
 static lam_status reduce_when_last(visit *v) {
   lam_pipe_stage *s = v->stage;
-  if (!lam_ends_backward(v->action) || --s->backwards_left || !s->is.reduce_grad) return LAM_OK;
+  if (!lam_ends_backward(v->action) || --s->backwards_left) return LAM_OK;
+  if (!s->is.reduce_grad || s->reduces_by_list) return LAM_OK;
   lam_stage_io io = v->io;
   io.micro = -1, io.n_in = io.n_out = 0, io.in = NULL, io.out = NULL;
   return s->is.reduce_grad(s->is.user, &io);

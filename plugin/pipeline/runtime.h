@@ -41,18 +41,18 @@ typedef enum lam_form_reason {
 
 typedef struct lam_form { /* how messages travel (form.h) */
   int codec, n_parts, part, reason;
-  uint64_t bytes;         /* of a slot on the way */
-  uint64_t part_bytes;    /* the most rows of a tensor that this rank receives, decoded */
-  uint64_t *offsets;      /* [n_tensors], on the way */
+  uint64_t bytes;      /* of a slot on the way */
+  uint64_t part_bytes; /* the most rows of a tensor that this rank receives, decoded */
+  uint64_t *offsets;   /* [n_tensors], on the way */
   double whole_seconds, split_seconds; /* where they were weighed */
 } lam_form;
 
 typedef struct lam_edge_plan { /* the tensors that cross an edge, and where they lie in a slot */
   int n_tensors;
-  lam_shape *tensors;          /* capacities */
+  lam_shape *tensors; /* capacities */
   uint64_t *offsets;
-  uint64_t bytes;              /* of a slot */
-  lam_form forms[2];           /* between two ranks: activations, gradients */
+  uint64_t bytes;    /* of a slot */
+  lam_form forms[2]; /* between two ranks: activations, gradients */
 } lam_edge_plan;
 lam_status lam_edge_plan_init(lam_pipeline *p, int number, const lam_edge *edge,
                               lam_edge_plan *out);
@@ -64,24 +64,24 @@ uint64_t lam_edge_plan_hash(const lam_edge_plan *e);
 /* One end of an (edge, kind) that this rank has, or both of them where the edge stays on it. */
 typedef struct lam_port {
   const lam_edge_plan *plan;
-  int edge, kind;         /* LAM_KIND_F activations, LAM_KIND_I gradients */
-  int peer;               /* -1: both ends are here */
+  int edge, kind; /* LAM_KIND_F activations, LAM_KIND_I gradients */
+  int peer;       /* -1: both ends are here */
   bool sends;
-  int depth;              /* slots */
-  lam_channel *channel;   /* NULL: local */
-  unsigned char *memory;  /* local: the slots */
-  unsigned char *slot;    /* being written */
+  int depth;             /* slots */
+  lam_channel *channel;  /* NULL: local */
+  unsigned char *memory; /* local: the slots */
+  unsigned char *slot;   /* being written */
   /* Where messages travel in another form than as they are, else NULL: slots for the stages (a
    * sender's one, a receiver's [depth]); the channel's slot being written; rows to be gathered. */
   const lam_form *form;
   unsigned char *beside, *wire, *part;
-  DLTensor *views;        /* [depth, n_tensors]; a sender over a channel has one row */
-  int32_t *place;         /* [n_micro]: a local slot; receiver: the place in the sender's order */
-  const int32_t *order;   /* receiver [n_micro]: the sender's order */
-  uint8_t *done;          /* receiver [depth]: read for the last time, behind one that is not */
-  uint64_t taken, freed;  /* receiver: messages pulled and given back since create */
-  uint64_t base;          /* receiver: messages of earlier steps */
-  int64_t waited;         /* ns in this step, after the first action began */
+  DLTensor *views;       /* [depth, n_tensors]; a sender over a channel has one row */
+  int32_t *place;        /* [n_micro]: a local slot; receiver: the place in the sender's order */
+  const int32_t *order;  /* receiver [n_micro]: the sender's order */
+  uint8_t *done;         /* receiver [depth]: read for the last time, behind one that is not */
+  uint64_t taken, freed; /* receiver: messages pulled and given back since create */
+  uint64_t base;         /* receiver: messages of earlier steps */
+  int64_t waited;        /* ns in this step, after the first action began */
 } lam_port;
 
 static inline int64_t *lam_slot_dims(unsigned char *slot, int t) {
@@ -106,7 +106,7 @@ typedef struct lam_meter { /* ns, CLOCK_MONOTONIC */
   int64_t busy, cpu, warm_up, waiting, last_end;
   uint32_t n_actions;
   uint64_t n_events, room;
-  lam_event *events;       /* times still CLOCK_MONOTONIC */
+  lam_event *events; /* times still CLOCK_MONOTONIC */
 } lam_meter;
 
 void lam_meter_begin(lam_meter *m);
@@ -127,29 +127,32 @@ typedef struct lam_stage_call {
   void *user;
 } lam_stage_call;
 
+enum { LAM_PIPE_KINDS = LAM_KIND_REDUCE_GRAD + 1 }; /* what a run heeds: F I W B, REDUCE_GRAD */
+
 typedef struct lam_pipe_stage {
-  lam_stage is;                            /* as the host gave it */
+  lam_stage is; /* as the host gave it */
   int number;
   bool keeps;                              /* inputs stay until the last backward action */
-  lam_stage_call calls[LAM_KIND_B + 1][2]; /* by kind: what an action calls, in this order */
+  bool reduces_by_list;                    /* a REDUCE_GRAD of the list calls reduce_grad */
+  lam_stage_call calls[LAM_PIPE_KINDS][2]; /* by kind: what an action calls, in this order */
   lam_port *in, *out;                      /* activations; NULL at the pipeline's ends */
   lam_port *grad_in, *grad_out;
-  int backwards_left;                      /* in this step; then reduce_grad */
-  int64_t lasted[LAM_KIND_B + 1];          /* ns, the last call of a kind */
+  int backwards_left;             /* in this step; then reduce_grad */
+  int64_t lasted[LAM_PIPE_KINDS]; /* ns, the last call of a kind */
 } lam_pipe_stage;
 
 struct lam_pipeline {
   lam_context *ctx;
-  lam_group *group;             /* NULL, or more than one rank */
-  lam_group *tensor;            /* the same: ranks that hold the same activations */
+  lam_group *group;  /* NULL, or more than one rank */
+  lam_group *tensor; /* the same: ranks that hold the same activations */
   const lam_schedule *schedule;
   int rank;
   bool forward_only, one_clock; /* one_clock: all ranks share CLOCK_MONOTONIC */
   const lam_action *actions;    /* this rank's list */
   int64_t n_actions;
-  lam_pipe_stage *stages;       /* this rank's */
+  lam_pipe_stage *stages; /* this rank's */
   int n_stages;
-  int32_t *stage_index;         /* [schedule->n_stages]: into stages; -1 = another rank's */
+  int32_t *stage_index; /* [schedule->n_stages]: into stages; -1 = another rank's */
   lam_edge_plan *edges;
   lam_port *ports;
   int n_ports;
@@ -158,14 +161,15 @@ struct lam_pipeline {
   lam_meter meter;
   int64_t step;
   double loss;
-  const lam_action *last;       /* completed in this step, or NULL */
-  lam_status broken;            /* what ended the group's world, and why */
+  const lam_action *last; /* completed in this step, or NULL */
+  lam_status broken;      /* what ended the group's world, and why */
   char error[LAM_MESSAGE_BYTES];
 };
 
 /* Does this run heed the action? Transfers of a lowered table are the channels' business. */
 static inline bool lam_pipeline_runs(const lam_pipeline *p, const lam_action *a) {
-  return a->kind == LAM_KIND_F || (a->kind <= LAM_KIND_B && !p->forward_only);
+  return a->kind == LAM_KIND_F ||
+         ((lam_kind_computes(a->kind) || a->kind == LAM_KIND_REDUCE_GRAD) && !p->forward_only);
 }
 /* The action after which a micro-batch's input is not needed any more. */
 static inline bool lam_ends_backward(const lam_action *a) {
@@ -179,6 +183,9 @@ static inline bool lam_makes_gradient(const lam_action *a) {
  * which stages of the whole pipeline keep their inputs. */
 lam_status lam_pipeline_read(lam_pipeline *p, const lam_pipeline_desc *desc);
 lam_status lam_pipeline_agree(lam_pipeline *p, uint8_t *keeps);
+/* runtime_order.c: may weight gradients be summed in the list's order? Tells of what runs otherwise
+ * than the list says. */
+lam_status lam_pipeline_fit(lam_pipeline *p, uint32_t flags);
 /* Whether all ranks of g (may be NULL) came through with LAM_OK; else the first failure, on all. */
 lam_status lam_pipeline_share_verdict(lam_pipeline *p, lam_group *g, lam_status own);
 /* runtime_plan.c: rings and local slots of every edge that touches this rank. */

@@ -4,7 +4,7 @@
  * Invariant: after lam_pipeline_agree every rank knows that all run the same schedule over the
  * same edges, and which stages keep their inputs; a rank that differs is named on all ranks, with
  * both sides, and so is one that was given what cannot be.
- * Leaves slots to runtime_plan.c. */
+ * Leaves what a table makes of the stages to runtime_order.c, slots to runtime_plan.c. */
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
@@ -80,21 +80,8 @@ static lam_status choose_calls(const lam_pipeline *p, lam_pipe_stage *s) {
   if (!whole.function) s->calls[LAM_KIND_B][1] = weight;
   s->calls[LAM_KIND_I][0] = splits ? input : whole;
   if (splits) s->calls[LAM_KIND_W][0] = weight;
+  s->calls[LAM_KIND_REDUCE_GRAD][0] = call_of(is, is->reduce_grad, NULL);
   return LAM_OK;
-}
-
-static void tell_of_fallback(const lam_pipeline *p) {
-  for (int64_t i = 0; i < p->n_actions; i++) {
-    const lam_action *a = &p->actions[i];
-    if (a->kind != LAM_KIND_W || !lam_pipeline_runs(p, a) ||
-        p->stages[p->stage_index[a->stage]].calls[LAM_KIND_W][0].function)
-      continue;
-    lam_context_log(p->ctx, 1,
-                    "pipeline, rank %d: stage %d cannot split its backward, as the schedule would: "
-                    "I does all of it, W nothing",
-                    p->rank, a->stage);
-    return;
-  }
 }
 
 static lam_status read_stage(lam_pipeline *p, const lam_stage *given, int number,
@@ -106,7 +93,7 @@ static lam_status read_stage(lam_pipeline *p, const lam_stage *given, int number
     return lam_fail(LAM_UNIMPLEMENTED, WHO ": stage %d has flags 0x%x, known is 0x1", number,
                     given->flags);
   out->keeps = (given->flags & LAM_STAGE_KEEPS_INPUT) && !p->forward_only;
-  for (int k = 0; k <= LAM_KIND_B; k++) out->lasted[k] = INT64_MAX;
+  for (int k = 0; k < LAM_PIPE_KINDS; k++) out->lasted[k] = INT64_MAX;
   return choose_calls(p, out);
 }
 
@@ -124,7 +111,6 @@ static lam_status read_stages(lam_pipeline *p, const lam_pipeline_desc *d) {
     const int k = p->stage_index[i];
     if (k >= 0) LAM_TRY(read_stage(p, element(d->stages, (uint32_t)k), i, &p->stages[k]));
   }
-  tell_of_fallback(p);
   return LAM_OK;
 }
 
@@ -134,16 +120,18 @@ static lam_status read_all(lam_pipeline *p, const lam_pipeline_desc *d) {
                     !d->schedule              ? "schedule"
                     : d->n_edges && !d->edges ? "edges"
                                               : "stages");
-  if (d->flags & ~LAM_PIPELINE_FORWARD_ONLY)
-    return lam_fail(LAM_UNIMPLEMENTED, WHO ": flags are 0x%x, known is 0x1", d->flags);
+  if (d->flags & ~(LAM_PIPELINE_FORWARD_ONLY | LAM_PIPELINE_ANY_ORDER))
+    return lam_fail(LAM_UNIMPLEMENTED, WHO ": flags are 0x%x, known are 0x3", d->flags);
   if (d->split > LAM_SPLIT_ALWAYS || !(d->edge_bytes_per_second >= 0))
     return lam_fail(LAM_INVALID_ARGUMENT,
-                    WHO ": split is %u and edge_bytes_per_second %g, expected 0 to %u, and 0 or "
-                        "more",
+                    WHO
+                    ": split is %u and edge_bytes_per_second %g, expected 0 to %u, and 0 or "
+                    "more",
                     d->split, d->edge_bytes_per_second, LAM_SPLIT_ALWAYS);
   LAM_TRY(read_ranks(p, d));
   LAM_TRY(read_edges(p, d));
-  return read_stages(p, d);
+  LAM_TRY(read_stages(p, d));
+  return lam_pipeline_fit(p, d->flags);
 }
 
 typedef struct verdict { /* on what one rank was given */
@@ -245,8 +233,9 @@ static lam_status compare_rows(lam_pipeline *p, void *first, void *row, int rank
                     a->forward_only ? "set" : "clear", b->forward_only ? "set" : "clear", rank);
   if (a->part != b->part || a->n_parts != b->n_parts)
     return lam_fail(LAM_MISMATCH,
-                    WHO ": rank %d is number %d of %d of its tensor-parallel group, rank 0 number "
-                        "%d of %d: a pipeline's ranks are of one number",
+                    WHO
+                    ": rank %d is number %d of %d of its tensor-parallel group, rank 0 number "
+                    "%d of %d: a pipeline's ranks are of one number",
                     rank, (int)b->part, (int)b->n_parts, (int)a->part, (int)a->n_parts);
   for (int e = 0; e < p->schedule->n_stages - 1; e++)
     if (edge_rows(first)[e].hash != edge_rows(row)[e].hash)

@@ -121,8 +121,8 @@ static lam_status open_ring(lam_pipeline *p, const flow *f, const int32_t *order
                              &port->views));
   const uint64_t key = lam_mix(serial, (uint64_t)f->edge << 1 | (f->kind != LAM_KIND_F));
   const uint64_t bytes = port->form ? port->form->bytes : port->plan->bytes;
-  const lam_status status = lam_channel_open(p->group, port->peer, port->sends, key, port->depth,
-                                             bytes, &port->channel);
+  const lam_status status =
+      lam_channel_open(p->group, port->peer, port->sends, key, port->depth, bytes, &port->channel);
   return status
              ? lam_fail_within(
                    status, "lam_pipeline_create: rank %d opens edge %d (%s) with rank %d", p->rank,

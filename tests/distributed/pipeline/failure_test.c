@@ -385,7 +385,7 @@ static void half_backward(worker *w) {
   w->stages[1].backward_input = w->stages[1].backward, w->stages[1].backward = NULL;
 }
 static void unknown_stage_flag(worker *w) { w->stages[0].flags = 2; }
-static void unknown_flag(worker *w) { w->desc.flags = 2; }
+static void unknown_flag(worker *w) { w->desc.flags = 4; }
 static void wrong_size(worker *w) { w->desc.struct_size = 8; }
 static void wrong_stage_size(worker *w) { w->stages[0].struct_size = 0; }
 static void wrong_edge_size(worker *w) { w->edges[0].struct_size = 0; }
@@ -424,7 +424,7 @@ TEST(pipeline_failure, malformed_descriptions_are_refused_with_the_reason) {
       {no_backward, LAM_INVALID_ARGUMENT, "stage 1 has no backward function"},
       {half_backward, LAM_INVALID_ARGUMENT, "stage 1 has no backward function"},
       {unknown_stage_flag, LAM_UNIMPLEMENTED, "stage 0 has flags 0x2"},
-      {unknown_flag, LAM_UNIMPLEMENTED, "flags are 0x2"},
+      {unknown_flag, LAM_UNIMPLEMENTED, "flags are 0x4"},
       {wrong_size, LAM_INVALID_ARGUMENT, "lam_pipeline_desc: struct_size is 8"},
       {wrong_stage_size, LAM_INVALID_ARGUMENT, "lam_stage: struct_size is 0"},
       {wrong_edge_size, LAM_INVALID_ARGUMENT, "lam_edge: struct_size is 0"},
