@@ -417,8 +417,9 @@ typedef struct lam_stage { /* an absent function means "cannot" */
   lam_stage_fn reduce_grad;
   /* NULL = user; a foreign handle serves one function. */
   void *backward_user, *backward_input_user, *backward_weight_user;
+  uint32_t first_layer, n_layers; /* for lam_pipeline_explain to name; 0 layers = not told */
 } lam_stage;
-#define LAM_STAGE_INIT {sizeof(lam_stage), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define LAM_STAGE_INIT {sizeof(lam_stage), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 
 /* The tensors that cross from stage e to e + 1; dims are capacities. */
 typedef struct lam_edge {
@@ -475,6 +476,28 @@ typedef struct lam_pipeline_report { /* of the last step, this rank; nanoseconds
 #define LAM_PIPELINE_REPORT_INIT \
   {sizeof(lam_pipeline_report), 0, 0, 0, 0, 0, 0, 0, 0, -1, -1, 0, 0, 0}
 LAM_API lam_status lam_pipeline_get_report(const lam_pipeline *p, lam_pipeline_report *out_report);
+
+/* One rank's part of the last step, ns; work to other add up to the step: from the first rank's
+ * start to the last one's end. */
+typedef struct lam_idle {
+  double work, warm_up, drain; /* idle before its first action, and after its last */
+  double waiting, imbalance;   /* in between; imbalance: what would not be with all stages alike */
+  double other;                /* neither at work nor waiting, or not begun */
+  double predicted;            /* idle, by simulation with the stages' mean times */
+  double worst;                /* of waiting and imbalance: most, on one edge */
+  int32_t worst_edge, worst_kind; /* LAM_KIND_F or LAM_KIND_I; -1 = nowhere */
+} lam_idle;
+typedef struct lam_explained {
+  uint32_t struct_size, reserved;
+  double step, predicted_step, level_step; /* ns; level: simulated with all stages alike */
+  double metering;                         /* the part of this rank's step that measuring takes */
+  lam_idle *ranks;                         /* caller's array or NULL */
+  char *text; /* caller's or NULL: a table, and what to do about it, as lam_schedule_print */
+  uint64_t n_ranks, text_bytes; /* in: room; out: how many there are, the text's length */
+} lam_explained;
+#define LAM_EXPLAINED_INIT {sizeof(lam_explained), 0, 0, 0, 0, 0, 0, 0, 0, 0}
+/* Where the last step went on all ranks: each of them calls this after the same step. */
+LAM_API lam_status lam_pipeline_explain(lam_pipeline *p, lam_explained *out);
 
 /* How messages of an edge travel, as lam_pipeline_create decided. */
 typedef struct lam_edge_info {

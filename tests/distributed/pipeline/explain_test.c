@@ -1,0 +1,161 @@
+/* explain_test.c: idle time of all ranks, explained: parts that add up, the slow stage by name, and
+ * what a simulation with the step's own times foretells.
+ * The timed waits in stages are their work; nothing here depends on how exact they are.
+ * Leaves what one rank says of itself to report_test.c. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tests/distributed/pipeline/worker.h"
+
+enum { RANKS_MAX = 4, TEXT = 4096, MS = 1000000 };
+
+typedef struct told {
+  lam_explained is;
+  lam_idle ranks[RANKS_MAX];
+  char text[TEXT];
+} told;
+
+static lam_status ask(const worker *k, told *t) {
+  *t = (told){.is = LAM_EXPLAINED_INIT};
+  t->is.ranks = t->ranks, t->is.n_ranks = RANKS_MAX;
+  t->is.text = t->text, t->is.text_bytes = TEXT;
+  return lam_pipeline_explain(k->pipeline, &t->is);
+}
+
+static void check_sums(const told *t, int n_ranks) {
+  CHECK_EQ(t->is.n_ranks, n_ranks);
+  CHECK_EQ(t->is.text_bytes, strlen(t->text));
+  for (int r = 0; r < n_ranks; r++) {
+    const lam_idle *i = &t->ranks[r];
+    const double sum = i->work + i->warm_up + i->drain + i->waiting + i->imbalance + i->other;
+    CHECK(fabs(sum - t->is.step) <= 1e-9 * t->is.step);
+    CHECK(i->work > 0 && i->warm_up >= 0 && i->drain >= 0 && i->waiting >= 0 && i->imbalance >= 0);
+    CHECK(i->other >= -1); /* a nanosecond of rounding */
+    CHECK(i->predicted >= 0 && i->predicted <= t->is.predicted_step);
+  }
+  CHECK(t->is.metering > 0);
+}
+
+/* -- whatever the schedule -- */
+
+static void explain_steps(int rank, int size, void *arg) {
+  const setup *at = arg;
+  worker k;
+  told t;
+  REQUIRE_OK(worker_open(&k, at, rank, size));
+  CHECK_STATUS(ask(&k, &t), LAM_FAILED_PRECONDITION);
+  CHECK_CONTAINS(lam_last_error(), "rank 0 has run no step yet");
+  for (int step = 0; step < 2; step++) {
+    CHECK_OK(lam_pipeline_run(k.pipeline, step, NULL));
+    REQUIRE_OK(ask(&k, &t));
+    check_sums(&t, size);
+    CHECK_CONTAINS(t.text, step ? "step 1 took" : "step 0 took");
+  }
+  worker_close(&k);
+}
+
+TEST(pipeline_explain, parts_add_up_to_the_step_for_every_schedule) {
+  const char *name;
+  for (int i = 0; (name = lam_schedule_name(i)); i++)
+    FOR_EACH(p, 1, 2, 3)
+    FOR_EACH(v, 1, 2) FOR_EACH(functions, MODEL_WHOLE, MODEL_SPLIT | MODEL_FUSED) {
+      lam_schedule *s = NULL;
+      if (lam_schedule_build(name, p, v, 6, &s)) continue;
+      NOTE("%s p=%d v=%d", name, p, v);
+      setup at = {.m = small_model(p * v, 6), .s = s};
+      at.m.functions = (unsigned)functions;
+      CHECK_OK(lam_group_id_create(&at.id));
+      run_threads(p, explain_steps, &at);
+      lam_schedule_destroy(s);
+    }
+}
+
+/* -- a slow stage -- */
+
+static void slow_second_stage(const lam_stage_io *io, int kind) {
+  usleep((io->stage == 1 ? 12000 : 3000) * (kind == LAM_KIND_B ? 2 : 1));
+}
+
+static void blame(int rank, int size, void *arg) {
+  const setup *at = arg;
+  worker k;
+  told t;
+  worker_prepare(&k, at, rank, size);
+  k.stages[0].first_layer = (uint32_t)(4 * rank), k.stages[0].n_layers = 4;
+  REQUIRE_OK(worker_start(&k));
+  CHECK_OK(lam_pipeline_run(k.pipeline, 0, NULL));
+  REQUIRE_OK(ask(&k, &t));
+  check_sums(&t, size);
+  CHECK(t.ranks[1].imbalance < t.ranks[0].imbalance && t.ranks[1].imbalance < t.ranks[2].imbalance);
+  CHECK(t.ranks[2].drain >= 15 * MS); /* stage 1's and 0's last backward */
+  CHECK(t.ranks[2].warm_up >= 15 * MS);
+  CHECK_EQ(t.ranks[2].worst_edge, 1);
+  CHECK_EQ(t.ranks[2].worst_kind, LAM_KIND_F);
+  CHECK_EQ(t.ranks[0].worst_edge, 0);
+  CHECK_EQ(t.ranks[0].worst_kind, LAM_KIND_I);
+  CHECK(t.is.level_step < t.is.predicted_step);
+  CHECK_CONTAINS(t.text, "% on edge 1->2 forward: stage 1 is ");
+  CHECK_CONTAINS(t.text, "% on edge 0->1 backward: stage 1 is ");
+  CHECK_CONTAINS(t.text, " x slower than the others; move layer ");
+  CHECK(strstr(t.text, "move layer 4 to stage 0") || strstr(t.text, "move layer 7 to stage 2"));
+  worker_close(&k);
+}
+
+TEST(pipeline_explain, a_slow_stage_is_blamed_with_the_layer_to_move) {
+  lam_schedule *s = build("1f1b", 3, 6);
+  setup at = {.m = small_model(3, 6), .s = s};
+  at.m.on_call = slow_second_stage;
+  CHECK_OK(lam_group_id_create(&at.id));
+  run_threads(3, blame, &at);
+  lam_schedule_destroy(s);
+}
+
+/* -- all alike -- */
+
+static void alike(const lam_stage_io *io, int kind) {
+  (void)io;
+  usleep(kind == LAM_KIND_B ? 8000 : 4000);
+}
+
+static void find_the_bubble(int rank, int size, void *arg) {
+  worker k;
+  told t;
+  REQUIRE_OK(worker_open(&k, arg, rank, size));
+  CHECK_OK(lam_pipeline_run(k.pipeline, 0, NULL));
+  REQUIRE_OK(ask(&k, &t));
+  check_sums(&t, size);
+  CHECK_CONTAINS(t.text, "step 0 took");
+  CHECK(strstr(t.text, "slower than the others") == NULL || t.ranks[0].imbalance > 0);
+  /* p - 1 of m + p - 1: the schedule's own, however long the waits really took */
+  const double share = t.ranks[0].predicted / t.is.predicted_step;
+  CHECK(share > 0.05 && share < 0.5);
+  worker_close(&k);
+}
+
+TEST(pipeline_explain, predicts_the_bubble_of_stages_that_are_alike) {
+  lam_schedule *s = build("1f1b", 2, 4);
+  setup at = {.m = small_model(2, 4), .s = s};
+  at.m.on_call = alike;
+  CHECK_OK(lam_group_id_create(&at.id));
+  run_threads(2, find_the_bubble, &at);
+  lam_schedule_destroy(s);
+}
+
+/* -- what cannot be -- */
+
+TEST(pipeline_explain, what_cannot_be_explained_is_refused) {
+  lam_schedule *s = build("gpipe", 1, 2);
+  setup at = {.m = small_model(1, 2), .s = s, .flags = LAM_PIPELINE_FORWARD_ONLY};
+  worker k;
+  told t;
+  REQUIRE_OK(worker_open(&k, &at, 0, 1));
+  CHECK_OK(lam_pipeline_run(k.pipeline, 0, NULL));
+  CHECK_STATUS(ask(&k, &t), LAM_UNIMPLEMENTED);
+  CHECK_STATUS(lam_pipeline_explain(NULL, &t.is), LAM_INVALID_ARGUMENT);
+  t.is.struct_size = 4;
+  CHECK_STATUS(lam_pipeline_explain(k.pipeline, &t.is), LAM_INVALID_ARGUMENT);
+  worker_close(&k);
+  lam_schedule_destroy(s);
+}
