@@ -22,9 +22,17 @@ uint64_t lam_op_coded_bytes(const lam_op_call *call, lam_matrix m) {
   return lam_elements_bytes(m.rows, lam_codec_line_bytes((int)call->attr.codec, m.cols), LAM_U8);
 }
 
+/* Bytes may lie anywhere, but bf16 is read and written as such. */
+static lam_status check_coded(const lam_op_call *call, lam_matrix coded) {
+  if (call->attr.codec == LAM_CODEC_BF16 && (uintptr_t)coded.data % sizeof(uint16_t))
+    return lam_fail(LAM_INVALID_ARGUMENT,
+                    "%s: coded is at an odd address, codec bf16 needs an even", call->name);
+  return lam_op_contiguous(call, "coded", coded);
+}
+
 lam_status lam_op_codec_pack_run(const lam_op_call *call) {
   LAM_TRY(lam_op_codec_check(call, call->in[0].dtype));
-  LAM_TRY(lam_op_contiguous(call, "coded", call->out[0]));
+  LAM_TRY(check_coded(call, call->out[0]));
   return lam_device_encode(call->device, call->workers, (int)call->attr.codec, call->in[0],
                            call->out[0].data, call->stream);
 }
@@ -37,7 +45,7 @@ lam_status lam_op_codec_unpack_run(const lam_op_call *call) {
                     lam_dtype_name(coded.dtype));
   LAM_TRY(lam_op_agree(call, "coded's last dimension", coded.cols, "what a line of cols takes",
                        lam_codec_line_bytes((int)call->attr.codec, y.cols)));
-  LAM_TRY(lam_op_contiguous(call, "coded", coded));
+  LAM_TRY(check_coded(call, coded));
   return lam_device_decode(call->device, call->workers, (int)call->attr.codec, coded.data, y,
                            call->stream);
 }

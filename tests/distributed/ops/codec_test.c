@@ -64,7 +64,7 @@ static lam_status infer_coded(tensor *x, int codec, lam_shape *out) {
 
 TEST(codec, rows_bring_back_what_they_declare) {
   static float x[N], y[N];
-  static uint8_t bytes[ROWS * 2 * COLS + 1];
+  static _Alignas(64) uint8_t bytes[ROWS * 2 * COLS + 1];
   rng r = {seed()};
   for (int codec = LAM_CODEC_BF16; codec <= LAM_CODEC_INT8; codec++) {
     tensor tx, ty, coded;
@@ -88,7 +88,7 @@ TEST(codec, rows_bring_back_what_they_declare) {
 
 TEST(codec, rows_refuse_what_they_cannot_code) {
   static float x[N];
-  static uint8_t bytes[2 * N];
+  static _Alignas(64) uint8_t bytes[2 * N + 1];
   tensor tx, coded;
   TENSOR(&tx, x, f32, ROWS, COLS);
   TENSOR(&coded, bytes, u8, ROWS, 12 + COLS);
@@ -99,6 +99,9 @@ TEST(codec, rows_refuse_what_they_cannot_code) {
   TENSOR(&coded, bytes, u8, ROWS, 2 * COLS); /* what the shape rule makes of none */
   CHECK_EQ(run(LAM_OP_codec_pack, &tx, &coded, (lam_attr[]){I(0)}, 1), LAM_INVALID_ARGUMENT);
   CHECK(lam_last_error()[0] != 0);
+  TENSOR(&coded, bytes + 1, u8, ROWS, 2 * COLS);
+  CHECK_EQ(run(LAM_OP_codec_pack, &tx, &coded, (lam_attr[]){I(1)}, 1), LAM_INVALID_ARGUMENT);
+  CHECK_CONTAINS(lam_last_error(), "coded is at an odd address");
   TENSOR(&coded, bytes, u8, ROWS, 12 + COLS);
   CHECK_EQ(run(LAM_OP_codec_unpack, &coded, &tx, (lam_attr[]){I(1), I(COLS), TYPE(f32)}, 3),
            LAM_INVALID_ARGUMENT);
