@@ -1,6 +1,9 @@
 /* call_bench.c: what a call costs above its kernel. y [1, 1] = x [1, 1] w [1, 1], through lam_run
- * and through the device's gemm alone, in turn; what is left is finding the row, checking three
- * tensors, shapes, memory and attributes, and the operator's own steps.
+ * and through the device's gemm alone, in turn; what is left is finding the row, checking tensors,
+ * shapes, memory and attributes, and the operator's own steps.
+ *
+ *   call_bench [rounds]
+ *
  * Prints `name figure unit spread`: the median of rounds, and the width of their middle half over it.
  * Invariant: both sides are measured in the same round. Leaves the gemm itself to kernels_bench.c. */
 #include <stdio.h>
@@ -9,10 +12,59 @@
 
 #include "plugin/core/context.h"
 
-enum { ROUNDS = 1001, CALLS = 200 }; /* rounds shorter than a time slice */
+enum { MOST_ROUNDS = 1001, CALLS = 200 }; /* rounds shorter than a time slice */
 
-static float x = 2, w = 3, y;
 static int64_t shape[] = {1, 1}, strides[] = {1, 1};
+static float x = 2, w1 = 3, w2 = 5, y;
+#define SCALAR(at) {at, {kDLCPU, 0}, 2, {kDLFloat, 32, 1}, shape, strides, 0}
+static DLTensor tx = SCALAR(&x), tw1 = SCALAR(&w1), tw2 = SCALAR(&w2), ty = SCALAR(&y);
+
+static const DLTensor *const in[] = {&tx, &tw1}, *const ffn_in[] = {&tx, &tw1, NULL, &tw2};
+static DLTensor *const out[] = {&ty};
+
+/* All that the row has, as hosts give them. The group, of one rank, comes first. */
+#define INT(value) {LAM_ATTR_INT, 0, {value}}
+#define NO_ACT {LAM_ATTR_STRING, 0, {0}}
+static lam_attr col_attrs[] = {INT(0), NO_ACT, INT(0), INT(0), INT(0),
+                               INT(1), INT(1), INT(0), INT(0)};
+static lam_attr split_attrs[] = {INT(0), INT(1), INT(0), INT(1), INT(1), INT(0), INT(0)};
+static lam_attr whole_attrs[] = {INT(0), INT(0), INT(0), INT(1), INT(1), INT(0), INT(0)};
+static lam_attr ffn_attrs[] = {INT(0), NO_ACT, INT(0), INT(0), INT(0), INT(0), INT(0)};
+
+#define COUNT(array) (sizeof(array) / sizeof *(array))
+#define CALL(op, in, attrs, n_attrs) \
+  {sizeof(lam_call), op, in, out, attrs, COUNT(in), 1, n_attrs, 0, NULL, NULL, 0}
+static const struct {
+  const char *name;
+  int products; /* in its kernel */
+  lam_call call;
+} rows[] = {
+    {"above_linear", 1, CALL(LAM_OP_linear, in, NULL, 0)},
+    {"above_linear_row_tp1", 1, CALL(LAM_OP_linear_row, in, NULL, 0)},
+    {"above_linear_col_group_of_1", 1, CALL(LAM_OP_linear_col, in, col_attrs, COUNT(col_attrs))},
+    {"above_linear_row_group_of_1", 1,
+     CALL(LAM_OP_linear_row, in, split_attrs, COUNT(split_attrs))},
+    {"above_linear_row_whole_x_group_of_1", 1,
+     CALL(LAM_OP_linear_row, in, whole_attrs, COUNT(whole_attrs))},
+    {"above_ffn_group_of_1", 2, CALL(LAM_OP_ffn, ffn_in, ffn_attrs, COUNT(ffn_attrs))},
+};
+enum { N_ROWS = COUNT(rows) };
+
+static void must(lam_status s) {
+  if (s == LAM_OK) return;
+  fprintf(stderr, "call_bench: %s\n", lam_last_error());
+  exit(1);
+}
+
+static void join_group_of_1(void) {
+  lam_group_desc desc = LAM_GROUP_DESC_INIT;
+  lam_group *g;
+  desc.size = 1;
+  must(lam_group_id_create(&desc.id));
+  must(lam_group_create(NULL, &desc, &g));
+  lam_attr *const attrs[] = {col_attrs, split_attrs, whole_attrs, ffn_attrs};
+  for (size_t i = 0; i < COUNT(attrs); i++) attrs[i]->v.i = lam_group_handle(g);
+}
 
 static double now_ns(void) {
   struct timespec t;
@@ -25,49 +77,40 @@ static int by_size(const void *a, const void *b) {
   return (d > 0) - (d < 0);
 }
 
-static void print(const char *name, double *rounds) {
-  qsort(rounds, ROUNDS, sizeof *rounds, by_size);
-  const double median = rounds[ROUNDS / 2];
-  printf("%s %.1f ns %.2f\n", name, median, (rounds[ROUNDS * 3 / 4] - rounds[ROUNDS / 4]) / median);
+static void print(const char *name, double *times, int n) {
+  qsort(times, (size_t)n, sizeof *times, by_size);
+  const double median = times[n / 2];
+  printf("%s %.1f ns %.2f\n", name, median, (times[n * 3 / 4] - times[n / 4]) / median);
 }
 
 static double time_gemm(void) {
   const lam_workers *workers = lam_context_workers(lam_context_default());
-  const lam_matrix a = {&x, 1, 1, 1, 1, LAM_F32, false}, b = {&w, 1, 1, 1, 1, LAM_F32, false};
+  const lam_matrix a = {&x, 1, 1, 1, 1, LAM_F32, false}, b = {&w1, 1, 1, 1, 1, LAM_F32, false};
   const lam_gemm g = {.a = a, .b = b, .d = {&y, 1, 1, 1, 1, LAM_F32, false}};
   const double begin = now_ns();
-  for (int i = 0; i < CALLS; i++)
-    if (lam_device_gemm(&lam_device_cpu, workers, &g, NULL)) exit(1);
+  for (int i = 0; i < CALLS; i++) must(lam_device_gemm(&lam_device_cpu, workers, &g, NULL));
   return (now_ns() - begin) / CALLS;
 }
 
 static double time_call(const lam_call *call) {
   const double begin = now_ns();
-  for (int i = 0; i < CALLS; i++)
-    if (lam_run(NULL, call)) {
-      fprintf(stderr, "%s\n", lam_last_error());
-      exit(1);
-    }
+  for (int i = 0; i < CALLS; i++) must(lam_run(NULL, call));
   return (now_ns() - begin) / CALLS;
 }
 
-int main(void) {
-  DLTensor tx = {&x, {kDLCPU, 0}, 2, {kDLFloat, 32, 1}, shape, strides, 0}, tw = tx, ty = tx;
-  tw.data = &w, ty.data = &y;
-  const DLTensor *in[] = {&tx, &tw};
-  DLTensor *out[] = {&ty};
-  const lam_call linear = {sizeof linear, LAM_OP_linear, in, out, NULL, 2, 1, 0, 0, NULL, NULL, 0};
-  const lam_call row = {sizeof row, LAM_OP_linear_row, in, out, NULL, 2, 1, 0, 0, NULL, NULL, 0};
-  double gemm[ROUNDS], above_linear[ROUNDS], above_row[ROUNDS];
+int main(int argc, char **argv) {
+  static double gemm[MOST_ROUNDS], above[N_ROWS][MOST_ROUNDS];
+  const int n = argc > 1 ? atoi(argv[1]) : MOST_ROUNDS;
+  if (n < 1 || n > MOST_ROUNDS) return fprintf(stderr, "call_bench [1..%d]\n", MOST_ROUNDS), 1;
+  join_group_of_1();
 
-  time_gemm(), time_call(&linear), time_call(&row);
-  for (int i = 0; i < ROUNDS; i++) {
-    gemm[i] = time_gemm();
-    above_linear[i] = time_call(&linear) - gemm[i];
-    above_row[i] = time_call(&row) - gemm[i];
+  for (int i = -1; i < n; i++) { /* the first round warms up */
+    const int at = i < 0 ? 0 : i;
+    gemm[at] = time_gemm();
+    for (int r = 0; r < N_ROWS; r++)
+      above[r][at] = time_call(&rows[r].call) - rows[r].products * gemm[at];
   }
-  print("gemm_1x1x1", gemm);
-  print("above_linear", above_linear);
-  print("above_linear_row_tp1", above_row);
+  print("gemm_1x1x1", gemm, n);
+  for (int r = 0; r < N_ROWS; r++) print(rows[r].name, above[r], n);
   return 0;
 }
