@@ -71,27 +71,27 @@ static lam_status set_shape(lam_who who, const lam_attr_field *f, const lam_attr
 
 #define AT(name) offsetof(lam_op_attrs, name)
 static const lam_attr_field fields[] = {
-    {"group", 'i', AT(group), 0, INT64_MAX, set_int},
+    {"group", 'i', AT(group), 0, INT64_MAX, NULL},
     {"act", 's', AT(act), 0, 0, set_act},
-    {"save", 'i', AT(save), 0, 1, set_int},
-    {"gather", 'i', AT(gather), 0, 1, set_int},
-    {"split", 'i', AT(split), 0, 1, set_int},
-    {"gated", 'i', AT(gated), 0, 1, set_int},
-    {"acc", 'i', AT(acc), 0, 1, set_int},
-    {"seq", 'i', AT(seq), 0, LARGEST, set_int},
-    {"total", 'i', AT(total), 0, LARGEST, set_int},
-    {"unit", 'i', AT(unit), 0, LARGEST, set_int},
-    {"chunks", 'i', AT(chunks), 0, 1 << 20, set_int},
+    {"save", 'i', AT(save), 0, 1, NULL},
+    {"gather", 'i', AT(gather), 0, 1, NULL},
+    {"split", 'i', AT(split), 0, 1, NULL},
+    {"gated", 'i', AT(gated), 0, 1, NULL},
+    {"acc", 'i', AT(acc), 0, 1, NULL},
+    {"seq", 'i', AT(seq), 0, LARGEST, NULL},
+    {"total", 'i', AT(total), 0, LARGEST, NULL},
+    {"unit", 'i', AT(unit), 0, LARGEST, NULL},
+    {"chunks", 'i', AT(chunks), 0, 1 << 20, NULL},
     {"dtype", 'i', AT(dtype), 0, 0, set_dtype},
-    {"dim", 'i', AT(dim), 0, LAM_MAX_DIMS - 1, set_int},
-    {"root", 'i', AT(root), 0, INT32_MAX, set_int},
-    {"peer", 'i', AT(peer), 0, INT32_MAX, set_int},
-    {"kind", 'i', AT(kind), 0, 1, set_int},
-    {"tag", 'i', AT(tag), -1, INT32_MAX, set_int},
-    {"codec", 'i', AT(codec), 0, LAM_CODEC_INT8, set_int},
+    {"dim", 'i', AT(dim), 0, LAM_MAX_DIMS - 1, NULL},
+    {"root", 'i', AT(root), 0, INT32_MAX, NULL},
+    {"peer", 'i', AT(peer), 0, INT32_MAX, NULL},
+    {"kind", 'i', AT(kind), 0, 1, NULL},
+    {"tag", 'i', AT(tag), -1, INT32_MAX, NULL},
+    {"codec", 'i', AT(codec), 0, LAM_CODEC_INT8, NULL},
     {"shape", 'I', AT(shape), 0, LAM_MAX_DIMS, set_shape},
-    {"side", 'i', AT(side), 0, 1, set_int},
-    {"cols", 'i', AT(cols), 0, LARGEST, set_int},
+    {"side", 'i', AT(side), 0, 1, NULL},
+    {"cols", 'i', AT(cols), 0, LARGEST, NULL},
     {"eps", 'f', AT(eps), 0, 0, set_double},
 };
 
@@ -125,5 +125,5 @@ lam_status lam_attr_bind(lam_who who, const lam_attr_field *f, const lam_attr *g
     return wrong_type(who, f, given->type);
   if (given->type >= LAM_ATTR_INTS && given->n && !given->v.ints)
     return lam_refuse(who, "its pointer is NULL, its count is %u", given->n);
-  return f->set(who, f, given, (char *)out + f->offset);
+  return (f->set ? f->set : set_int)(who, f, given, (char *)out + f->offset);
 }

@@ -124,14 +124,13 @@ static lam_status bind_input(lam_binding *b, int i, const DLTensor *t) {
   const lam_row_tensor *in = &b->row->in[i];
   const lam_who who = who_input(b, i);
   lam_matrix *m = &b->op.in[i];
-  LAM_TRY(lam_tensor_matrix(who, t, b->data, in->role == LAM_ROLE_WEIGHT, m));
+  LAM_TRY(lam_tensor_matrix(who, t, b->data, in->role == LAM_ROLE_WEIGHT, m, &b->in_reach[i]));
   b->op.in_tensor[i] = t;
   if (i == 0) b->first = m->dtype;
   if (i == 0 || m->dtype != b->first || in->role >= LAM_ROLE_SCALE)
     LAM_TRY(check_dtype(b, i, m->dtype));
   if (!lam_bind_is_here(b, t->device)) return lam_bind_elsewhere(b, who, t->device);
   if (in->ndim >= 0 && in->ndim != t->ndim) return wrong_ndim(who, in, t);
-  b->in_reach[i] = lam_matrix_reach(m);
   if (in->role == LAM_ROLE_TOKEN && t->shape[0] != 1)
     return lam_refuse(who, "found %lld elements, expected 1", (long long)t->shape[0]);
   return in->role == LAM_ROLE_WEIGHT && m->dtype == LAM_U8 ? bind_packed(b, who, t, m) : LAM_OK;
@@ -173,8 +172,9 @@ static lam_status bind_attrs(lam_binding *b) {
   b->op.attr = b->row->standard;
   for (uint32_t i = 0; i < b->call->n_attrs; i++) {
     const lam_row_attr *a = &b->row->attrs[i];
-    LAM_TRY(
-        lam_attr_bind((lam_who){b->row->name, a->name}, a->field, &b->call->attrs[i], &b->op.attr));
+    const lam_attr *given = &b->call->attrs[i];
+    if (lam_attr_bind_plain(a->field, given, &b->op.attr)) continue;
+    LAM_TRY(lam_attr_bind((lam_who){b->row->name, a->name}, a->field, given, &b->op.attr));
   }
   return LAM_OK;
 }

@@ -100,10 +100,10 @@ static lam_status check_overlap(const lam_binding *b, int i) {
 
 static lam_status bind_output(lam_binding *b, int i, const DLTensor *t) {
   const lam_who who = who_output(b, i);
-  LAM_TRY(lam_tensor_matrix(who, t, true, b->row->out[i].role == LAM_ROLE_WEIGHT, &b->op.out[i]));
+  const bool either = b->row->out[i].role == LAM_ROLE_WEIGHT;
+  LAM_TRY(lam_tensor_matrix(who, t, true, either, &b->op.out[i], &b->out_reach[i]));
   if (!shape_fits(&b->row->out[i], &b->shapes[i], t)) return wrong_shape(b, i, t);
   if (!lam_bind_is_here(b, t->device)) return lam_bind_elsewhere(b, who, t->device);
-  b->out_reach[i] = lam_matrix_reach(&b->op.out[i]);
   return check_overlap(b, i);
 }
 

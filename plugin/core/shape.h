@@ -37,16 +37,17 @@ typedef enum lam_shape_step {
   LAM_SHAPE_INTS,      /* emit the attribute `shape` */
   LAM_SHAPE_COPY,      /* emit all of input's dimensions */
   LAM_SHAPE_NONE,      /* the output is absent */
-  LAM_SHAPE_JUMP,      /* go to `at` */
-  LAM_SHAPE_JUMP_IF_0, /* pop, go to `at` if 0 */
+  LAM_SHAPE_JUMP,      /* go to `value` */
+  LAM_SHAPE_JUMP_IF_0, /* pop, go to `value` if 0 */
+  LAM_SHAPE_UNLESS,    /* go to `value` if the attribute at `at` is 0 */
   LAM_SHAPE_N_STEPS
 } lam_shape_step;
 
 typedef struct lam_shape_code {
   uint8_t step;  /* lam_shape_step */
   uint8_t input; /* which input, where the step names one */
-  uint16_t at;   /* a jump's target, or an attribute's place in lam_op_attrs */
-  int32_t value;
+  uint16_t at;   /* an attribute's place in lam_op_attrs */
+  int32_t value; /* a number, or a jump's target */
 } lam_shape_code;
 
 typedef enum lam_dtype_rule {

@@ -219,19 +219,28 @@ static lam_status parse_slice(parser *p) {
   return put_slice(p, input);
 }
 
+/* Nearly always by an attribute alone: then one step instead of two. */
+static lam_status put_skip(parser *p) {
+  lam_shape_code *last = &p->row->code[p->row->n_code - 1];
+  if (last->step != LAM_SHAPE_ATTR) return put_step(p, LAM_SHAPE_JUMP_IF_0);
+  last->step = LAM_SHAPE_UNLESS;
+  p->depth--;
+  return LAM_OK;
+}
+
 static lam_status parse_choice(parser *p) {
   lam_shape_code *code = p->row->code;
   LAM_TRY(parse_expr(p));
   LAM_TRY(expect(p, '?'));
-  const int skip = p->row->n_code;
-  LAM_TRY(put_step(p, LAM_SHAPE_JUMP_IF_0));
+  LAM_TRY(put_skip(p));
+  const int skip = p->row->n_code - 1;
   LAM_TRY(parse_shape(p));
   LAM_TRY(expect(p, ':'));
   const int leave = p->row->n_code;
   LAM_TRY(put_step(p, LAM_SHAPE_JUMP));
-  code[skip].at = (uint16_t)p->row->n_code;
+  code[skip].value = p->row->n_code;
   LAM_TRY(parse_shape(p));
-  code[leave].at = (uint16_t)p->row->n_code;
+  code[leave].value = p->row->n_code;
   return expect(p, '}');
 }
 
@@ -296,10 +305,10 @@ static lam_status parse_dtype(parser *p) {
 /* A rule that is one choice between a shape and none, by one attribute, need not be run to see that
  * the output is absent: most outputs of this kind are. */
 static int16_t switch_of(const lam_shape_code *rule, const lam_shape_code *code) {
-  if (rule[0].step != LAM_SHAPE_ATTR || rule[1].step != LAM_SHAPE_JUMP_IF_0) return -1;
-  const lam_shape_code *otherwise = code + rule[1].at;
+  if (rule->step != LAM_SHAPE_UNLESS) return -1;
+  const lam_shape_code *otherwise = code + rule->value;
   const bool none = otherwise[0].step == LAM_SHAPE_NONE && otherwise[1].step == LAM_SHAPE_END;
-  return none ? (int16_t)rule[0].at : -1;
+  return none ? (int16_t)rule->at : -1;
 }
 
 static lam_status parse_rule(parser *p, lam_row_tensor *output) {

@@ -126,12 +126,9 @@ static DLDataType result_dtype(const lam_shape_rule *rule, const lam_shape_env *
   return env->in[0]->dtype;
 }
 
-lam_status lam_shape_run(const lam_row *row, int output, const lam_shape_env *env, lam_shape *out) {
+static lam_status run_steps(const lam_row *row, int output, const lam_shape_env *env,
+                            lam_shape *out) {
   const lam_shape_rule *rule = &row->out[output].shape;
-  if (rule->only_if >= 0 && attr_at(env, rule->only_if) == 0) {
-    *out = (lam_shape){.ndim = -1, .dtype = env->in[0]->dtype};
-    return LAM_OK;
-  }
   machine m; /* its stack need not be cleared */
   m.row = row;
   m.env = env;
@@ -188,13 +185,23 @@ lam_status lam_shape_run(const lam_row *row, int output, const lam_shape_env *en
         out->ndim = -1;
         break;
       case LAM_SHAPE_JUMP:
-        c = row->code + c->at - 1;
+        c = row->code + c->value - 1;
         break;
       case LAM_SHAPE_JUMP_IF_0:
-        if (pop(&m) == 0) c = row->code + c->at - 1;
+        if (pop(&m) == 0) c = row->code + c->value - 1;
+        break;
+      case LAM_SHAPE_UNLESS:
+        if (attr_at(env, c->at) == 0) c = row->code + c->value - 1;
         break;
       default:
         LAM_TRY(run_arithmetic(&m, (lam_shape_step)c->step));
     }
   }
+}
+
+lam_status lam_shape_run(const lam_row *row, int output, const lam_shape_env *env, lam_shape *out) {
+  const int16_t only_if = row->out[output].shape.only_if;
+  if (only_if < 0 || attr_at(env, only_if) != 0) return run_steps(row, output, env, out);
+  *out = (lam_shape){.ndim = -1, .dtype = env->in[0]->dtype};
+  return LAM_OK;
 }

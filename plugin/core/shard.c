@@ -5,11 +5,8 @@
 
 #include "plugin/core/struct.h"
 
-bool lam_share_fits(int64_t total, int64_t unit) {
-  return total >= 0 && unit >= 0 && (unit == 0 || total % unit == 0);
-}
-
 int64_t lam_share_begin(int64_t total, int64_t unit, int rank, int size) {
+  if (size == 1) return rank ? total : 0; /* alone, it is all one share: two divisions less */
   const int64_t u = unit ? unit : 1, units = total / u, extra = units % size;
   return u * (units / size * rank + (rank < extra ? rank : extra));
 }

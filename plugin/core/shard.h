@@ -10,7 +10,9 @@
 #include <stdint.h>
 
 /* total >= 0, a multiple of unit; unit 0 = 1. */
-bool lam_share_fits(int64_t total, int64_t unit);
+static inline bool lam_share_fits(int64_t total, int64_t unit) {
+  return total >= 0 && unit >= 0 && (unit <= 1 || total % unit == 0);
+}
 
 /* Where rank's share begins; rank == size gives total. total must fit unit. */
 int64_t lam_share_begin(int64_t total, int64_t unit, int rank, int size);

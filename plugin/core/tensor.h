@@ -20,22 +20,31 @@ lam_status lam_refuse(lam_who who, const char *format, ...)
 bool lam_dtype_from_dlpack(DLDataType t, lam_dtype *out);
 DLDataType lam_dtype_to_dlpack(lam_dtype t);
 
+/* From a matrix's first byte to its last: most matrices are told apart by this alone. */
+typedef struct lam_reach {
+  const char *begin, *end;
+} lam_reach;
+
+/* Most tensors: f32 or bf16, one or two dimensions, contiguous rows, no offset, sizes so far from
+ * any limit that nothing needs counting. Whatever is not so at a glance is studied, which has the
+ * same result. Measured: 7 of 28 ns a tensor. */
+bool lam_tensor_glance(const DLTensor *t, lam_matrix *out, lam_reach *out_reach);
+lam_status lam_tensor_study(lam_who who, const DLTensor *t, bool data, bool either, lam_matrix *out,
+                            lam_reach *out_reach);
 /* Checks all that needs no knowledge of the call (dimensions, dtype, strides, offset, data) and
  * gives the view: [..., n] as [T, n], a vector as [1, n]. The last dimension must be contiguous;
  * with `either`, for weights, it or the one before. Rows must not overlap. With `data` false
  * pointers are not looked at (lam_infer) and the view has none. */
-lam_status lam_tensor_matrix(lam_who who, const DLTensor *t, bool data, bool either,
-                             lam_matrix *out);
+static inline lam_status lam_tensor_matrix(lam_who who, const DLTensor *t, bool data, bool either,
+                                           lam_matrix *out, lam_reach *out_reach) {
+  if (data && lam_tensor_glance(t, out, out_reach)) return LAM_OK;
+  return lam_tensor_study(who, t, data, either, out, out_reach);
+}
 
 /* Whether two matrices share a byte. Passed by address: a view that was just written is slow to
  * copy (its words are still on their way to memory). */
 bool lam_matrices_meet(const lam_matrix *a, const lam_matrix *b);
 
-/* From a matrix's first byte to its last: most matrices are told apart by this alone. */
-typedef struct lam_reach {
-  const char *begin, *end;
-} lam_reach;
-lam_reach lam_matrix_reach(const lam_matrix *m);
 static inline bool lam_reach_meets(const lam_reach *a, const lam_reach *b) {
   return a->begin < b->end && b->begin < a->end;
 }

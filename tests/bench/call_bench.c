@@ -16,15 +16,22 @@ enum { MOST_ROUNDS = 1001, CALLS = 200 }; /* rounds shorter than a time slice */
 
 static int64_t shape[] = {1, 1}, strides[] = {1, 1};
 static float x = 2, w1 = 3, w2 = 5, y;
-#define SCALAR(at) {at, {kDLCPU, 0}, 2, {kDLFloat, 32, 1}, shape, strides, 0}
+#define SCALAR(at) \
+  { at, {kDLCPU, 0}, 2, {kDLFloat, 32, 1}, shape, strides, 0 }
 static DLTensor tx = SCALAR(&x), tw1 = SCALAR(&w1), tw2 = SCALAR(&w2), ty = SCALAR(&y);
 
 static const DLTensor *const in[] = {&tx, &tw1}, *const ffn_in[] = {&tx, &tw1, NULL, &tw2};
 static DLTensor *const out[] = {&ty};
 
 /* All that the row has, as hosts give them. The group, of one rank, comes first. */
-#define INT(value) {LAM_ATTR_INT, 0, {value}}
-#define NO_ACT {LAM_ATTR_STRING, 0, {0}}
+#define INT(value)             \
+  {                            \
+    LAM_ATTR_INT, 0, { value } \
+  }
+#define NO_ACT                \
+  {                           \
+    LAM_ATTR_STRING, 0, { 0 } \
+  }
 static lam_attr col_attrs[] = {INT(0), NO_ACT, INT(0), INT(0), INT(0),
                                INT(1), INT(1), INT(0), INT(0)};
 static lam_attr split_attrs[] = {INT(0), INT(1), INT(0), INT(1), INT(1), INT(0), INT(0)};
@@ -33,7 +40,7 @@ static lam_attr ffn_attrs[] = {INT(0), NO_ACT, INT(0), INT(0), INT(0), INT(0), I
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 #define CALL(op, in, attrs, n_attrs) \
-  {sizeof(lam_call), op, in, out, attrs, COUNT(in), 1, n_attrs, 0, NULL, NULL, 0}
+  { sizeof(lam_call), op, in, out, attrs, COUNT(in), 1, n_attrs, 0, NULL, NULL, 0 }
 static const struct {
   const char *name;
   int products; /* in its kernel */

@@ -8,8 +8,10 @@
 static const lam_who who = {"linear", "x"};
 static float memory[64];
 
+static lam_reach reach; /* of the last view */
+
 static lam_status view(const host_tensor *h, lam_matrix *m) {
-  return lam_tensor_matrix(who, &h->t, true, false, m);
+  return lam_tensor_matrix(who, &h->t, true, false, m, &reach);
 }
 static lam_status refused(const host_tensor *h) {
   lam_matrix m;
@@ -120,10 +122,10 @@ TEST(tensor, a_weight_needs_one_of_two_strides_to_be_1) {
   lam_matrix m;
   HOST(&h, memory, F32, 3, 4);
   h.strides[0] = 8, h.strides[1] = 2;
-  CHECK_REFUSED(lam_tensor_matrix(who, &h.t, true, true, &m),
+  CHECK_REFUSED(lam_tensor_matrix(who, &h.t, true, true, &m, &reach),
                 "linear: x: stride 1 is 2, expected 1 here or in the dimension before");
   h.strides[0] = 1, h.strides[1] = 2;
-  CHECK_REFUSED(lam_tensor_matrix(who, &h.t, true, true, &m),
+  CHECK_REFUSED(lam_tensor_matrix(who, &h.t, true, true, &m, &reach),
                 "linear: x: stride 1 is 2: rows of 3 elements overlap; make it contiguous");
 }
 
@@ -211,11 +213,11 @@ TEST(tensor, weights_may_be_transposed) {
   lam_matrix m;
   HOST(&h, memory, F32, 3, 4);
   h.strides[0] = 1, h.strides[1] = 5;
-  CHECK_OK(lam_tensor_matrix(who, &h.t, true, true, &m));
+  CHECK_OK(lam_tensor_matrix(who, &h.t, true, true, &m, &reach));
   check_matrix(m, memory, 3, 4, 1, 5);
   HOST(&h, memory, F32, 1, 4); /* one column of the other */
   h.strides[0] = 1, h.strides[1] = 5;
-  CHECK_OK(lam_tensor_matrix(who, &h.t, true, true, &m));
+  CHECK_OK(lam_tensor_matrix(who, &h.t, true, true, &m, &reach));
   check_matrix(m, memory, 1, 4, 1, 5);
 }
 
@@ -224,7 +226,7 @@ TEST(tensor, inference_looks_at_no_pointer) {
   lam_matrix m;
   HOST(&h, (void *)3, F32, 2, 3);
   h.t.byte_offset = UINT64_MAX;
-  CHECK_OK(lam_tensor_matrix(who, &h.t, false, false, &m));
+  CHECK_OK(lam_tensor_matrix(who, &h.t, false, false, &m, &reach));
   CHECK(m.data == NULL);
   CHECK_EQ(m.rows, 2);
 }
@@ -241,6 +243,7 @@ TEST(tensor, the_quick_way_gives_what_the_careful_way_gives) {
     h.strides[0] = step;
     NOTE("rows %d cols %d step %d", (int)rows, (int)cols, (int)step);
     const lam_status a = view(&h, &quick);
+    const lam_reach quick_reach = reach;
     h.t.data = memory;
     h.t.byte_offset = 16;
     const lam_status b = view(&h, &careful);
@@ -248,6 +251,7 @@ TEST(tensor, the_quick_way_gives_what_the_careful_way_gives) {
     if (a == LAM_OK && b == LAM_OK)
       check_matrix(quick, careful.data, careful.rows, careful.cols, careful.row_stride,
                    careful.col_stride);
+    if (a == LAM_OK) CHECK(quick_reach.begin == reach.begin && quick_reach.end == reach.end);
   }
 }
 
