@@ -28,12 +28,12 @@ lam_status lam_op_with_scratch(const lam_op_call *call, lam_op_needs_fn needs, l
   lam_group *g = lam_op_peers(call);
   const uint64_t announced = g ? g->sequence : 0;
   lam_scratch scratch;
-  lam_op_needs need;
-  needs(call, &need);
+  lam_op_needs need = {0, 1};
+  if (needs) needs(call, &need);
   LAM_TRY(lam_scratch_open(call->ctx, call->scratch, call->scratch_bytes, need.scratch_bytes,
                            &scratch));
   const lam_status status = body(call, &scratch);
-  lam_scratch_close(&scratch);
+  if (need.scratch_bytes) lam_scratch_close(&scratch);
   if (status == LAM_OK || !g || g->sequence == announced || g->poison != LAM_OK) return status;
   return lam_group_end(g, NULL, status);
 }

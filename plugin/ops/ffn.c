@@ -18,29 +18,25 @@ typedef struct ffn {
 static lam_status hidden(const lam_op_call *call, lam_matrix x, lam_matrix h, lam_matrix aux,
                          lam_matrix z) {
   const lam_act act = (lam_act)call->attr.act;
-  lam_gemm g = {.a = x, .b = call->in[1], .bias = call->in[2]};
+  const lam_matrix up = lam_matrix_here(aux) ? aux : z;
+  lam_gemm g = lam_op_gemm(x, call->in[1], call->in[2], call->attr.gated ? up : h);
   if (!call->attr.gated) {
-    g.d = h;
     g.aux = aux;
     g.act = act;
     return lam_op_product(call, &g);
   }
-  g.d = lam_matrix_here(aux) ? aux : z;
   LAM_TRY(lam_op_product(call, &g));
-  return lam_device_act(call->device, call->workers, act, true, g.d, h, call->stream);
+  return lam_device_act(call->device, call->workers, act, true, up, h, call->stream);
 }
 
-static lam_matrix rows_of(lam_matrix m, int64_t first, int64_t n) {
-  return lam_matrix_here(m) ? lam_matrix_rows(m, first, n) : m;
-}
-
-static lam_status ffn_part(const lam_part_sum *s, int64_t first, lam_matrix bias, lam_matrix d) {
+static lam_status ffn_part(const lam_part_sum *s, int64_t first, const lam_matrix *bias,
+                           const lam_matrix *d) {
   const ffn *f = s->user;
-  const int64_t n = d.rows;
-  const lam_matrix h = rows_of(f->h, 0, n);
-  LAM_TRY(
-      hidden(s->call, rows_of(f->x, first, n), h, rows_of(f->aux, first, n), rows_of(f->z, 0, n)));
-  const lam_gemm g = {.a = h, .b = s->call->in[3], .bias = bias, .d = d};
+  const int64_t n = d->rows;
+  const lam_matrix h = lam_op_rows(f->h, 0, n);
+  LAM_TRY(hidden(s->call, lam_op_rows(f->x, first, n), h, lam_op_rows(f->aux, first, n),
+                 lam_op_rows(f->z, 0, n)));
+  const lam_gemm g = lam_op_gemm(h, s->call->in[3], *bias, *d);
   return lam_op_product(s->call, &g);
 }
 
@@ -60,18 +56,19 @@ static lam_chunks chunks_of(const lam_op_call *call) {
 static lam_status forward(const lam_op_call *call, lam_scratch *s) {
   const lam_chunks chunks = chunks_of(call);
   const int64_t most = lam_chunk_most_rows(chunks);
-  ffn f = {.aux = call->out[1]};
+  ffn f;
+  f.aux = call->out[1];
   f.h = lam_op_take(s, most, hidden_cols(call), call->in[0].dtype);
   f.z = lam_op_take(s, most, z_cols(call), call->in[0].dtype);
   LAM_TRY(lam_seq_gather(call, 0, s, &f.x));
 
-  lam_part_sum sum = {.call = call,
-                      .part = ffn_part,
-                      .user = &f,
-                      .y_tensor = call->out_tensor[0],
-                      .bias = call->in[4],
-                      .y = call->out[0],
-                      .chunks = chunks};
+  const lam_part_sum sum = {.call = call,
+                            .part = ffn_part,
+                            .user = &f,
+                            .y_tensor = call->out_tensor[0],
+                            .bias = call->in[4],
+                            .y = call->out[0],
+                            .chunks = chunks};
   return lam_part_sum_run(&sum);
 }
 

@@ -12,14 +12,16 @@ typedef struct ffn_grad {
   lam_matrix dh;                  /* [chunk's rows, F_r]: dy w2, scratch */
 } ffn_grad;
 
-static lam_status dgrad_part(const lam_part_sum *s, int64_t first, lam_matrix bias, lam_matrix d) {
+static lam_status dgrad_part(const lam_part_sum *s, int64_t first, const lam_matrix *bias,
+                             const lam_matrix *d) {
   const lam_op_call *call = s->call;
   const ffn_grad *f = s->user;
-  const int64_t n = d.rows;
+  const int64_t n = d->rows;
   const lam_matrix dh = lam_matrix_rows(f->dh, 0, n), dz = lam_matrix_rows(f->dz, first, n);
-  const lam_gemm through_w2 = {
-      .a = lam_matrix_rows(f->dy, first, n), .b = lam_matrix_transposed(f->w2), .d = dh};
-  const lam_gemm through_w1 = {.a = dz, .b = lam_matrix_transposed(f->w1), .bias = bias, .d = d};
+  const lam_matrix none = {0};
+  const lam_gemm through_w2 =
+      lam_op_gemm(lam_op_rows(f->dy, first, n), lam_matrix_transposed(f->w2), none, dh);
+  const lam_gemm through_w1 = lam_op_gemm(dz, lam_matrix_transposed(f->w1), *bias, *d);
   LAM_TRY(lam_op_product(call, &through_w2));
   LAM_TRY(lam_device_act_bwd(call->device, call->workers, (lam_act)call->attr.act,
                              call->attr.gated != 0, dh, lam_matrix_rows(f->aux, first, n), dz,
@@ -50,7 +52,7 @@ static lam_status check_dgrad(const lam_op_call *call, lam_matrix aux, lam_matri
 
 static lam_status dgrad(const lam_op_call *call, lam_scratch *s) {
   ffn_grad f = {.aux = call->in[1], .w1 = call->in[2], .w2 = call->in[3], .dz = call->out[1]};
-  lam_part_sum sum = dgrad_sum(call, &f);
+  const lam_part_sum sum = dgrad_sum(call, &f);
   f.dh = lam_op_take(s, lam_chunk_most_rows(sum.chunks), f.w2.cols, f.aux.dtype);
   LAM_TRY(lam_seq_gather(call, 0, s, &f.dy));
   return lam_part_sum_run(&sum);
@@ -126,16 +128,17 @@ lam_status lam_op_ffn_wgrad_run(const lam_op_call *call) {
 
 static lam_status both(const lam_op_call *call, lam_scratch *s) {
   ffn_grad f = {.aux = call->in[2], .w1 = call->in[3], .w2 = call->in[4]};
-  lam_part_sum sum = dgrad_sum(call, &f);
+  const lam_part_sum sum = dgrad_sum(call, &f);
+  lam_sum last;
   lam_matrix x;
   f.dz = lam_op_take(s, f.aux.rows, f.aux.cols, f.aux.dtype);
   f.dh = lam_op_take(s, f.aux.rows, f.w2.cols, f.aux.dtype);
   LAM_TRY(lam_seq_gather(call, 0, s, &f.dy));
   LAM_TRY(lam_seq_gather(call, 1, s, &x));
 
-  LAM_TRY(lam_part_sum_start(&sum));
+  LAM_TRY(lam_part_sum_start(&sum, &last));
   LAM_TRY(wgrad_of(call, f.dy, x, f.aux, f.dz, f.dh, 1));
-  return lam_part_sum_finish(&sum);
+  return lam_part_sum_finish(&sum, &last);
 }
 
 void lam_op_ffn_bwd_needs(const lam_op_call *call, lam_op_needs *out) {

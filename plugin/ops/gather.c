@@ -64,20 +64,20 @@ int64_t lam_seq_gathered_rows(const lam_op_call *call, int i) {
 }
 
 uint64_t lam_seq_gather_bytes(const lam_op_call *call, int i) {
-  const lam_matrix x = call->in[i];
   if (!is_split(call)) return 0;
+  const lam_matrix x = call->in[i];
   const int64_t rows = lam_seq_gathered_rows(call, i);
   return lam_elements_bytes(rows, x.cols, x.dtype) + lam_op_compact_bytes(x);
 }
 
 lam_status lam_seq_gather(const lam_op_call *call, int i, lam_scratch *s, lam_matrix *out) {
   const DLTensor *t = call->in_tensor[i];
-  lam_matrix mine = call->in[i];
+  lam_matrix mine;
   lam_shares shares;
-  *out = mine;
+  *out = call->in[i];
   if (!is_split(call)) return LAM_OK;
 
-  LAM_TRY(lam_op_compact(call, s, mine, &mine));
+  LAM_TRY(lam_op_compact(call, s, call->in[i], &mine));
   *out = lam_op_take(s, lam_seq_gathered_rows(call, i), mine.cols, mine.dtype);
   lam_share(call->attr.seq, 1, lam_op_size(call), shares.first);
   const lam_parts parts = {1, lam_seq_inner(t) * mine.cols, shares.first, mine.dtype};

@@ -13,11 +13,9 @@ static bool gathers(const lam_op_call *call) { return call->attr.gather && lam_o
 
 static lam_status multiply(const lam_op_call *call, lam_scratch *s) {
   lam_shares columns;
-  lam_gemm g = {.b = call->in[1],
-                .bias = call->in[2],
-                .d = call->out[0],
-                .aux = call->out[1],
-                .act = (lam_act)call->attr.act};
+  lam_gemm g = lam_op_gemm(call->in[0], call->in[1], call->in[2], call->out[0]);
+  g.aux = call->out[1];
+  g.act = (lam_act)call->attr.act;
   LAM_TRY(lam_shares_from_own(call, "w's rows", g.b.rows, &columns));
   LAM_TRY(lam_seq_gather(call, 0, s, &g.a));
   if (gathers(call)) return lam_columns_product(call, s, &columns, &g);
@@ -33,9 +31,9 @@ static lam_status check_forward(const lam_op_call *call) {
 }
 
 void lam_op_linear_col_needs(const lam_op_call *call, lam_op_needs *out) {
-  const int64_t rows = lam_seq_gathered_rows(call, 0);
   *out = (lam_op_needs){lam_seq_gather_bytes(call, 0), 1};
   if (!gathers(call)) return;
+  const int64_t rows = lam_seq_gathered_rows(call, 0);
   out->scratch_bytes += lam_columns_product_bytes(call, rows, call->in[1].rows);
   out->n_chunks = (uint32_t)lam_chunks_asked(call, rows, 1).n;
 }
@@ -47,12 +45,11 @@ lam_status lam_op_linear_col_run(const lam_op_call *call) {
 
 /* -- gradients: dy [T, N_r]  dx [T, K] (seq: [T_r, K])  dw [N_r, K]  db [N_r]? -- */
 
-static lam_status dgrad_part(const lam_part_sum *s, int64_t first, lam_matrix bias, lam_matrix d) {
+static lam_status dgrad_part(const lam_part_sum *s, int64_t first, const lam_matrix *bias,
+                             const lam_matrix *d) {
   const lam_matrix *w = s->user;
-  const lam_gemm g = {.a = lam_matrix_rows(s->call->in[0], first, d.rows),
-                      .b = lam_matrix_transposed(*w),
-                      .bias = bias,
-                      .d = d};
+  const lam_gemm g = lam_op_gemm(lam_op_rows(s->call->in[0], first, d->rows),
+                                 lam_matrix_transposed(*w), *bias, *d);
   return lam_op_product(s->call, &g);
 }
 
@@ -78,7 +75,7 @@ static lam_status check_wgrad(const lam_op_call *call) {
 }
 
 static lam_status dgrad(const lam_op_call *call, lam_scratch *s) {
-  lam_part_sum sum = dgrad_sum(call, &call->in[1]);
+  const lam_part_sum sum = dgrad_sum(call, &call->in[1]);
   (void)s;
   return lam_part_sum_run(&sum);
 }
@@ -89,7 +86,7 @@ void lam_op_linear_col_dgrad_needs(const lam_op_call *call, lam_op_needs *out) {
 
 lam_status lam_op_linear_col_dgrad_run(const lam_op_call *call) {
   LAM_TRY(check_dgrad(call, call->in[1]));
-  return lam_op_with_scratch(call, lam_op_linear_col_dgrad_needs, dgrad);
+  return lam_op_with_scratch(call, NULL, dgrad);
 }
 
 static lam_status wgrad(const lam_op_call *call, lam_scratch *s) {
@@ -109,12 +106,13 @@ lam_status lam_op_linear_col_wgrad_run(const lam_op_call *call) {
 
 /* Both: the sum of the input gradient travels beside the weight gradient's product. dy x w */
 static lam_status both(const lam_op_call *call, lam_scratch *s) {
-  lam_part_sum sum = dgrad_sum(call, &call->in[2]);
+  const lam_part_sum sum = dgrad_sum(call, &call->in[2]);
+  lam_sum last;
   lam_matrix x;
   LAM_TRY(lam_seq_gather(call, 1, s, &x));
-  LAM_TRY(lam_part_sum_start(&sum));
+  LAM_TRY(lam_part_sum_start(&sum, &last));
   LAM_TRY(lam_op_wgrad(call, call->in[0], x, call->out[1], call->out[2]));
-  return lam_part_sum_finish(&sum);
+  return lam_part_sum_finish(&sum, &last);
 }
 
 void lam_op_linear_col_bwd_needs(const lam_op_call *call, lam_op_needs *out) {

@@ -8,39 +8,39 @@
 
 /* x [T, K_r], split=0: [T, K]  w [N, K_r]  b [N]?  y [T, N], seq: [T_r, N] */
 
-/* This rank's columns of x, where each rank's are said by `columns`. */
-static lam_status own_columns(const lam_op_call *call, lam_matrix x, lam_shares *columns,
-                              lam_matrix *out) {
-  *out = x;
-  if (call->attr.split) return lam_shares_from_own(call, "x's last dimension", x.cols, columns);
-  LAM_TRY(lam_shares_from_whole(call, "x's last dimension", x.cols, columns));
-  *out = lam_matrix_cols(x, lam_shares_begin(columns, call), lam_shares_own(columns, call));
+/* This rank's columns of x, input `i`. */
+static lam_status own_columns(const lam_op_call *call, int i, lam_matrix *out) {
+  lam_shares columns;
+  const int64_t cols = call->in[i].cols;
+  *out = call->in[i];
+  if (call->attr.split) return lam_shares_from_own(call, "x's last dimension", cols, &columns);
+  LAM_TRY(lam_shares_from_whole(call, "x's last dimension", cols, &columns));
+  if (lam_op_peers(call))
+    *out = lam_matrix_cols(*out, lam_shares_begin(&columns, call), lam_shares_own(&columns, call));
   return LAM_OK;
 }
 
-static lam_status forward_part(const lam_part_sum *s, int64_t first, lam_matrix bias,
-                               lam_matrix d) {
+static lam_status forward_part(const lam_part_sum *s, int64_t first, const lam_matrix *bias,
+                               const lam_matrix *d) {
   const lam_matrix *x = s->user;
-  const lam_gemm g = {
-      .a = lam_matrix_rows(*x, first, d.rows), .b = s->call->in[1], .bias = bias, .d = d};
+  const lam_gemm g = lam_op_gemm(lam_op_rows(*x, first, d->rows), s->call->in[1], *bias, *d);
   return lam_op_product(s->call, &g);
 }
 
 static lam_status forward(const lam_op_call *call, lam_scratch *s) {
   const lam_matrix w = call->in[1];
-  lam_shares columns;
   lam_matrix x;
   (void)s;
-  LAM_TRY(own_columns(call, call->in[0], &columns, &x));
+  LAM_TRY(own_columns(call, 0, &x));
   LAM_TRY(lam_op_agree(call, "this rank's share of x's last dimension", x.cols, "w's in features",
                        w.cols));
-  lam_part_sum sum = {.call = call,
-                      .part = forward_part,
-                      .user = &x,
-                      .y_tensor = call->out_tensor[0],
-                      .bias = call->in[2],
-                      .y = call->out[0],
-                      .chunks = lam_chunks_for_sum(call, x.rows)};
+  const lam_part_sum sum = {.call = call,
+                            .part = forward_part,
+                            .user = &x,
+                            .y_tensor = call->out_tensor[0],
+                            .bias = call->in[2],
+                            .y = call->out[0],
+                            .chunks = lam_chunks_for_sum(call, x.rows)};
   return lam_part_sum_run(&sum);
 }
 
@@ -52,7 +52,7 @@ lam_status lam_op_linear_row_run(const lam_op_call *call) {
   const lam_matrix w = call->in[1], b = call->in[2];
   if (lam_matrix_here(b)) LAM_TRY(lam_op_agree(call, "b's length", b.cols, "w's rows", w.rows));
   LAM_TRY(lam_seq_check_whole(call, "x", call->in_tensor[0]));
-  return lam_op_with_scratch(call, lam_op_linear_row_needs, forward);
+  return lam_op_with_scratch(call, NULL, forward);
 }
 
 /* -- gradients: dy [T, N], seq: [T_r, N]  dx as x  dw [N, K_r]  db [N]? -- */
@@ -108,9 +108,8 @@ lam_status lam_op_linear_row_dgrad_run(const lam_op_call *call) {
 }
 
 static lam_status wgrad(const lam_op_call *call, lam_scratch *s) {
-  lam_shares columns;
   lam_matrix dy, x;
-  LAM_TRY(own_columns(call, call->in[1], &columns, &x));
+  LAM_TRY(own_columns(call, 1, &x));
   LAM_TRY(lam_seq_gather(call, 0, s, &dy));
   return lam_op_wgrad(call, dy, x, call->out[0], call->out[1]);
 }
@@ -126,9 +125,8 @@ lam_status lam_op_linear_row_wgrad_run(const lam_op_call *call) {
 
 /* Both, from one gathered dy. dy x w */
 static lam_status both(const lam_op_call *call, lam_scratch *s) {
-  lam_shares columns;
   lam_matrix dy, x;
-  LAM_TRY(own_columns(call, call->in[1], &columns, &x));
+  LAM_TRY(own_columns(call, 1, &x));
   LAM_TRY(lam_op_agree(call, "this rank's share of x's last dimension", x.cols, "w's in features",
                        call->in[2].cols));
   LAM_TRY(lam_seq_gather(call, 0, s, &dy));

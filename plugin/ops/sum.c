@@ -17,20 +17,23 @@ static int64_t overlap(lam_row_range keep, int64_t first, int64_t n, int64_t *ou
 
 /* y's rows that come out of chunk i. */
 static void place_sum(const lam_part_sum *s, int i, lam_sum *sum) {
+  const lam_row_range all = {0, s->chunks.rows, s->chunks.rows};
+  const lam_row_range keep = s->call->attr.seq ? lam_seq_rows(s->call, s->y_tensor) : all;
   const int64_t first = lam_chunk_first(s->chunks, i), n = lam_chunk_rows(s->chunks, i);
-  const int64_t kept = overlap(s->keep, first, n, &sum->y_first);
-  const int64_t at = kept ? first + sum->y_first - s->keep.first : 0;
+  const int64_t kept = overlap(keep, first, n, &sum->y_first);
+  const int64_t at = kept ? first + sum->y_first - keep.first : 0;
   sum->y = lam_matrix_rows(s->y, at, kept);
   sum->bias = s->bias;
   sum->scatter = s->call->attr.seq != 0;
 }
 
-static lam_status start_chunk(lam_part_sum *s, int i, lam_sum *sum) {
+static lam_status start_chunk(const lam_part_sum *s, int i, lam_sum *sum) {
   lam_group *g = s->call->group;
+  const lam_matrix no_bias = {0};
   *sum = (lam_sum){0};
   place_sum(s, i, sum);
   LAM_TRY(lam_group_partial(g, lam_chunk_rows(s->chunks, i), s->y.cols, sum));
-  LAM_TRY(s->part(s, lam_chunk_first(s->chunks, i), (lam_matrix){0}, sum->part));
+  LAM_TRY(s->part(s, lam_chunk_first(s->chunks, i), &no_bias, &sum->part));
   return lam_group_sum_start(g, sum);
 }
 
@@ -42,35 +45,35 @@ static lam_status announce(const lam_part_sum *s) {
   return lam_group_begin_sums(s->call->group, &op);
 }
 
-static lam_status multiply_alone(lam_part_sum *s) {
+static lam_status multiply_alone(const lam_part_sum *s) {
+  if (s->chunks.n == 1) return s->part(s, 0, &s->bias, &s->y); /* no views to make: 4 ns */
   for (int i = 0; i < s->chunks.n; i++) {
     const int64_t first = lam_chunk_first(s->chunks, i), n = lam_chunk_rows(s->chunks, i);
-    LAM_TRY(s->part(s, first, s->bias, lam_matrix_rows(s->y, first, n)));
+    const lam_matrix y = lam_matrix_rows(s->y, first, n);
+    LAM_TRY(s->part(s, first, &s->bias, &y));
   }
   return LAM_OK;
 }
 
-lam_status lam_part_sum_start(lam_part_sum *s) {
+lam_status lam_part_sum_start(const lam_part_sum *s, lam_sum *last) {
   if (!lam_op_peers(s->call)) return multiply_alone(s);
-  const lam_row_range all = {0, s->chunks.rows, s->chunks.rows};
-  s->keep = s->call->attr.seq ? lam_seq_rows(s->call, s->y_tensor) : all;
-
   LAM_TRY(announce(s));
-  LAM_TRY(start_chunk(s, 0, &s->under_way));
+  LAM_TRY(start_chunk(s, 0, last));
   for (int i = 1; i < s->chunks.n; i++) {
     lam_sum next;
     LAM_TRY(start_chunk(s, i, &next));
-    LAM_TRY(lam_group_sum_finish(s->call->group, &s->under_way));
-    s->under_way = next;
+    LAM_TRY(lam_group_sum_finish(s->call->group, last));
+    *last = next;
   }
   return LAM_OK;
 }
 
-lam_status lam_part_sum_finish(lam_part_sum *s) {
-  return lam_op_peers(s->call) ? lam_group_sum_finish(s->call->group, &s->under_way) : LAM_OK;
+lam_status lam_part_sum_finish(const lam_part_sum *s, lam_sum *last) {
+  return lam_op_peers(s->call) ? lam_group_sum_finish(s->call->group, last) : LAM_OK;
 }
 
-lam_status lam_part_sum_run(lam_part_sum *s) {
-  LAM_TRY(lam_part_sum_start(s));
-  return lam_part_sum_finish(s);
+lam_status lam_part_sum_run(const lam_part_sum *s) {
+  lam_sum last;
+  LAM_TRY(lam_part_sum_start(s, &last));
+  return lam_part_sum_finish(s, &last);
 }
