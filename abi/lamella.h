@@ -431,6 +431,18 @@ typedef struct lam_edge {
 } lam_edge;
 #define LAM_EDGE_INIT {sizeof(lam_edge), 0, 0, 0, 0}
 
+/* A weight that several stages share (embedding and head). Each rank that holds one of them sums
+ * the gradients of its stages in one compact tensor; after the last action of a step these are summed
+ * over the ranks, once, and every one of them has the sum: start each step from zeros. Nothing is
+ * done where one rank holds all of the stages. */
+typedef struct lam_tied {
+  uint32_t struct_size, n_stages;
+  const int32_t *stages; /* ascending; equal on all ranks (checked), and so is the shape */
+  lam_shape shape;
+  void *gradient; /* this rank's; NULL where it holds none of the stages */
+} lam_tied;
+#define LAM_TIED_INIT {sizeof(lam_tied), 0, 0, {0, {0, 0, 0}, {0}}, 0}
+
 typedef struct lam_pipeline lam_pipeline;
 typedef struct lam_pipeline_desc {
   uint32_t struct_size, flags;
@@ -444,9 +456,10 @@ typedef struct lam_pipeline_desc {
    * schedule's order, create included. */
   lam_group *tensor;
   double edge_bytes_per_second; /* between two ranks; 0 = as fast as memory */
-  uint32_t split, reserved;     /* LAM_SPLIT_... */
+  uint32_t split, n_tied;       /* LAM_SPLIT_... */
+  const lam_tied *tied;         /* shared weights, in the same order on all ranks */
 } lam_pipeline_desc;
-#define LAM_PIPELINE_DESC_INIT {sizeof(lam_pipeline_desc), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define LAM_PIPELINE_DESC_INIT {sizeof(lam_pipeline_desc), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 #define LAM_SPLIT_AUTO 0u /* where it is faster, by edge_bytes_per_second and a timed gather */
 #define LAM_SPLIT_NEVER 1u
 #define LAM_SPLIT_ALWAYS 2u
@@ -465,7 +478,9 @@ LAM_API void lam_pipeline_destroy(lam_pipeline *p);
 typedef struct lam_pipeline_report { /* of the last step, this rank; nanoseconds */
   uint32_t struct_size, n_actions;
   int64_t step_time, busy, cpu;    /* wall; in stage functions; thread CPU time in those */
-  int64_t warm_up, drain, waiting; /* idle: before the first action, after the last, in between */
+  /* Idle: before the first action, after the last, in between. A rank returns when its list is
+   * done: its true drain is known once all ranks have ended, see lam_pipeline_explain. */
+  int64_t warm_up, drain, waiting;
   int64_t overhead;                /* neither in a stage function nor waiting */
   /* Where most of `waiting` went: edge and LAM_KIND_F or LAM_KIND_I; -1 = nowhere. */
   int32_t worst_edge, worst_kind;

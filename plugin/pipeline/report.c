@@ -2,12 +2,11 @@
  *
  * One clock reading per boundary: what lies between two of them is a wait, a stage function, or
  * the library's own work. The thread's CPU clock is a system call (0.5 us measured), so it is read
- * only around functions that took at least 50 us the last time; shorter ones count the time they
+ * only around functions that took at least 200 us the last time; shorter ones count the time they
  * took.
  * Invariant: step_time = busy + warm_up + waiting + drain + overhead, always. A rank returns when
- * its own list is done, so what it sees of the drain is next to nothing; with the ranks' events
- * side by side, whose times have one origin where ranks share a clock, it is the last end of all
- * less the own last end. */
+ * its own list is done and shared weights are summed, so it sees next to nothing of the drain:
+ * explain.c sets that from the last end of all ranks. */
 #include <string.h>
 #include <time.h>
 

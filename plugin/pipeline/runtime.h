@@ -141,6 +141,15 @@ typedef struct lam_pipe_stage {
   int64_t lasted[LAM_PIPE_KINDS]; /* ns, the last call of a kind */
 } lam_pipe_stage;
 
+typedef struct lam_tied_plan { /* a weight that stages share */
+  int stage;                   /* the first of this rank's; -1: none */
+  bool crosses;                /* more than one rank holds it */
+  lam_group *group;            /* these ranks; NULL: nothing to do here */
+  void *gradient;
+  int64_t n;
+  lam_dtype dtype;
+} lam_tied_plan;
+
 struct lam_pipeline {
   lam_context *ctx;
   lam_group *group;  /* NULL, or more than one rank */
@@ -157,6 +166,9 @@ struct lam_pipeline {
   lam_port *ports;
   int n_ports;
   uint64_t slot_bytes;
+  lam_tied_plan *tied;
+  int n_tied;
+  uint64_t tied_hash; /* of the host's list; equal on all ranks */
   lam_pipeline_block *blocks;
   lam_meter meter;
   int64_t step;
@@ -186,6 +198,11 @@ lam_status lam_pipeline_agree(lam_pipeline *p, uint8_t *keeps);
 /* runtime_order.c: may weight gradients be summed in the list's order? Tells of what runs otherwise
  * than the list says. */
 lam_status lam_pipeline_fit(lam_pipeline *p, uint32_t flags);
+/* runtime_tied.c: read before ranks agree, opened (a collective) after; reduce ends a step. */
+lam_status lam_tied_read(lam_pipeline *p, const lam_pipeline_desc *desc);
+lam_status lam_tied_open(lam_pipeline *p);
+lam_status lam_tied_reduce(lam_pipeline *p);
+void lam_tied_close(lam_pipeline *p);
 /* Whether all ranks of g (may be NULL) came through with LAM_OK; else the first failure, on all. */
 lam_status lam_pipeline_share_verdict(lam_pipeline *p, lam_group *g, lam_status own);
 /* runtime_plan.c: rings and local slots of every edge that touches this rank. */

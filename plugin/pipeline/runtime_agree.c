@@ -131,6 +131,7 @@ static lam_status read_all(lam_pipeline *p, const lam_pipeline_desc *d) {
   LAM_TRY(read_ranks(p, d));
   LAM_TRY(read_edges(p, d));
   LAM_TRY(read_stages(p, d));
+  LAM_TRY(lam_tied_read(p, d));
   return lam_pipeline_fit(p, d->flags);
 }
 
@@ -174,7 +175,7 @@ typedef struct edge_row {
 /* Then come edge_row[n_edges], then one byte per stage: is it this rank's, and keeps its inputs? */
 typedef struct rank_row {
   uint64_t schedule, machine;
-  uint64_t forward_only;
+  uint64_t forward_only, tied;
   uint64_t part, n_parts; /* of the tensor-parallel group: ranks of one pipeline hold one part */
 } rank_row;
 
@@ -213,7 +214,10 @@ static uint8_t *keep_flags(const lam_pipeline *p, void *row) {
 }
 
 static void fill_row(const lam_pipeline *p, void *row) {
-  *(rank_row *)row = (rank_row){hash_schedule(p->schedule), machine_id(), p->forward_only,
+  *(rank_row *)row = (rank_row){hash_schedule(p->schedule),
+                                machine_id(),
+                                p->forward_only,
+                                p->tied_hash,
                                 p->tensor ? (uint64_t)p->tensor->rank : 0,
                                 p->tensor ? (uint64_t)p->tensor->size : 1};
   for (int e = 0; e < p->schedule->n_stages - 1; e++) {
@@ -231,6 +235,8 @@ static lam_status compare_rows(lam_pipeline *p, void *first, void *row, int rank
   if (a->forward_only != b->forward_only)
     return lam_fail(LAM_MISMATCH, WHO ": FORWARD_ONLY is %s on rank 0 and %s on rank %d",
                     a->forward_only ? "set" : "clear", b->forward_only ? "set" : "clear", rank);
+  if (a->tied != b->tied)
+    return lam_fail(LAM_MISMATCH, WHO ": rank %d's tied weights are not those of rank 0", rank);
   if (a->part != b->part || a->n_parts != b->n_parts)
     return lam_fail(LAM_MISMATCH,
                     WHO
