@@ -126,11 +126,9 @@ static void find_the_bubble(int rank, int size, void *arg) {
   CHECK_OK(lam_pipeline_run(k.pipeline, 0, NULL));
   REQUIRE_OK(ask(&k, &t));
   check_sums(&t, size);
-  CHECK_CONTAINS(t.text, "step 0 took");
-  CHECK(strstr(t.text, "slower than the others") == NULL || t.ranks[0].imbalance > 0);
-  /* p - 1 of m + p - 1: the schedule's own, however long the waits really took */
-  const double share = t.ranks[0].predicted / t.is.predicted_step;
-  CHECK(share > 0.05 && share < 0.5);
+  /* (p - 1) of (m + p - 1), however long the stages really took */
+  CHECK_CONTAINS(t.text, "with all stages alike: 20.0 %");
+  CHECK(t.ranks[0].predicted > 0);
   worker_close(&k);
 }
 
