@@ -1,5 +1,6 @@
 /* bind.c: a call's inputs, attributes, group and context.
- * Invariant: the first input decides dtype and device; everything else is held against it.
+ * Invariant: the row's leader decides the dtype, the first input the device; everything else is
+ * held against them.
  * Leaves outputs to bind_outputs.c. */
 #include "plugin/core/bind.h"
 
@@ -39,28 +40,32 @@ static lam_status wrong_dtype(lam_who who, lam_dtype found, const char *expected
   return lam_refuse(who, "found %s, expected %s", lam_dtype_name(found), expected);
 }
 
-static lam_status check_first_dtype(const lam_binding *b, lam_dtype t) {
-  const lam_row_tensor *in = &b->row->in[0];
-  if (in->role == LAM_ROLE_TOKEN)
-    return t == LAM_F32 ? LAM_OK : wrong_dtype(who_input(b, 0), t, "f32");
-  if (!in->any_dtype && !computes(t)) return wrong_dtype(who_input(b, 0), t, "f32 or bf16");
+static lam_status check_leader_dtype(const lam_binding *b, lam_dtype t) {
+  const lam_row_tensor *in = &b->row->in[b->row->leader];
+  const lam_who who = who_input(b, b->row->leader);
+  if (in->role == LAM_ROLE_TOKEN) return t == LAM_F32 ? LAM_OK : wrong_dtype(who, t, "f32");
+  if (!in->any_dtype && !computes(t)) return wrong_dtype(who, t, "f32 or bf16");
   return LAM_OK;
 }
 
 static lam_status check_dtype(const lam_binding *b, int i, lam_dtype t) {
   const lam_who who = who_input(b, i);
-  if (i == 0) return check_first_dtype(b, t);
+  const char *leader = b->row->in[b->row->leader].name;
+  if (i == b->row->leader) return check_leader_dtype(b, t);
   switch (b->row->in[i].role) {
     case LAM_ROLE_SCALE:
-      return lam_refuse(who, "found a scale, expected none: scales are for fp8, %s is %s",
-                        b->row->in[0].name, lam_dtype_name(b->first));
+      return lam_refuse(who, "found a scale, expected none: scales are for fp8, %s is %s", leader,
+                        lam_dtype_name(b->first));
+    case LAM_ROLE_INDEX:
+      return t == LAM_I32 || t == LAM_I64 ? LAM_OK : wrong_dtype(who, t, "i32 or i64");
+    case LAM_ROLE_VALUE:
     case LAM_ROLE_TOKEN:
       return t == LAM_F32 ? LAM_OK : wrong_dtype(who, t, "f32");
     case LAM_ROLE_BIAS:
       if (t == b->first || t == LAM_F32) return LAM_OK;
       if (b->first == LAM_F32) return wrong_dtype(who, t, "f32");
       return lam_refuse(who, "found %s, expected %s as %s, or f32", lam_dtype_name(t),
-                        lam_dtype_name(b->first), b->row->in[0].name);
+                        lam_dtype_name(b->first), leader);
     case LAM_ROLE_WEIGHT:
       if (t == b->first || t == LAM_U8) return LAM_OK;
       break;
@@ -68,7 +73,7 @@ static lam_status check_dtype(const lam_binding *b, int i, lam_dtype t) {
       if (t == b->first) return LAM_OK;
   }
   return lam_refuse(who, "found %s, expected %s as %s", lam_dtype_name(t), lam_dtype_name(b->first),
-                    b->row->in[0].name);
+                    leader);
 }
 
 /* -- layouts -- */
@@ -126,8 +131,8 @@ static lam_status bind_input(lam_binding *b, int i, const DLTensor *t) {
   lam_matrix *m = &b->op.in[i];
   LAM_TRY(lam_tensor_matrix(who, t, b->data, in->role == LAM_ROLE_WEIGHT, m, &b->in_reach[i]));
   b->op.in_tensor[i] = t;
-  if (i == 0) b->first = m->dtype;
-  if (i == 0 || m->dtype != b->first || in->role >= LAM_ROLE_SCALE)
+  if (i == b->row->leader) b->first = m->dtype;
+  if (i == b->row->leader || in->role >= LAM_ROLE_SCALE || m->dtype != b->first)
     LAM_TRY(check_dtype(b, i, m->dtype));
   if (!lam_bind_is_here(b, t->device)) return lam_bind_elsewhere(b, who, t->device);
   if (in->ndim >= 0 && in->ndim != t->ndim) return wrong_ndim(who, in, t);

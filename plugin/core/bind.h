@@ -12,7 +12,7 @@ typedef struct lam_binding {
   const lam_row *row;
   const lam_call *call;
   bool data;       /* false: pointers are not looked at (lam_infer) */
-  lam_dtype first; /* the first input's dtype */
+  lam_dtype first; /* the dtype of the row's leader */
   DLDevice place;  /* where the first input lies */
   lam_shape shapes[LAM_MAX_OUTPUTS];
   lam_reach in_reach[LAM_MAX_INPUTS], out_reach[LAM_MAX_OUTPUTS]; /* of those that are there */

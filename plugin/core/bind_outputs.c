@@ -13,8 +13,8 @@ static lam_status check_dtype_attr(const lam_binding *b, const lam_row_tensor *o
   const int64_t asked = b->op.attr.dtype;
   if (asked < 0 || asked == LAM_F32 || asked == (int64_t)b->first || out->any_dtype) return LAM_OK;
   return lam_refuse((lam_who){b->row->name, "dtype"}, "found %s, expected %s as %s%s",
-                    lam_dtype_name((lam_dtype)asked), lam_dtype_name(b->first), b->row->in[0].name,
-                    b->first == LAM_F32 ? "" : ", or f32");
+                    lam_dtype_name((lam_dtype)asked), lam_dtype_name(b->first),
+                    b->row->in[b->row->leader].name, b->first == LAM_F32 ? "" : ", or f32");
 }
 
 lam_status lam_bind_shapes(lam_binding *b) {

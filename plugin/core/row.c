@@ -15,9 +15,10 @@ static const struct {
   lam_role role;
   int ndim;
 } roles[] = {
-    {"packed", LAM_ROLE_PACKED, 2}, {"token", LAM_ROLE_TOKEN, 1},  {"w", LAM_ROLE_WEIGHT, 2},
-    {"dw", LAM_ROLE_WEIGHT, 2},     {"b", LAM_ROLE_BIAS, 1},       {"db", LAM_ROLE_BIAS, 1},
-    {"s", LAM_ROLE_SCALE, -1},      {"", LAM_ROLE_ACTIVATION, -1},
+    {"packed", LAM_ROLE_PACKED, 2}, {"token", LAM_ROLE_TOKEN, 1}, {"w", LAM_ROLE_WEIGHT, 2},
+    {"dw", LAM_ROLE_WEIGHT, 2},     {"b", LAM_ROLE_BIAS, 1},      {"db", LAM_ROLE_BIAS, 1},
+    {"s", LAM_ROLE_SCALE, -1},      {"ids", LAM_ROLE_INDEX, -1},  {"targets", LAM_ROLE_INDEX, -1},
+    {"dloss", LAM_ROLE_VALUE, -1},  {"lse", LAM_ROLE_VALUE, -1},  {"", LAM_ROLE_ACTIVATION, -1},
 };
 
 static void set_role(lam_row_tensor *t) {
@@ -91,6 +92,12 @@ static lam_status parse_attrs(const lam_row_text *text, lam_row *row) {
   return LAM_OK;
 }
 
+static int leader_of(const lam_row *row) {
+  for (int i = 0; i < row->n_in; i++)
+    if (row->in[i].role == LAM_ROLE_ACTIVATION || row->in[i].role == LAM_ROLE_WEIGHT) return i;
+  return 0;
+}
+
 static lam_status check_marks(const lam_row_text *text, const lam_row *row) {
   for (int i = 0; i < row->n_out; i++) {
     const lam_row_tensor *t = &row->out[i];
@@ -114,6 +121,7 @@ lam_status lam_row_parse(const lam_row_text *text, lam_row *out) {
   LAM_TRY(parse_attrs(text, out));
   LAM_TRY(lam_shapes_compile(text->shapes, out));
   out->packed_side = !strcmp(out->in[0].name, "dy");
+  out->leader = leader_of(out);
   return check_marks(text, out);
 }
 

@@ -20,6 +20,8 @@ typedef enum lam_role {                      /* what a tensor is, told by its na
                         LAM_ROLE_SCALE,  /* f32, for fp8 */
                         LAM_ROLE_TOKEN,  /* f32 [1] */
                         LAM_ROLE_PACKED, /* uint8 [R, cols], written by pack_weight */
+                        LAM_ROLE_INDEX,  /* [...] of int32 or int64 */
+                        LAM_ROLE_VALUE,  /* [...] of f32: one number per token */
 } lam_role;
 
 typedef struct lam_row_tensor {
@@ -42,6 +44,7 @@ struct lam_row {
   int n_in, n_out, n_attrs;
   bool communicates;
   int packed_side; /* which packing its weights want: rows that start from dy want 1 */
+  int leader; /* the input that gives the dtype: the first activation or weight, else the first */
   lam_row_tensor in[LAM_MAX_INPUTS], out[LAM_MAX_OUTPUTS];
   lam_row_attr attrs[LAM_MAX_ATTRS];
   lam_op_attrs standard; /* every attribute's default */

@@ -117,13 +117,15 @@ static int64_t attr_at(const lam_shape_env *env, int offset) {
   return *(const int64_t *)((const char *)env->attrs + offset);
 }
 
-static DLDataType result_dtype(const lam_shape_rule *rule, const lam_shape_env *env) {
+static DLDataType result_dtype(const lam_row *row, const lam_shape_rule *rule,
+                               const lam_shape_env *env) {
   const int64_t attr = env->attrs->dtype;
-  if (rule->dtype_rule == LAM_AS_FIRST) return env->in[0]->dtype;
+  const DLDataType first = env->in[row->leader]->dtype;
+  if (rule->dtype_rule == LAM_AS_FIRST) return first;
   if (rule->dtype_rule == LAM_AS_INPUT) return env->in[rule->as]->dtype;
   if (rule->dtype_rule == LAM_AS_NAMED) return lam_dtype_to_dlpack(rule->dtype);
   if (rule->dtype_rule == LAM_AS_ATTR && attr >= 0) return lam_dtype_to_dlpack((lam_dtype)attr);
-  return env->in[0]->dtype;
+  return first;
 }
 
 static lam_status run_steps(const lam_row *row, int output, const lam_shape_env *env,
@@ -136,7 +138,7 @@ static lam_status run_steps(const lam_row *row, int output, const lam_shape_env 
   m.top = 0;
   m.out = out;
   out->ndim = 0;
-  out->dtype = result_dtype(rule, env);
+  out->dtype = result_dtype(row, rule, env);
 
   for (const lam_shape_code *c = row->code + rule->first;; c++) {
     switch ((lam_shape_step)c->step) {
