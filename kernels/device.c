@@ -121,3 +121,60 @@ lam_status lam_device_decode(const lam_device *d, const lam_workers *w, int code
   LAM_TRY(enter(d, d->vector && d->vector->decode, "decode"));
   return d->vector->decode(w, codec, coded, y, stream);
 }
+
+/* -- vocabulary -- */
+
+static bool same_count(lam_matrix per_token, int64_t n) {
+  return per_token.rows * per_token.cols == n;
+}
+
+lam_status lam_device_find_outside(const lam_device *d, const lam_workers *w, lam_matrix ids,
+                                   int64_t total, const int64_t *ignored, lam_outside *out,
+                                   void *stream) {
+  assert(w && total >= 0);
+  LAM_TRY(enter(d, d->vocab && d->vocab->find_outside, "find_outside"));
+  return d->vocab->find_outside(w, ids, total, ignored, out, stream);
+}
+
+lam_status lam_device_gather(const lam_device *d, const lam_workers *w, lam_matrix weight,
+                             lam_matrix ids, int64_t first, lam_matrix y, void *stream) {
+  assert(w && weight.cols == y.cols && weight.dtype == y.dtype && same_count(ids, y.rows));
+  LAM_TRY(enter(d, d->vocab && d->vocab->gather, "gather"));
+  return d->vocab->gather(w, weight, ids, first, y, stream);
+}
+
+lam_status lam_device_scatter(const lam_device *d, const lam_workers *w, lam_matrix dy,
+                              lam_matrix ids, int64_t first, int64_t *links, lam_matrix dw,
+                              bool accumulate, void *stream) {
+  assert(w && dy.cols == dw.cols && same_count(ids, dy.rows));
+  LAM_TRY(enter(d, d->vocab && d->vocab->scatter, "scatter"));
+  return d->vocab->scatter(w, dy, ids, first, links, dw, accumulate, stream);
+}
+
+lam_status lam_device_softmax_parts(const lam_device *d, const lam_workers *w, lam_matrix logits,
+                                    lam_matrix targets, int64_t first, lam_softmax_part *parts,
+                                    void *stream) {
+  assert(w && same_count(targets, logits.rows));
+  LAM_TRY(enter(d, d->vocab && d->vocab->softmax_parts, "softmax_parts"));
+  return d->vocab->softmax_parts(w, logits, targets, first, parts, stream);
+}
+
+lam_status lam_device_cross_entropy(const lam_device *d, const lam_workers *w,
+                                    const lam_softmax_part *parts, int n_parts, lam_matrix targets,
+                                    int64_t ignore, lam_matrix loss, lam_matrix lse, void *stream) {
+  assert(w && n_parts > 0 && same_count(targets, loss.rows * loss.cols));
+  assert(same_count(lse, loss.rows * loss.cols));
+  LAM_TRY(enter(d, d->vocab && d->vocab->cross_entropy, "cross_entropy"));
+  return d->vocab->cross_entropy(w, parts, n_parts, targets, ignore, loss, lse, stream);
+}
+
+lam_status lam_device_cross_entropy_bwd(const lam_device *d, const lam_workers *w, lam_matrix dloss,
+                                        lam_matrix logits, lam_matrix targets, lam_matrix lse,
+                                        int64_t first, int64_t ignore, lam_matrix dlogits,
+                                        void *stream) {
+  assert(w && same_shape(logits, dlogits) && same_count(dloss, logits.rows));
+  assert(same_count(targets, logits.rows) && same_count(lse, logits.rows));
+  LAM_TRY(enter(d, d->vocab && d->vocab->cross_entropy_bwd, "cross_entropy_bwd"));
+  return d->vocab->cross_entropy_bwd(w, dloss, logits, targets, lse, first, ignore, dlogits,
+                                     stream);
+}

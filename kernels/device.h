@@ -1,4 +1,4 @@
-/* device.h: what a device is: three const tables of slots. Kernels see pointers, sizes and strides;
+/* device.h: what a device is: four const tables of slots. Kernels see pointers, sizes and strides;
  * never a DLTensor.
  *
  * Invariant: plugin/ calls a slot only through the one-line wrappers at the end (lam_device_...),
@@ -122,12 +122,54 @@ typedef struct lam_device_vector {
                        void *stream);
 } lam_device_vector;
 
+/* An index that is outside of its range: which one, counted row by row, and what it is. */
+typedef struct lam_outside {
+  int64_t at, value; /* at -1: none is */
+} lam_outside;
+
+/* What one token's softmax needs to know of some of the logits. */
+typedef struct lam_softmax_part {
+  float max;    /* the largest of them; -infinity where there is none */
+  float sum;    /* of e^(logit - max) */
+  float target; /* the target's logit where it is among them, else 0 */
+} lam_softmax_part;
+
+/* A vocabulary's rows by index, and the cross entropy over a vocabulary. Indices (ids, targets) are
+ * i32 or i64, any matrix of T elements, row by row; so are values per token (f32). Of the
+ * vocabulary, rows first, first + 1, ... are here. */
+typedef struct lam_device_vocab {
+  /* The first index outside of [0, total) that is not *ignored (NULL: nothing is ignored). */
+  lam_status (*find_outside)(const lam_workers *w, lam_matrix ids, int64_t total,
+                             const int64_t *ignored, lam_outside *out, void *stream);
+  /* y [T, K] = rows ids of weight [n, K]; zeros where a row is not here. One dtype. */
+  lam_status (*gather)(const lam_workers *w, lam_matrix weight, lam_matrix ids, int64_t first,
+                       lam_matrix y, void *stream);
+  /* dw [n, K] (+)= for each of its rows the sum of those rows of dy [T, K] that have its index, f32
+   * inside, tokens in order. links: room for n + T numbers. */
+  lam_status (*scatter)(const lam_workers *w, lam_matrix dy, lam_matrix ids, int64_t first,
+                        int64_t *links, lam_matrix dw, bool accumulate, void *stream);
+  /* parts [T], of logits [T, n] */
+  lam_status (*softmax_parts)(const lam_workers *w, lam_matrix logits, lam_matrix targets,
+                              int64_t first, lam_softmax_part *parts, void *stream);
+  /* loss and lse (the log of the sum of e^logit) of T tokens from parts [n_parts, T], combined in
+   * their order. An ignored target's loss is 0. */
+  lam_status (*cross_entropy)(const lam_workers *w, const lam_softmax_part *parts, int n_parts,
+                              lam_matrix targets, int64_t ignore, lam_matrix loss, lam_matrix lse,
+                              void *stream);
+  /* dlogits [T, n] = dloss (e^(logits - lse) - 1 at the target); 0 where it is ignored. dlogits may
+   * be logits. */
+  lam_status (*cross_entropy_bwd)(const lam_workers *w, lam_matrix dloss, lam_matrix logits,
+                                  lam_matrix targets, lam_matrix lse, int64_t first, int64_t ignore,
+                                  lam_matrix dlogits, void *stream);
+} lam_device_vocab;
+
 typedef struct lam_device {
   const char *name;    /* "cpu" */
   int32_t device_type; /* DLDeviceType */
   const lam_device_memory *memory;
   const lam_device_gemm_table *gemm;
   const lam_device_vector *vector;
+  const lam_device_vocab *vocab;
   const char *(*describe)(void); /* "oneDNN 2.6.3 avx512_core_bf16" or "plain C"; for doctor */
 } lam_device;
 
@@ -162,5 +204,23 @@ lam_status lam_device_encode(const lam_device *d, const lam_workers *w, int code
                              void *coded, void *stream);
 lam_status lam_device_decode(const lam_device *d, const lam_workers *w, int codec,
                              const void *coded, lam_matrix y, void *stream);
+lam_status lam_device_find_outside(const lam_device *d, const lam_workers *w, lam_matrix ids,
+                                   int64_t total, const int64_t *ignored, lam_outside *out,
+                                   void *stream);
+lam_status lam_device_gather(const lam_device *d, const lam_workers *w, lam_matrix weight,
+                             lam_matrix ids, int64_t first, lam_matrix y, void *stream);
+lam_status lam_device_scatter(const lam_device *d, const lam_workers *w, lam_matrix dy,
+                              lam_matrix ids, int64_t first, int64_t *links, lam_matrix dw,
+                              bool accumulate, void *stream);
+lam_status lam_device_softmax_parts(const lam_device *d, const lam_workers *w, lam_matrix logits,
+                                    lam_matrix targets, int64_t first, lam_softmax_part *parts,
+                                    void *stream);
+lam_status lam_device_cross_entropy(const lam_device *d, const lam_workers *w,
+                                    const lam_softmax_part *parts, int n_parts, lam_matrix targets,
+                                    int64_t ignore, lam_matrix loss, lam_matrix lse, void *stream);
+lam_status lam_device_cross_entropy_bwd(const lam_device *d, const lam_workers *w, lam_matrix dloss,
+                                        lam_matrix logits, lam_matrix targets, lam_matrix lse,
+                                        int64_t first, int64_t ignore, lam_matrix dlogits,
+                                        void *stream);
 
 #endif

@@ -16,6 +16,8 @@ void lam_cpu_spread(const lam_workers *w, int64_t n, void (*fn)(void *arg, int64
 typedef void (*lam_piece_fn)(void *arg, int64_t row, int64_t col, int64_t n);
 void lam_cpu_each_piece(const lam_workers *w, int64_t rows, int64_t cols, lam_piece_fn fn,
                         void *arg);
+/* The same with whole rows only: col 0, n = cols. fn is called for rows without columns, too. */
+void lam_cpu_each_row(const lam_workers *w, int64_t rows, int64_t cols, lam_piece_fn fn, void *arg);
 
 /* This thread's memory for one purpose: 64-byte aligned, kept between calls, grown when asked for
  * more, given back when the thread ends. NULL when there is none, with a message written. */
@@ -85,6 +87,35 @@ lam_status lam_encode_run(const lam_workers *w, int codec, lam_matrix x, void *c
 lam_status lam_decode_run(const lam_workers *w, int codec, const void *coded, lam_matrix y,
                           void *stream);
 lam_status lam_copy_run(const lam_workers *w, lam_matrix from, lam_matrix to, void *stream);
+
+/* -- vocabulary -- */
+
+lam_status lam_find_outside_run(const lam_workers *w, lam_matrix ids, int64_t total,
+                                const int64_t *ignored, lam_outside *out, void *stream);
+lam_status lam_gather_run(const lam_workers *w, lam_matrix weight, lam_matrix ids, int64_t first,
+                          lam_matrix y, void *stream);
+lam_status lam_scatter_run(const lam_workers *w, lam_matrix dy, lam_matrix ids, int64_t first,
+                           int64_t *links, lam_matrix dw, bool accumulate, void *stream);
+lam_status lam_softmax_parts_run(const lam_workers *w, lam_matrix logits, lam_matrix targets,
+                                 int64_t first, lam_softmax_part *parts, void *stream);
+lam_status lam_cross_entropy_run(const lam_workers *w, const lam_softmax_part *parts, int n_parts,
+                                 lam_matrix targets, int64_t ignore, lam_matrix loss,
+                                 lam_matrix lse, void *stream);
+lam_status lam_cross_entropy_bwd_run(const lam_workers *w, lam_matrix dloss, lam_matrix logits,
+                                     lam_matrix targets, lam_matrix lse, int64_t first,
+                                     int64_t ignore, lam_matrix dlogits, void *stream);
+
+/* Element i of T indices, or of T values, counted row by row. */
+static inline int64_t lam_place_of(lam_matrix m, int64_t i) {
+  return i / m.cols * m.row_stride + i % m.cols * m.col_stride;
+}
+static inline int64_t lam_index_at(lam_matrix m, int64_t i) {
+  const int64_t at = lam_place_of(m, i);
+  return m.dtype == LAM_I32 ? ((const int32_t *)m.data)[at] : ((const int64_t *)m.data)[at];
+}
+static inline float *lam_value_at(lam_matrix m, int64_t i) {
+  return (float *)m.data + lam_place_of(m, i);
+}
 
 static inline int64_t lam_cuts(int64_t n, int64_t piece) { return (n + piece - 1) / piece; }
 static inline int64_t lam_round_up(int64_t n, int64_t unit) { return lam_cuts(n, unit) * unit; }

@@ -72,11 +72,21 @@ static const lam_device_vector vector = {
     .decode = lam_decode_run,
 };
 
+static const lam_device_vocab vocab = {
+    .find_outside = lam_find_outside_run,
+    .gather = lam_gather_run,
+    .scatter = lam_scatter_run,
+    .softmax_parts = lam_softmax_parts_run,
+    .cross_entropy = lam_cross_entropy_run,
+    .cross_entropy_bwd = lam_cross_entropy_bwd_run,
+};
+
 const lam_device lam_device_cpu = {
     .name = "cpu",
     .device_type = 1, /* kDLCPU */
     .memory = &memory,
     .gemm = &gemm,
     .vector = &vector,
+    .vocab = &vocab,
     .describe = describe,
 };

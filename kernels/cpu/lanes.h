@@ -57,6 +57,13 @@ typedef struct lam_lanes {
   void (*add)(lam_line x, float *total, int64_t n);
   void (*finish)(const float *product, const lam_finish *f, int64_t n);
 
+  /* The largest of n elements, NaN aside; -infinity of none. */
+  float (*max)(lam_line x, int64_t n);
+  /* The sum of e^(x - shift), in an order that n alone decides. */
+  float (*exp_sum)(lam_line x, float shift, int64_t n);
+  /* y = scale e^(x - shift) */
+  void (*exp)(lam_line x, float shift, float scale, lam_line y, int64_t n);
+
   /* A line in a codec with tiles (codec.h): to and from its scales and its bytes, both wherever. */
   void (*encode)(int codec, lam_line x, int64_t n, void *scales, void *bytes);
   void (*decode)(int codec, const void *scales, const void *bytes, lam_line y, int64_t n);

@@ -205,6 +205,8 @@ LANES_FN void finish(const float *product, const lam_finish *f, int64_t n) {
   }
 }
 
+#include "kernels/cpu/lanes_softmax.h"
+
 /* -- codecs -- */
 
 enum { TILE = LAM_CODEC_TILE };
@@ -512,6 +514,9 @@ const lam_lanes LANES_TABLE = {
     .sum = sum,
     .add = add,
     .finish = finish,
+    .max = max,
+    .exp_sum = exp_sum,
+    .exp = exp_scaled,
     .encode = encode,
     .decode = decode,
     .dot_f32 = {LAM_F32, K_STEP, dot_f32},

@@ -27,15 +27,15 @@ enum {
 typedef struct pieces {
   lam_piece_fn fn;
   void *arg;
-  int64_t rows, cols, rows_per_task, cuts_per_row;
+  int64_t rows, cols, width, rows_per_task, cuts_per_row; /* width of a piece */
 } pieces;
 
 static void run_pieces(void *arg, int64_t task) {
   const pieces *p = arg;
   const int64_t first = task / p->cuts_per_row * p->rows_per_task;
-  const int64_t col = task % p->cuts_per_row * PIECE_MAX;
+  const int64_t col = task % p->cuts_per_row * p->width;
   const int64_t last = lam_least(p->rows, first + p->rows_per_task),
-                n = lam_least(PIECE_MAX, p->cols - col);
+                n = lam_least(p->width, p->cols - col);
   for (int64_t row = first; row < last; row++) p->fn(p->arg, row, col, n);
 }
 
@@ -43,8 +43,15 @@ void lam_cpu_each_piece(const lam_workers *w, int64_t rows, int64_t cols, lam_pi
                         void *arg) {
   if (rows <= 0 || cols <= 0) return;
   const int64_t per_task = TASK_ELEMENTS / lam_least(cols, PIECE_MAX);
-  pieces p = {fn, arg, rows, cols, per_task, lam_cuts(cols, PIECE_MAX)};
+  pieces p = {fn, arg, rows, cols, PIECE_MAX, per_task, lam_cuts(cols, PIECE_MAX)};
   lam_cpu_spread(w, lam_cuts(rows, per_task) * p.cuts_per_row, run_pieces, &p);
+}
+
+void lam_cpu_each_row(const lam_workers *w, int64_t rows, int64_t cols, lam_piece_fn fn,
+                      void *arg) {
+  const int64_t per_task = TASK_ELEMENTS / lam_least(cols + 1, TASK_ELEMENTS);
+  pieces p = {fn, arg, rows, cols, cols, per_task, 1};
+  lam_cpu_spread(w, lam_cuts(rows, per_task), run_pieces, &p);
 }
 
 /* -- a thread's memory -- */

@@ -92,6 +92,7 @@ static const lam_attr_field fields[] = {
     {"shape", 'I', AT(shape), 0, LAM_MAX_DIMS, set_shape},
     {"side", 'i', AT(side), 0, 1, NULL},
     {"cols", 'i', AT(cols), 0, LARGEST, NULL},
+    {"ignore", 'i', AT(ignore), INT64_MIN, INT64_MAX, NULL},
     {"eps", 'f', AT(eps), 0, 0, set_double},
 };
 

@@ -17,7 +17,7 @@ typedef struct lam_op_attrs { /* one field per attribute name of lamella_ops.def
   int64_t group;              /* the handle; lam_op_call has the group */
   int64_t act;                /* lam_act */
   int64_t save, gather, seq, total, unit, chunks, split, acc, gated;
-  int64_t dim, root, peer, kind, tag, codec, side, cols;
+  int64_t dim, root, peer, kind, tag, codec, side, cols, ignore;
   int64_t dtype; /* lam_dtype, or -1 = as the first input */
   double eps;
   const int64_t *shape; /* recv_activation */

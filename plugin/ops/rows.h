@@ -53,6 +53,14 @@ void lam_op_ffn_wgrad_needs(const lam_op_call *call, lam_op_needs *out);
 lam_status lam_op_ffn_bwd_run(const lam_op_call *call);
 void lam_op_ffn_bwd_needs(const lam_op_call *call, lam_op_needs *out);
 
+lam_status lam_op_embedding_vocab_run(const lam_op_call *call); /* vocab.c */
+void lam_op_embedding_vocab_needs(const lam_op_call *call, lam_op_needs *out);
+lam_status lam_op_embedding_vocab_wgrad_run(const lam_op_call *call);
+void lam_op_embedding_vocab_wgrad_needs(const lam_op_call *call, lam_op_needs *out);
+lam_status lam_op_cross_entropy_vocab_run(const lam_op_call *call);
+void lam_op_cross_entropy_vocab_needs(const lam_op_call *call, lam_op_needs *out);
+lam_status lam_op_cross_entropy_vocab_bwd_run(const lam_op_call *call);
+
 lam_status lam_op_pack_weight_run(const lam_op_call *call); /* pack.c */
 
 lam_status lam_op_codec_pack_run(const lam_op_call *call); /* codec.c */

@@ -40,6 +40,12 @@ static const lam_op_entry entries[LAM_OP_END_] = {
     ENTRY(ffn_wgrad, lam_op_ffn_wgrad_run, lam_op_ffn_wgrad_needs),
     ENTRY(ffn_bwd, lam_op_ffn_bwd_run, lam_op_ffn_bwd_needs),
 
+    ENTRY(embedding_vocab, lam_op_embedding_vocab_run, lam_op_embedding_vocab_needs),
+    ENTRY(embedding_vocab_wgrad, lam_op_embedding_vocab_wgrad_run,
+          lam_op_embedding_vocab_wgrad_needs),
+    ENTRY(cross_entropy_vocab, lam_op_cross_entropy_vocab_run, lam_op_cross_entropy_vocab_needs),
+    ENTRY(cross_entropy_vocab_bwd, lam_op_cross_entropy_vocab_bwd_run, NULL),
+
     ENTRY(pack_weight, lam_op_pack_weight_run, NULL),
 
     ENTRY(codec_pack, lam_op_codec_pack_run, NULL),

@@ -306,6 +306,71 @@ static void compare_vectors(int64_t rows, int64_t cols, lam_dtype dtype) {
       free(v.parts[1].data);
 }
 
+/* -- vocabulary -- */
+
+typedef struct vocab_call {
+  lam_matrix w, x, ids, logits, dlogits, loss, lse;
+  lam_softmax_part *parts;
+  int64_t *links;
+} vocab_call;
+
+static void run_gather(void *arg) {
+  const vocab_call *v = arg;
+  if (lam_device_gather(&lam_device_cpu, &workers, v->w, v->ids, 0, v->x, NULL) != LAM_OK)
+    die("gather");
+}
+
+static void run_scatter(void *arg) {
+  const vocab_call *v = arg;
+  if (lam_device_scatter(&lam_device_cpu, &workers, v->x, v->ids, 0, v->links, v->w, true, NULL) !=
+      LAM_OK)
+    die("scatter");
+}
+
+static void run_cross_entropy(void *arg) {
+  const vocab_call *v = arg;
+  if (lam_device_softmax_parts(&lam_device_cpu, &workers, v->logits, v->ids, 0, v->parts, NULL) !=
+          LAM_OK ||
+      lam_device_cross_entropy(&lam_device_cpu, &workers, v->parts, 1, v->ids, -100, v->loss,
+                               v->lse, NULL) != LAM_OK)
+    die("cross_entropy");
+}
+
+static void run_cross_entropy_bwd(void *arg) {
+  const vocab_call *v = arg;
+  if (lam_device_cross_entropy_bwd(&lam_device_cpu, &workers, v->loss, v->logits, v->ids, v->lse, 0,
+                                   -100, v->dlogits, NULL) != LAM_OK)
+    die("cross_entropy_bwd");
+}
+
+/* T tokens of K features, vocabulary of V: the bytes of the rows that are read and written. */
+static void compare_vocabulary(int64_t T, int64_t K, int64_t V, lam_dtype dtype) {
+  const double element = lam_dtype_bytes(dtype), row = element * (double)(T * K),
+               scores = element * (double)(T * V);
+  vocab_call v = {.w = random_matrix(V, K, dtype),
+                  .x = random_matrix(T, K, dtype),
+                  .ids = random_matrix(1, T, LAM_F32),
+                  .logits = random_matrix(T, V, dtype),
+                  .dlogits = random_matrix(T, V, dtype),
+                  .loss = random_matrix(1, T, LAM_F32),
+                  .lse = random_matrix(1, T, LAM_F32),
+                  .parts = must(calloc((size_t)T, sizeof *v.parts)),
+                  .links = must(calloc((size_t)(V + T), sizeof *v.links))};
+  v.ids.dtype = LAM_I32;
+  for (int64_t t = 0; t < T; t++) ((int32_t *)v.ids.data)[t] = (int32_t)(t * 7919 % V);
+  contestant c[] = {{.name = "gather", .run = run_gather, .arg = &v},
+                    {.name = "scatter", .run = run_scatter, .arg = &v},
+                    {.name = "cross_entropy", .run = run_cross_entropy, .arg = &v},
+                    {.name = "cross_entropy_bwd", .run = run_cross_entropy_bwd, .arg = &v}};
+  const double bytes[] = {2 * row, 3 * row, scores, 2 * scores};
+  measure(c, 4);
+  for (int i = 0; i < 4; i++)
+    printf("%s_%s %.1f GB/s %.3f\n", c[i].name, lam_dtype_name(dtype),
+           1e-9 * bytes[i] / median(c[i].times, n_rounds), quartiles(c[i].times, n_rounds));
+  free(v.w.data), free(v.x.data), free(v.ids.data), free(v.logits.data), free(v.dlogits.data);
+  free(v.loss.data), free(v.lse.data), free(v.parts), free(v.links);
+}
+
 int main(int argc, char **argv) {
   n_threads = argc > 1 ? atoi(argv[1]) : lam_cpu_host_threads();
   n_rounds = argc > 2 ? atoi(argv[2]) : 9;
@@ -322,5 +387,6 @@ int main(int argc, char **argv) {
       compare_products(rows[i], 4096, 11008, dtypes[t]);
     }
   for (int t = 0; t < 2; t++) compare_vectors(512, 11008, dtypes[t]);
+  for (int t = 0; t < 2; t++) compare_vocabulary(512, 4096, 49152, dtypes[t]);
   return 0;
 }

@@ -118,7 +118,7 @@ enum { K = 64, N = 48, F = 32, MOST_ROWS = 40, ROOM = 8192 };
 static float memory[16][ROOM];
 
 typedef struct operands {
-  tensor x, h, y, w, wt, b, dw, db, aux, w1, w2, dw1, dw2;
+  tensor x, h, y, w, wt, b, dw, db, aux, w1, w2, dw1, dw2, ids, loss, lse;
 } operands;
 
 /* T tokens. Few rows take another way through the kernels. */
@@ -136,6 +136,9 @@ static void make_operands(operands *o, const DLDataType type, int64_t T) {
   TENSOR(&o->dw2, memory[10], f32, N, F);
   TENSOR(&o->h, memory[11], type, T, K);
   TENSOR(&o->wt, memory[12], type, 2 * T, K);
+  TENSOR(&o->ids, memory[13], ((DLDataType){kDLInt, 32, 1}), T);
+  TENSOR(&o->loss, memory[14], f32, T);
+  TENSOR(&o->lse, memory[15], f32, T);
 }
 
 #define IN(name) &o->name.dl
@@ -173,6 +176,18 @@ static lam_status gather_sequence(const member *m, const operands *o) {
   return RUN(m, gather_sequence, LIST(IN(x)), LIST((DLTensor *)whole), LIST({0}));
 }
 
+static lam_status embedding(const member *m, const operands *o) {
+  return RUN(m, embedding_vocab, LIST(IN(ids), IN(w)), LIST((DLTensor *)IN(h)), LIST({0}));
+}
+static lam_status embedding_wgrad(const member *m, const operands *o) {
+  return RUN(m, embedding_vocab_wgrad, LIST(IN(x), IN(ids)), LIST((DLTensor *)IN(dw)),
+             LIST(I(m->size * N), I(0), I(0), I(1)));
+}
+static lam_status cross_entropy(const member *m, const operands *o) {
+  return RUN(m, cross_entropy_vocab, LIST(IN(y), IN(ids)),
+             LIST((DLTensor *)IN(loss), (DLTensor *)IN(lse)), LIST({0}));
+}
+
 static const struct {
   const char *name;
   call_fn call;
@@ -185,6 +200,9 @@ static const struct {
     {"ffn_bwd", ffn_bwd},
     {"all_reduce", all_reduce},
     {"gather_sequence", gather_sequence},
+    {"embedding_vocab", embedding},
+    {"embedding_vocab_wgrad", embedding_wgrad},
+    {"cross_entropy_vocab", cross_entropy},
 };
 enum { N_CALLS = sizeof calls / sizeof *calls, WARM = 20, TIMES = 100, MOST_BATCHES = 200 };
 

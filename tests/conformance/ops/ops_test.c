@@ -62,6 +62,10 @@ ROW_TEST(ffn)
 ROW_TEST(ffn_dgrad)
 ROW_TEST(ffn_wgrad)
 ROW_TEST(ffn_bwd)
+ROW_TEST(embedding_vocab)
+ROW_TEST(embedding_vocab_wgrad)
+ROW_TEST(cross_entropy_vocab)
+ROW_TEST(cross_entropy_vocab_bwd)
 
 TEST(callbacks, give_every_row_the_same_meaning) {
   for (uint32_t op = 0; op < LAM_OP_END_; op++) {

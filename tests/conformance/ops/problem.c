@@ -51,6 +51,10 @@ static void pick_sizes(problem *pr, rng *r) {
   pr->F = pick_features(r, unit);
 }
 
+static bool is_vocabulary(uint32_t op) {
+  return op >= LAM_OP_embedding_vocab && op <= LAM_OP_cross_entropy_vocab_bwd;
+}
+
 /* Without total, each rank is taken to hold as much as the others wherever the whole is not at
  * hand. */
 static bool needs_total(const problem *pr) {
@@ -58,6 +62,10 @@ static bool needs_total(const problem *pr) {
     case LAM_OP_all_gather:
     case LAM_OP_gather_from_group:
     case LAM_OP_gather_sequence:
+    case LAM_OP_embedding_vocab:
+    case LAM_OP_embedding_vocab_wgrad:
+    case LAM_OP_cross_entropy_vocab:
+    case LAM_OP_cross_entropy_vocab_bwd:
       return true;
     case LAM_OP_linear_col:
       return pr->gather;
@@ -71,9 +79,11 @@ static bool needs_total(const problem *pr) {
 
 static void pick_total(problem *pr, rng *r, const reference *ref) {
   const int64_t unit = pr->unit ? pr->unit : 1;
-  int64_t whole = pr->op == LAM_OP_linear_col ? pr->N : pr->K;
+  const bool of_n = pr->op == LAM_OP_linear_col || is_vocabulary(pr->op);
+  int64_t whole = of_n ? pr->N : pr->K;
   if (has_lies(ref, ALONG)) whole = along_size(pr);
-  const bool even = whole % (unit * pr->p) == 0;
+  /* A gradient of an embedding does not show how many rows there are. */
+  const bool even = whole % (unit * pr->p) == 0 && pr->op != LAM_OP_embedding_vocab_wgrad;
   pr->total = (even || !needs_total(pr)) && coin(r) ? 0 : whole;
 }
 
@@ -97,6 +107,8 @@ static void pick_attrs(problem *pr, rng *r, const reference *ref, int turn) {
   pr->out_f32 = pr->bf16 && row_has(op, "dtype") && coin(r);
   pr->grad_f32 = pr->bf16 && row_has(op, "acc") && coin(r);
   pr->packed = coin(r);
+  pr->ids_i64 = coin(r);
+  pr->ignore = coin(r) ? -100 : 0; /* what is no index, or one that is */
 }
 
 void problem_make(problem *pr, rng *r, uint32_t op, int p, bool bf16, int turn) {
@@ -121,6 +133,24 @@ static num *random_numbers(const problem *pr, const operand *o, rng *r, bool bf1
   return a;
 }
 
+static num *random_indices(const problem *pr, const operand *o, rng *r) {
+  const int64_t n = ref_count(pr, o);
+  num *a = calloc((size_t)(n > 0 ? n : 1), sizeof *a);
+  for (int64_t i = 0; i < n; i++) {
+    const bool ignored = (o->marks & MAY_IGNORE) && rng_int(r, 0, 4) == 0;
+    a[i].v = (double)(ignored ? pr->ignore : rng_int(r, 0, pr->N - 1));
+  }
+  return a;
+}
+
+static num *random_input(const problem *pr, const operand *o, rng *r) {
+  const bool bends = strcmp(o->dims, "TG") == 0 || pr->op == LAM_OP_act_bwd; /* activations */
+  const bool f32 = ((o->marks & BIAS) && pr->bias_f32) || (o->marks & VALUE);
+  const float scale = bends ? 3 : is_vocabulary(pr->op) && !strcmp(o->dims, "TN") ? 8 : 1;
+  if (o->marks & INDEX) return random_indices(pr, o, r);
+  return random_numbers(pr, o, r, pr->bf16 && !f32, scale);
+}
+
 static bool operand_here(const problem *pr, const operand *o) {
   return o->dims && (!(o->marks & BIAS) || pr->bias) && (!(o->marks & SAVED) || pr->save);
 }
@@ -129,11 +159,7 @@ void problem_fill(problem *pr, rng *r) {
   const reference *ref = reference_find(pr->op);
   for (int i = 0; i < 8; i++) {
     const operand *in = &ref->in[i], *out = &ref->out[i];
-    if (operand_here(pr, in)) {
-      const bool aux = strcmp(in->dims, "TG") == 0 || pr->op == LAM_OP_act_bwd;
-      pr->in[i] = random_numbers(pr, in, r, pr->bf16 && !((in->marks & BIAS) && pr->bias_f32),
-                                 aux ? 3 : 1); /* where activations bend */
-    }
+    if (operand_here(pr, in)) pr->in[i] = random_input(pr, in, r);
     if (operand_here(pr, out)) pr->out[i] = random_numbers(pr, out, r, pr->bf16, 1);
     if (pr->out[i] && (out->marks & ADDED))
       pr->old[i] = copy_numbers(pr->out[i], ref_count(pr, out));

@@ -287,6 +287,56 @@ static void ffn_bwd(const problem *pr) { /* dy x aux w1 w2 -> dx dw1 db1? dw2 db
   free(dz);
 }
 
+/* -- vocabulary: N rows or logits; indices are exact numbers -- */
+
+static void embedding(const problem *pr) { /* ids w -> y [T, K] */
+  for (int64_t t = 0; t < tokens(pr); t++)
+    memcpy(pr->out[0] + t * pr->K, pr->in[1] + (int64_t)pr->in[0][t].v * pr->K,
+           sizeof(num) * (size_t)pr->K);
+}
+
+static void embedding_wgrad(const problem *pr) { /* dy ids -> dw [N, K] */
+  for (int64_t i = 0; i < pr->N * pr->K; i++) {
+    dot d = {0};
+    for (int64_t t = 0; t < tokens(pr); t++)
+      if ((int64_t)pr->in[1][t].v == i / pr->K)
+        dot_add(&d, pr->in[0][t * pr->K + i % pr->K], (num){1, 0});
+    if (pr->acc) dot_add(&d, pr->out[0][i], (num){1, 0});
+    pr->out[0][i] = rounded(dot_close(d), pr->bf16 && !pr->grad_f32);
+  }
+}
+
+/* Rounding its argument puts e^x off by |x| units, relative. */
+static num exp_of(double x) {
+  const double v = exp(x);
+  return computed(v, v * 2 * F32_UNIT * fabs(x));
+}
+
+static void cross_entropy(const problem *pr) { /* logits targets -> loss lse */
+  for (int64_t t = 0; t < tokens(pr); t++) {
+    const num *z = pr->in[0] + t * pr->N;
+    const int64_t target = (int64_t)pr->in[1][t].v;
+    double most = -INFINITY, sum = 0;
+    for (int64_t j = 0; j < pr->N; j++) most = fmax(most, z[j].v);
+    for (int64_t j = 0; j < pr->N; j++) sum += exp(z[j].v - most);
+    /* A sum of positive numbers is off by a relative error, its log by as much in all. */
+    const double e = F32_UNIT * (2 * (double)pr->N + 64 + 8 * fabs(most));
+    pr->out[1][t] = computed(most + log(sum), e);
+    pr->out[0][t] = target == pr->ignore
+                        ? (num){0, 0}
+                        : computed(most + log(sum) - z[target].v, e + F32_UNIT * fabs(z[target].v));
+  }
+}
+
+static void cross_entropy_bwd(const problem *pr) { /* dloss logits targets lse -> dlogits */
+  for (int64_t i = 0; i < tokens(pr) * pr->N; i++) {
+    const int64_t t = i / pr->N, target = (int64_t)pr->in[2][t].v;
+    num p = exp_of(pr->in[1][i].v - pr->in[3][t].v);
+    if (target == i % pr->N) p = computed(p.v - 1, p.e);
+    pr->out[0][i] = target == pr->ignore ? (num){0, 0} : rounded(times(pr->in[0][t], p), pr->bf16);
+  }
+}
+
 /* -- collectives: x [T, K]; PARTS one after the other -- */
 
 static void same(const problem *pr) {
@@ -415,6 +465,27 @@ static const reference references[] = {
       {"NF", LAST, WEIGHT | ADDED},
       {"N", WHOLE, BIAS | ADDED}},
      ffn_bwd,
+     0},
+
+    {LAM_OP_embedding_vocab,
+     {{"T", WHOLE, INDEX}, {"NK", FIRST, WEIGHT | PLAIN_ONLY}},
+     {{"TK", SEQ, 0}},
+     embedding,
+     0},
+    {LAM_OP_embedding_vocab_wgrad,
+     {{"TK", SEQ, 0}, {"T", WHOLE, INDEX}},
+     {{"NK", FIRST, WEIGHT | ADDED}},
+     embedding_wgrad,
+     0},
+    {LAM_OP_cross_entropy_vocab,
+     {{"TN", LAST, 0}, {"T", WHOLE, INDEX | MAY_IGNORE}},
+     {{"T", WHOLE, VALUE}, {"T", WHOLE, VALUE}},
+     cross_entropy,
+     0},
+    {LAM_OP_cross_entropy_vocab_bwd,
+     {{"T", WHOLE, VALUE}, {"TN", LAST, 0}, {"T", WHOLE, INDEX | MAY_IGNORE}, {"T", WHOLE, VALUE}},
+     {{"TN", LAST, 0}},
+     cross_entropy_bwd,
      0},
 
     {.op = LAM_OP_pack_weight, .apart = "every problem here with packed weights"},

@@ -35,23 +35,27 @@ typedef enum lies {
 } lies;
 
 /* dims: letters of T (tokens: S and B), K, N, F, G (F, or 2 F where gated); one letter: a
- * vector. */
+ * vector; "T" alone: one number per token. */
 typedef struct operand {
   const char *dims;
   lies lies;
   unsigned marks;
 } operand;
-#define BIAS 1u   /* may be absent */
-#define SAVED 2u  /* there with attribute save only */
-#define WEIGHT 4u /* may be transposed or, as an input, packed */
-#define ADDED 8u  /* attribute acc adds to it */
+#define BIAS 1u         /* may be absent */
+#define SAVED 2u        /* there with attribute save only */
+#define WEIGHT 4u       /* may be transposed or, as an input, packed */
+#define ADDED 8u        /* attribute acc adds to it */
+#define INDEX 16u       /* indices below N, i32 or i64 */
+#define PLAIN_ONLY 128u /* a weight that no row packs */
+#define VALUE 32u       /* f32, whatever the others are */
+#define MAY_IGNORE 64u  /* an index may be the one that attribute ignore names */
 
 typedef struct problem {
   uint32_t op;
   int p, ndim; /* ndim: of tensors with T: 2 [S, n], 3 [S, B, n] */
   int64_t S, B, K, N, F;
-  bool bf16, bias, bias_f32, out_f32, grad_f32, packed;
-  int64_t act, save, gather, split, acc, gated, dim, root, seq, total, unit, chunks;
+  bool bf16, bias, bias_f32, out_f32, grad_f32, packed, ids_i64;
+  int64_t act, save, gather, split, acc, gated, dim, root, seq, total, unit, chunks, ignore;
   num *in[8], *out[8]; /* whole; PARTS: one after the other */
   num *old[8];         /* what lies in outputs that are added to */
 } problem;

@@ -14,9 +14,10 @@ static void run(const problem *pr) { reference_find(pr->op)->run(pr); }
 
 /* The loss whose gradient for y is dy. */
 static double loss(const problem *forward, const num *dy) {
+  const int64_t n = ref_count(forward, &reference_find(forward->op)->out[0]);
   double sum = 0;
   run(forward);
-  for (int64_t i = 0; i < forward->S * forward->N; i++) sum += forward->out[0][i].v * dy[i].v;
+  for (int64_t i = 0; i < n; i++) sum += forward->out[0][i].v * dy[i].v;
   return sum;
 }
 
@@ -95,6 +96,38 @@ TEST(reference, of_ffn_has_its_own_gradients) {
       problem_free(&forward);
       problem_free(&backward);
     }
+}
+
+TEST(reference, of_an_embedding_has_its_own_gradient) {
+  rng r = {seed()};
+  problem forward = sized(LAM_OP_embedding_vocab, 0, 0);
+  problem backward = sized(LAM_OP_embedding_vocab_wgrad, 0, 0);
+  problem_fill(&forward, &r);
+  problem_fill(&backward, &r);
+  give(&backward, 1, forward.in[0]);
+  run(&backward);
+  check_gradient(&forward, backward.in[0], 1, backward.out[0]);
+  problem_free(&forward);
+  problem_free(&backward);
+}
+
+TEST(reference, of_the_cross_entropy_has_its_own_gradient) {
+  rng r = {seed()};
+  problem forward = sized(LAM_OP_cross_entropy_vocab, 0, 0);
+  problem backward = sized(LAM_OP_cross_entropy_vocab_bwd, 0, 0);
+  forward.ignore = backward.ignore = -100;
+  problem_fill(&forward, &r);
+  problem_fill(&backward, &r);
+  forward.in[1][0].v = -100; /* one that is ignored, one that is not */
+  forward.in[1][1].v = 2;
+  run(&forward);
+  give(&backward, 1, forward.in[0]);
+  give(&backward, 2, forward.in[1]);
+  give(&backward, 3, forward.out[1]);
+  run(&backward);
+  check_gradient(&forward, backward.in[0], 0, backward.out[0]);
+  problem_free(&forward);
+  problem_free(&backward);
 }
 
 /* A result that was rounded to bf16 twice, or in which one product of K is missing, is out of

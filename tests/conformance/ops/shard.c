@@ -54,7 +54,7 @@ static int whole_dims(const problem *pr, const operand *o, int64_t dims[3]) {
   }
   if (pr->ndim > 1) dims[n++] = pr->S;
   if (pr->ndim > 2) dims[n++] = pr->B;
-  dims[n++] = ref_size(pr, o->dims[1]);
+  if (o->dims[1]) dims[n++] = ref_size(pr, o->dims[1]);
   return n;
 }
 
@@ -137,11 +137,15 @@ static void unravel(const part *a, int64_t i, int64_t at[3]) {
 
 /* -- tensors -- */
 
+typedef enum kind { F32, BF16, I32, I64 } kind;
+static const DLDataType types[] = {
+    [F32] = {kDLFloat, 32, 1}, {kDLBfloat, 16, 1}, {kDLInt, 32, 1}, {kDLInt, 64, 1}};
+
 typedef struct tensor {
   DLTensor dl;
   part part;
   int64_t shape[3], strides[3];
-  bool bf16;
+  kind kind;
   unsigned char *memory;
   int64_t bytes;
 } tensor;
@@ -175,9 +179,11 @@ static int64_t reach(const tensor *t) {
   return last + 1;
 }
 
-static void tensor_make(tensor *t, const part *a, bool bf16, layout l) {
-  const int size = bf16 ? 2 : 4;
-  *t = (tensor){.part = *a, .bf16 = bf16};
+static size_t element_bytes(const tensor *t) { return types[t->kind].bits / 8; }
+
+static void tensor_make(tensor *t, const part *a, kind k, layout l) {
+  const int size = types[k].bits / 8;
+  *t = (tensor){.part = *a, .kind = k};
   memcpy(t->shape, a->dims, sizeof t->shape);
   set_strides(t, l);
   const int64_t offset = l == OFFSET ? 5 * size : 0;
@@ -187,7 +193,7 @@ static void tensor_make(tensor *t, const part *a, bool bf16, layout l) {
   t->dl.data = t->memory;
   t->dl.device = (DLDevice){kDLCPU, 0};
   t->dl.ndim = a->ndim;
-  t->dl.dtype = (DLDataType){bf16 ? kDLBfloat : kDLFloat, (uint8_t)(8 * size), 1};
+  t->dl.dtype = types[k];
   t->dl.shape = t->shape;
   t->dl.strides = l == PLAIN ? NULL : t->strides;
   t->dl.byte_offset = (uint64_t)offset;
@@ -196,19 +202,23 @@ static void tensor_make(tensor *t, const part *a, bool bf16, layout l) {
 static unsigned char *element(const tensor *t, const int64_t at[3]) {
   int64_t index = 0;
   for (int i = 0; i < t->part.ndim; i++) index += at[i] * t->strides[i];
-  return t->memory + t->dl.byte_offset + index * (t->bf16 ? 2 : 4);
+  return t->memory + t->dl.byte_offset + index * (int64_t)element_bytes(t);
 }
 
 static void store(const tensor *t, const int64_t at[3], float v) {
+  const bool index = t->kind >= I32; /* an index is never NaN */
   const uint16_t h = to_bf16(v);
-  memcpy(element(t, at), t->bf16 ? (const void *)&h : (const void *)&v, t->bf16 ? 2 : 4);
+  const int64_t i64 = index ? (int64_t)v : 0;
+  const int32_t i32 = (int32_t)i64;
+  const void *const as[] = {[F32] = &v, &h, &i32, &i64};
+  memcpy(element(t, at), as[t->kind], element_bytes(t));
 }
 
-static float load(const tensor *t, const int64_t at[3]) {
+static float load(const tensor *t, const int64_t at[3]) { /* of results: no index */
   uint16_t h;
   float v;
-  memcpy(t->bf16 ? (void *)&h : (void *)&v, element(t, at), t->bf16 ? 2 : 4);
-  return t->bf16 ? from_bf16(h) : v;
+  memcpy(t->kind == BF16 ? (void *)&h : (void *)&v, element(t, at), element_bytes(t));
+  return t->kind == BF16 ? from_bf16(h) : v;
 }
 
 /* from: the whole operand, or NULL: NaN everywhere */
@@ -241,7 +251,7 @@ static bool check_surroundings(tensor *t, const char *name) {
   int64_t at[3];
   for (int64_t i = 0; i < count(&t->part); i++) {
     unravel(&t->part, i, at);
-    memset(element(t, at), PATTERN, t->bf16 ? 2 : 4);
+    memset(element(t, at), PATTERN, element_bytes(t));
   }
   for (int64_t i = 0; i < t->bytes; i++)
     if (t->memory[i] != PATTERN) {
@@ -325,6 +335,7 @@ static lam_attr attr_of(const problem *pr, const lam_group *g, const char *name)
               {"total", pr->total},
               {"unit", pr->unit},
               {"chunks", pr->chunks},
+              {"ignore", pr->ignore},
               {"group", g ? lam_group_handle(g) : 0},
               {"dtype", pr->out_f32 ? (kDLFloat | 32 << 8) : 0}};
   if (strcmp(name, "act") == 0) return lam_attr_s(acts[pr->act]);
@@ -341,21 +352,26 @@ const char *problem_text(const problem *pr) {
   snprintf(text, sizeof text,
            "%s p=%d %s S=%lld B=%lld ndim=%d K=%lld N=%lld F=%lld act=%lld save=%lld gather=%lld "
            "split=%lld acc=%lld gated=%lld dim=%lld root=%lld seq=%lld total=%lld unit=%lld "
-           "chunks=%lld bias=%d%s%s%s%s",
+           "chunks=%lld ignore=%lld bias=%d%s%s%s%s%s",
            name, pr->p, pr->bf16 ? "bf16" : "f32", (long long)pr->S, (long long)pr->B, pr->ndim,
            (long long)pr->K, (long long)pr->N, (long long)pr->F, (long long)pr->act,
            (long long)pr->save, (long long)pr->gather, (long long)pr->split, (long long)pr->acc,
            (long long)pr->gated, (long long)pr->dim, (long long)pr->root, (long long)pr->seq,
-           (long long)pr->total, (long long)pr->unit, (long long)pr->chunks, pr->bias,
-           pr->bias_f32 ? " bias f32" : "", pr->out_f32 ? " y f32" : "",
-           pr->grad_f32 ? " dw f32" : "", pr->packed ? " packed" : "");
+           (long long)pr->total, (long long)pr->unit, (long long)pr->chunks, (long long)pr->ignore,
+           pr->bias, pr->bias_f32 ? " bias f32" : "", pr->out_f32 ? " y f32" : "",
+           pr->grad_f32 ? " dw f32" : "", pr->packed ? " packed" : "", pr->ids_i64 ? " i64" : "");
   return text;
 }
 
 /* What peers write into must be contiguous. */
 static bool wants_contiguous(const problem *pr, const operand *o) {
   return o->lies == PARTS || pr->op < LAM_OP_linear || (o->lies == GATHERED && pr->gather) ||
-         (o->lies == COLUMNS && !pr->split);
+         (o->lies == COLUMNS && !pr->split) || pr->op == LAM_OP_embedding_vocab;
+}
+
+static kind kind_of(const problem *pr, const operand *o, bool f32) {
+  if (o->marks & INDEX) return pr->ids_i64 ? I64 : I32;
+  return !pr->bf16 || f32 || (o->marks & VALUE) ? F32 : BF16;
 }
 
 typedef struct shard {
@@ -372,11 +388,12 @@ static bool make_inputs(shard *s, const problem *pr, lam_context *ctx, int rank,
     s->n_in = i + 1;
     if (!pr->in[i]) continue;
     const part a = part_of(pr, o, rank);
-    const bool bf16 = pr->bf16 && !((o->marks & BIAS) && pr->bias_f32);
-    tensor_make(&s->in[i], &a, bf16, pick_layout(o, a.ndim, false, r));
+    tensor_make(&s->in[i], &a, kind_of(pr, o, (o->marks & BIAS) && pr->bias_f32),
+                pick_layout(o, a.ndim, false, r));
     tensor_fill(&s->in[i], pr->in[i] + (o->lies == PARTS ? rank * ref_count(pr, o) : 0));
     const int side = strcmp(ref->in[0].dims, "TN") == 0; /* rows that start from dy: dgrad */
-    if ((o->marks & WEIGHT) && pr->packed && !pack(&s->in[i], ctx, side)) return false;
+    const bool packs = pr->packed && (o->marks & WEIGHT) && !(o->marks & PLAIN_ONLY);
+    if (packs && !pack(&s->in[i], ctx, side)) return false;
     s->inputs[i] = &s->in[i].dl;
   }
   return true;
@@ -390,7 +407,7 @@ static void make_outputs(shard *s, const problem *pr, int rank, rng *r) {
     if (!pr->out[i]) continue;
     const part a = part_of(pr, o, rank);
     const bool f32 = (o->marks & ADDED) ? pr->grad_f32 : pr->out_f32 && i == 0;
-    tensor_make(&s->out[i], &a, pr->bf16 && !f32,
+    tensor_make(&s->out[i], &a, kind_of(pr, o, f32),
                 pick_layout(o, a.ndim, wants_contiguous(pr, o), r));
     tensor_fill(&s->out[i], (o->marks & ADDED) && pr->acc ? pr->old[i] : NULL);
     s->outputs[i] = &s->out[i].dl;

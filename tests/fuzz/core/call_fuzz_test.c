@@ -55,8 +55,10 @@ static int64_t size_of(const fuzz_case *c, char letter) {
 /* Sizes by the names of the operator table. */
 static const char *sizes_of(const char *name) {
   static const char *const table[][2] = {
-      {"x", "TK"},  {"dy", "TN"}, {"w", "NK"},  {"b", "N"},  {"aux", "TF"},  {"dz", "TF"},
-      {"w1", "FK"}, {"b1", "F"},  {"w2", "NF"}, {"b2", "N"}, {"token", "1"},
+      {"x", "TK"},      {"dy", "TN"},     {"w", "NK"},    {"b", "N"},
+      {"aux", "TF"},    {"dz", "TF"},     {"w1", "FK"},   {"b1", "F"},
+      {"w2", "NF"},     {"b2", "N"},      {"token", "1"}, {"ids", "T"},
+      {"targets", "T"}, {"logits", "TN"}, {"dloss", "T"}, {"lse", "T"},
   };
   for (size_t i = 0; i < sizeof table / sizeof *table; i++)
     if (!strcmp(table[i][0], name)) return table[i][1];
@@ -71,14 +73,18 @@ static void make_tensor(host_tensor *h, void *data, DLDataType dtype, int ndim,
   host_make(h, data, dtype, all);
 }
 
+static DLDataType dtype_of(lam_role role, DLDataType otherwise) {
+  if (role == LAM_ROLE_INDEX) return (DLDataType){0, chance(2) ? 32 : 64, 1};
+  return role == LAM_ROLE_TOKEN || role == LAM_ROLE_VALUE ? F32 : otherwise;
+}
+
 static void make_inputs(fuzz_case *c, DLDataType dtype) {
   for (int i = 0; i < c->row->n_in; i++) {
     const lam_row_tensor *in = &c->row->in[i];
     const char *letters = sizes_of(in->name);
     int64_t dims[2];
     for (int k = 0; letters[k]; k++) dims[k] = size_of(c, letters[k]);
-    make_tensor(&c->tensors[i], blocks[i], in->role == LAM_ROLE_TOKEN ? F32 : dtype,
-                (int)strlen(letters), dims);
+    make_tensor(&c->tensors[i], blocks[i], dtype_of(in->role, dtype), (int)strlen(letters), dims);
     c->in[i] = in->role == LAM_ROLE_SCALE || (in->optional && chance(2)) ? NULL : &c->tensors[i].t;
   }
 }

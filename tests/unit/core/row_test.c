@@ -18,7 +18,7 @@ TEST(rows, the_whole_table_parses) {
     CHECK_EQ(found, op);
     n++;
   }
-  CHECK_EQ(n, 32);
+  CHECK_EQ(n, 36);
 }
 
 TEST(rows, a_row_holds_what_its_line_says) {
@@ -40,6 +40,13 @@ TEST(rows, a_row_holds_what_its_line_says) {
   CHECK(lam_row_find(LAM_OP_send_activation)->out[0].in_place);
   CHECK(lam_row_find(LAM_OP_linear_wgrad)->out[1].accumulated);
   CHECK_EQ(lam_row_find(LAM_OP_linear_dgrad)->packed_side, 1);
+  CHECK_EQ(row->leader, 0);
+  CHECK_EQ(lam_row_find(LAM_OP_recv_activation)->leader, 0);
+  CHECK_EQ(lam_row_find(LAM_OP_embedding_vocab)->leader, 1);
+  CHECK_EQ(lam_row_find(LAM_OP_cross_entropy_vocab_bwd)->leader, 1);
+  CHECK_EQ(lam_row_find(LAM_OP_embedding_vocab)->in[0].role, LAM_ROLE_INDEX);
+  CHECK_EQ(lam_row_find(LAM_OP_cross_entropy_vocab_bwd)->in[3].role, LAM_ROLE_VALUE);
+  CHECK_EQ(lam_row_find(LAM_OP_cross_entropy_vocab)->standard.ignore, -100);
   CHECK(lam_row_find(3) == NULL);
   CHECK(lam_row_find(UINT32_MAX) == NULL);
   CHECK(lam_row_words(UINT32_MAX) == NULL);
