@@ -109,15 +109,17 @@ static int64_t count_cuts(const lam_cut_problem *q) {
   return count > FEW ? FEW + 1 : (int64_t)count;
 }
 
+/* Every stage from `stage` on leaves room for those behind it, so that no way ends before a cut. */
 static void try_all(search *x, int stage) {
   const lam_cut_problem *q = x->q;
+  const int least = lam_least_layers(q);
   if (stage == q->n_stages) {
-    if (q->n_layers - x->first[stage - 1] < lam_least_layers(q) || !judge_better(x)) return;
+    if (!judge_better(x)) return;
     memcpy(x->best, x->first, ((size_t)stage + 1) * sizeof *x->best);
     return;
   }
-  const int32_t from = x->first[stage - 1] + lam_least_layers(q);
-  for (int32_t i = from; i <= q->n_layers; i++) {
+  const int32_t last = q->n_layers - least * (q->n_stages - stage);
+  for (int32_t i = x->first[stage - 1] + least; i <= last; i++) {
     if (q->pinned[stage] >= 0 && q->pinned[stage] != i) continue;
     x->first[stage] = i;
     try_all(x, stage + 1);

@@ -278,6 +278,25 @@ TEST(partition, a_search_says_what_it_found_and_calls_proven_only_what_is) {
   }
 }
 
+/* Few cuts, but 2^48 ways to begin one that leave too few layers for the stages behind. */
+TEST(partition, as_many_stages_as_layers_are_cut_at_once) {
+  enum { LAYERS = 48 };
+  lam_layer layers[LAYERS] = {{0}};
+  int32_t first[LAYERS + 1];
+  FOR_EACH(stages, LAYERS, LAYERS - 2) {
+    lam_partition_desc desc = LAM_PARTITION_DESC_INIT;
+    lam_partition out = LAM_PARTITION_INIT;
+    for (int i = 0; i < LAYERS; i++) layers[i].forward = i ? 1 : 100; /* no bound is met */
+    lam_schedule *s = placed(stages / 2, stages, 2, true);
+    desc.layers = layers, desc.n_layers = LAYERS, desc.schedule = s, out.first_layer = first;
+    CHECK_OK(lam_partition_solve(&desc, &out));
+    CHECK_STR(out.proof, "exact: every cut was tried");
+    for (int i = 0; i < stages; i++) CHECK(first[i + 1] > first[i]);
+    CHECK_EQ(first[stages], LAYERS);
+    lam_schedule_destroy(s);
+  }
+}
+
 /* -- a model that one can follow -- */
 
 /* Embedding, six layers, head; the head takes as long as three layers. */
