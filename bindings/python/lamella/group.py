@@ -1,0 +1,96 @@
+"""Groups: ordered sets of ranks, as operators name them.
+
+Invariant: `places` knows every open group of this process by its handle, for hosts that trace
+(shapes depend on a rank's place in its group).
+Leaves communication to the library.
+"""
+
+import ctypes
+
+from lamella import errors, library
+
+places = {0: (0, 1)}  # handle -> (rank, size); 0 = alone
+
+
+def place(handle):
+    """(rank, size) in the group that a handle names."""
+    try:
+        return places[int(handle)]
+    except KeyError:
+        raise errors.NotFound("group %d is no open group of this process" % handle) from None
+
+
+class Group:
+    """An open group. `handle` is what operators take as `group`; it is equal on all ranks.
+
+    A group lives until `close` (or the end of a `with`); closing never blocks.
+    """
+
+    def __init__(self, pointer):
+        info = library.GroupInfo(struct_size=ctypes.sizeof(library.GroupInfo))
+        library.check(library.native().lam_group_get_info(pointer, ctypes.byref(info)))
+        self._pointer = pointer
+        self.rank, self.size = info.rank, info.size
+        self.handle = library.native().lam_group_handle(pointer)
+        places[self.handle] = (self.rank, self.size)
+
+    @staticmethod
+    def new_id():
+        """128 bytes that name a group to be; one rank makes them, any channel carries them."""
+        made = library.GroupId()
+        library.check(library.native().lam_group_id_create(ctypes.byref(made)))
+        return bytes(made.bytes)
+
+    @classmethod
+    def create(cls, id, rank, size, deadline_ms=0, first_deadline_ms=0):
+        """Returns when all `size` ranks have come. Deadlines of 0 are the library's: 30 s, and
+        10 min for the first operation."""
+        desc = _desc(rank, size, deadline_ms, first_deadline_ms)
+        ctypes.memmove(desc.id.bytes, bytes(id), 128)
+        return cls._open("lam_group_create", None, ctypes.byref(desc))
+
+    @classmethod
+    def from_env(cls, deadline_ms=0, first_deadline_ms=0):
+        """From the environment that ./lamella run or torchrun makes."""
+        desc = _desc(0, 0, deadline_ms, first_deadline_ms)
+        return cls._open("lam_group_create_from_env", None, ctypes.byref(desc))
+
+    def split(self, color, key=0):
+        """Collective: ranks of one color form a group, by (key, rank); None for a color below 0."""
+        return self._open("lam_group_split", self._pointer, color, key)
+
+    @classmethod
+    def _open(cls, function, *arguments):
+        out = ctypes.c_void_p()
+        library.check(getattr(library.native(), function)(*arguments, ctypes.byref(out)))
+        return cls(out) if out.value else None
+
+    def warmup(self):
+        """Collective: uses every edge once, so that the first operation is not slower."""
+        library.check(library.native().lam_group_warmup(self._pointer))
+
+    def close(self):
+        """Ends the group on this rank; a second time does nothing."""
+        if self._pointer:
+            places.pop(self.handle, None)
+            library.native().lam_group_destroy(self._pointer)
+            self._pointer = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+    def __repr__(self):
+        return "lamella.Group(rank %d of %d, handle %d)" % (self.rank, self.size, self.handle)
+
+
+def _desc(rank, size, deadline_ms, first_deadline_ms):
+    return library.GroupDesc(
+        struct_size=ctypes.sizeof(library.GroupDesc),
+        rank=rank,
+        size=size,
+        deadline_ms=deadline_ms,
+        first_deadline_ms=first_deadline_ms,
+    )

@@ -1,0 +1,129 @@
+"""The native library, found and called through ctypes.
+
+It is looked for in the package's own `lib` folder, then, in a checkout, where Bazel builds it.
+Invariant: one liblamella.so.0 per process, whichever host loads it first.
+Leaves what the functions mean to abi/lamella.h.
+"""
+
+import ctypes
+import functools
+from pathlib import Path
+
+from lamella import errors
+
+PACKAGE = Path(__file__).resolve().parent
+CHECKOUT = PACKAGE.parents[2]
+NAME = "liblamella.so.0"
+# Where each file lies in a checkout; an installed package has all of them in `lib`.
+BUILT = {NAME: "bazel-bin/abi", "lamella_torch.so": "bazel-bin/bindings/torch"}
+
+
+def path(name):
+    """The whole path of a native file; lamella.Error where there is none."""
+    places = [PACKAGE / "lib" / name, CHECKOUT / BUILT.get(name, "bazel-bin") / name]
+    for place in places:
+        if place.exists():
+            return str(place)
+    raise errors.Error("%s is neither in %s nor in %s: run ./lamella build" % (name, *places))
+
+
+class GroupId(ctypes.Structure):
+    _fields_ = [("bytes", ctypes.c_uint8 * 128)]
+
+
+class GroupDesc(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_uint32),
+        ("rank", ctypes.c_int32),
+        ("size", ctypes.c_int32),
+        ("deadline_ms", ctypes.c_uint32),
+        ("first_deadline_ms", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+        ("engine", ctypes.c_char_p),
+        ("id", GroupId),
+    ]
+
+
+class GroupInfo(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_uint32),
+        ("rank", ctypes.c_int32),
+        ("size", ctypes.c_int32),
+        ("poison", ctypes.c_int32),
+        ("engine", ctypes.c_char_p),
+        ("error", ctypes.c_char_p),
+        ("operations", ctypes.c_uint64),
+        ("waits", ctypes.c_uint64),
+        ("sleeps", ctypes.c_uint64),
+    ]
+
+
+class ShardPiece(ctypes.Structure):
+    _fields_ = [("begin", ctypes.c_int64), ("end", ctypes.c_int64)]
+
+
+class ShardInfo(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_uint32),
+        ("n_pieces", ctypes.c_uint32),
+        ("pieces", ShardPiece * 2),
+    ]
+
+
+_STATUS, _HANDLE, _OUT = ctypes.c_int32, ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
+_SIGNATURES = {
+    "lam_last_error": (ctypes.c_char_p, []),
+    "lam_version": (ctypes.c_uint32, []),
+    "lam_op_row": (ctypes.c_char_p, [ctypes.c_uint32]),
+    "lam_shard": (
+        _STATUS,
+        [ctypes.c_int64, ctypes.c_int64, *[ctypes.c_int32] * 3, ctypes.POINTER(ShardInfo)],
+    ),
+    "lam_group_id_create": (_STATUS, [ctypes.POINTER(GroupId)]),
+    "lam_group_create": (_STATUS, [_HANDLE, ctypes.POINTER(GroupDesc), _OUT]),
+    "lam_group_create_from_env": (_STATUS, [_HANDLE, ctypes.POINTER(GroupDesc), _OUT]),
+    "lam_group_split": (_STATUS, [_HANDLE, ctypes.c_int32, ctypes.c_int32, _OUT]),
+    "lam_group_get_info": (_STATUS, [_HANDLE, ctypes.POINTER(GroupInfo)]),
+    "lam_group_handle": (ctypes.c_int64, [_HANDLE]),
+    "lam_group_warmup": (_STATUS, [_HANDLE]),
+    "lam_group_destroy": (None, [_HANDLE]),
+}
+
+
+@functools.cache
+def native():
+    """The library as ctypes sees it, with the signatures that Python uses."""
+    library = ctypes.CDLL(path(NAME))
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def check(status):
+    """Raises the exception of a lam_status that is not 0."""
+    if status != 0:
+        raise errors.of_status(status, native().lam_last_error().decode(errors="replace"))
+
+
+def version():
+    """The library's version, as (major, minor, patch)."""
+    v = native().lam_version()
+    return v >> 16, v >> 8 & 0xFF, v & 0xFF
+
+
+def rows():
+    """The operator table's rows as text, by ascending id; see abi/lamella_ops.def."""
+    texts = (native().lam_op_row(i) for i in range(1 << 8))
+    return [text.decode() for text in texts if text]
+
+
+def shard(total, rank, size, unit=1, gated=False):
+    """Which part of `total` elements a rank owns: a list of (begin, end), half open.
+
+    Whole units are shared out, larger shares first; a gated weight (gate rows, then up rows) has a
+    piece in each half.
+    """
+    info = ShardInfo(struct_size=ctypes.sizeof(ShardInfo))
+    check(native().lam_shard(total, unit, int(gated), rank, size, ctypes.byref(info)))
+    return [(piece.begin, piece.end) for piece in info.pieces[: info.n_pieces]]

@@ -1,0 +1,242 @@
+"""Which rows make up whose backward, and the autograd functions made from that.
+
+BACKWARD names for each operator the tensors it saves and a function that gives gradients by the
+names of its inputs. Only what is asked for is computed: an input's gradient without the weight's,
+or the reverse.
+Invariant: ranks of a group ask for the same gradients, so they make the same calls.
+Leaves kernels to the rows it calls; rows that are not named here have no gradient.
+"""
+
+from collections import namedtuple
+
+import torch
+
+from lamella.group import place
+from lamella.torch import dtypes
+
+ops = torch.ops.lamella
+Backward = namedtuple("Backward", "saves function")
+BACKWARD = {}
+
+
+class Saved:
+    """One operator's call in its backward: saved tensors and attributes by name; `dy`, the first
+    result's gradient; `grads` of all results; `needs`, the inputs whose gradient is wanted."""
+
+    def __init__(self, values, tensors, grads, needs):
+        self.__dict__.update(values)
+        self.__dict__.update(tensors)
+        self.grads, self.needs = grads, needs
+        self.dy = grads[0]
+
+
+def backward(name, saves=""):
+    """Makes a function of Saved the backward of a row; `saves` names tensors, results included."""
+
+    def note(function):
+        BACKWARD[name] = Backward(saves.split(), function)
+        return function
+
+    return note
+
+
+def register(row, operator):
+    entry = BACKWARD.get(row.name)
+    if not entry:
+        return
+    inputs = [i.name for i in row.inputs]
+    results = [o.name for o in row.outputs]
+    flags = [name for name in row.arguments if name not in inputs]
+
+    def setup_context(ctx, inputs, output):
+        values = dict(zip(row.arguments, inputs))
+        outputs = output if isinstance(output, tuple) else (output,)
+        tensors = {**dict(zip(results, outputs)), **values}
+        for name, tensor in zip(results, outputs):
+            if name == "aux":
+                ctx.mark_non_differentiable(tensor)
+        ctx.save_for_backward(*[tensors[name] for name in entry.saves])
+        ctx.values = {name: values[name] for name in flags}
+        first = values[row.inputs[0].name]
+        ctx.values.update(x_shape=first.shape, x_dtype=first.dtype)
+
+    def run(ctx, *grads):
+        needs = {name for name, need in zip(row.arguments, ctx.needs_input_grad) if need}
+        tensors = dict(zip(entry.saves, ctx.saved_tensors))
+        found = entry.function(Saved(ctx.values, tensors, grads, needs))
+        return tuple(found.get(name) if name in needs else None for name in row.arguments)
+
+    torch.library.register_autograd(operator, run, setup_context=setup_context)
+
+
+# -- transfer: the gradient of a send is a receive of the other kind, and the reverse --
+
+
+@backward("send_activation")
+def _(c):
+    dx, token = ops.recv_activation(
+        c.grads[0],
+        group=c.group,
+        peer=c.peer,
+        kind=1 - c.kind,
+        tag=c.tag,
+        shape=c.x_shape,
+        dtype=dtypes.CODES[c.x_dtype],
+        codec=c.codec,
+    )
+    return {"x": dx, "token": token}
+
+
+@backward("recv_activation")
+def _(c):
+    dy, dtoken = c.grads  # the sender waits for a gradient, so it gets one
+    if dy is None:
+        dy = torch.zeros(c.shape, dtype=dtypes.CODED[c.dtype or dtypes.CODES[torch.float32]])
+    dtoken = torch.zeros(1) if dtoken is None else dtoken
+    token = ops.send_activation(
+        dy, dtoken, group=c.group, peer=c.peer, kind=1 - c.kind, tag=c.tag, codec=c.codec
+    )
+    return {"token": token}
+
+
+# -- collectives and regions: each one's gradient is its partner --
+
+
+@backward("all_reduce")
+def _(c):
+    return {"x": ops.all_reduce(c.dy, group=c.group)}
+
+
+@backward("all_gather")
+def _(c):
+    return {"x": ops.reduce_scatter(c.dy, group=c.group, dim=c.dim, unit=c.unit)}
+
+
+@backward("reduce_scatter")
+def _(c):
+    whole = c.x_shape[c.dim]
+    return {"x": ops.all_gather(c.dy, group=c.group, dim=c.dim, total=whole, unit=c.unit)}
+
+
+@backward("broadcast")
+def _(c):
+    return {"x": _at_root(c, ops.reduce(c.dy, group=c.group, root=c.root))}
+
+
+@backward("reduce")
+def _(c):
+    return {"x": ops.broadcast(_at_root(c, c.dy), group=c.group, root=c.root)}
+
+
+def _at_root(c, t):
+    """What other ranks than the root gave in, or got out, counts for nothing."""
+    return t if place(c.group)[0] == c.root else torch.zeros_like(t)
+
+
+@backward("copy_to_group")
+def _(c):
+    return {"x": ops.reduce_from_group(c.dy, group=c.group)}
+
+
+@backward("reduce_from_group")
+def _(c):
+    return {"x": ops.copy_to_group(c.dy, group=c.group)}
+
+
+@backward("gather_from_group")
+def _(c):
+    return {"x": ops.scatter_to_group(c.dy, group=c.group, total=c.total, unit=c.unit)}
+
+
+@backward("scatter_to_group")
+def _(c):
+    whole = c.x_shape[-1]
+    return {"x": ops.gather_from_group(c.dy, group=c.group, total=whole, unit=c.unit)}
+
+
+@backward("gather_sequence")
+def _(c):
+    return {"x": ops.reduce_scatter(c.dy, group=c.group, dim=0, unit=c.unit)}
+
+
+@backward("scatter_sequence")
+def _(c):
+    whole = c.x_shape[0]
+    return {"x": ops.gather_sequence(c.dy, group=c.group, total=whole, unit=c.unit)}
+
+
+# -- linear --
+
+
+def _before_act(c, dy, again):
+    """The gradient before the activation; the pre-activation is made again if it was not saved."""
+    if not c.act:
+        return dy
+    return ops.act_bwd(dy, c.aux if c.save else again(), act=c.act)
+
+
+def _weights(names, grads):
+    return dict(zip(names, grads))
+
+
+def _wants(c, bias):
+    return int(bias in c.needs)
+
+
+@backward("linear", "x w b aux")
+def _(c):
+    dz = _before_act(c, c.dy.to(c.x_dtype), lambda: ops.linear(c.x, c.w, c.b)[0])
+    grads = {}
+    if "x" in c.needs:
+        grads["x"] = ops.linear_dgrad(dz, c.w)
+    if c.needs & {"w", "b"}:
+        grads.update(_weights("wb", ops.linear_wgrad(dz, c.x, db=_wants(c, "b"))))
+    return grads
+
+
+@backward("linear_col", "x w b aux")
+def _(c):
+    common = dict(group=c.group, seq=c.seq, chunks=c.chunks)
+    dy = c.dy.to(c.x_dtype)
+    if c.gather:
+        dy = ops.scatter_to_group(dy, group=c.group, total=c.total, unit=c.unit)
+    dz = _before_act(c, dy, lambda: ops.linear_col(c.x, c.w, c.b, **common)[0])
+    rows = ops.linear_col_dgrad, ops.linear_col_wgrad, ops.linear_col_bwd
+    return _split_linear(c, dz, rows, common)
+
+
+@backward("linear_row", "x w")
+def _(c):
+    common = dict(
+        group=c.group, split=c.split, seq=c.seq, total=c.total, unit=c.unit, chunks=c.chunks
+    )
+    dy = c.dy.to(c.x_dtype)
+    rows = ops.linear_row_dgrad, ops.linear_row_wgrad, ops.linear_row_bwd
+    return _split_linear(c, dy, rows, common)
+
+
+def _split_linear(c, dy, rows, common):
+    """Both gradients in one call, so that one's sum travels beside the other's product."""
+    dgrad, wgrad, both = rows
+    weights = c.needs & {"w", "b"}
+    if not weights:
+        return {"x": dgrad(dy, c.w, **common)}
+    if "x" not in c.needs:
+        return _weights("wb", wgrad(dy, c.x, **common, db=_wants(c, "b")))
+    return _weights("xwb", both(dy, c.x, c.w, **common, db=_wants(c, "b")))
+
+
+# -- ffn --
+
+
+@backward("ffn", "x w1 b1 w2 aux")
+def _(c):
+    common = dict(group=c.group, seq=c.seq, chunks=c.chunks)
+    dy = c.dy.to(c.x_dtype)
+    aux = c.aux if c.save else ops.linear_col(c.x, c.w1, c.b1, **common)[0]
+    common.update(act=c.act, gated=c.gated)
+    if not c.needs & {"w1", "b1", "w2", "b2"}:
+        return {"x": ops.ffn_dgrad(dy, aux, c.w1, c.w2, **common)[0]}
+    wanted = dict(db1=_wants(c, "b1"), db2=_wants(c, "b2"))
+    grads = ops.ffn_bwd(dy, c.x, aux, c.w1, c.w2, **common, **wanted)
+    return _weights(["x", "w1", "b1", "w2", "b2"], grads)

@@ -1,0 +1,126 @@
+"""The native adapter: it takes from torch what its stable list has for 2.10; plain loading."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from lamella import library, rows
+
+ROOT = Path(__file__).resolve().parents[3]
+HEADERS = Path(torch.__file__).parent / "include/torch/csrc"
+ADAPTER = library.path("lamella_torch.so")
+
+
+def wanted():
+    """name -> since, from the adapter's own list."""
+    text = (ROOT / "bindings/torch/torch_abi.def").read_text()
+    return {name: int(since) for since, name in re.findall(r"LAM_TORCH\((\d+), [^,]+, (\w+)", text)}
+
+
+def declared():
+    """name -> the first torch (2.10 = 210) whose stable headers have it; 0 = older than 2.10."""
+    found = {}
+    shims = HEADERS / "inductor/aoti_torch/c/shim.h", HEADERS / "stable/c/shim.h"
+    for header in shims:
+        since, depth, gates = 0, 0, []
+        for line in header.read_text().splitlines():
+            if re.match(r"\s*#\s*if", line):
+                depth += 1
+                gate = re.search(r"TORCH_FEATURE_VERSION >= TORCH_VERSION_(\d+)_(\d+)_0", line)
+                if gate:
+                    gates.append((depth, since))
+                    since = int(gate.group(1)) * 100 + int(gate.group(2))
+                elif "USE_CUDA" in line:
+                    gates.append((depth, since))
+                    since = 9999
+            elif re.match(r"\s*#\s*endif", line):
+                if gates and gates[-1][0] == depth:
+                    since = gates.pop()[1]
+                depth -= 1
+            for name in re.findall(r"\b((?:aoti_)?torch_\w+)\(", line):
+                found.setdefault(name, since)
+    return found
+
+
+def nm(path, *options):
+    lines = subprocess.run(["nm", "-D", *options, path], capture_output=True, text=True, check=True)
+    return {line.split()[-1].split("@")[0] for line in lines.stdout.splitlines()}
+
+
+def test_torchs_headers_declare_every_function_as_stable_since_when_we_say():
+    stable = declared()
+    for name, since in wanted().items():
+        assert name in stable, name
+        assert stable[name] <= (since or 210), (name, stable[name])
+
+
+def test_the_header_reader_sees_newer_functions():
+    stable = declared()
+    assert stable["torch_from_blob"] == 211 and stable["torch_delete_stable_ivalue"] == 213
+    assert stable["torch_library_impl"] == 210 and stable["aoti_torch_get_dim"] == 0
+    assert stable["torch_set_current_cuda_stream"] == 9999
+
+
+def test_the_binary_looks_up_nothing_else():
+    strings = set(re.findall(rb"(?<![\w:])(?:aoti_)?torch_[a-z0-9_]+", Path(ADAPTER).read_bytes()))
+    names = {s.decode() for s in strings} - {"torch_abi", "torch_number"}
+    assert {n for n in names if n in declared()} == set(wanted())
+
+
+def test_it_links_against_libc_and_lamella_only():
+    undefined = nm(ADAPTER, "--undefined-only")
+    torchs = nm(str(Path(torch.__file__).parent / "lib/libtorch_cpu.so"), "--defined-only")
+    assert not undefined & torchs
+    assert not [name for name in undefined if name.startswith("_Z")]  # no C++
+    assert nm(ADAPTER, "--defined-only") == {"lamella_torch_error"}
+    needed = subprocess.run(["readelf", "-d", ADAPTER], capture_output=True, text=True).stdout
+    assert set(re.findall(r"NEEDED.*\[(.*)\]", needed)) == {library.NAME, "libc.so.6"}
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+
+def test_plain_loading_gives_schemas_and_kernels():
+    done = python(
+        "import torch\n"
+        "torch.ops.load_library(%r)\n"
+        "x, w = torch.randn(5, 7), torch.randn(3, 7)\n"
+        "y, aux = torch.ops.lamella.linear(x, w)\n"
+        "assert torch.allclose(y, x @ w.t(), atol=1e-5) and aux.numel() == 0\n"
+        "print(len([n for n in torch._C._dispatch_get_all_op_names() if n[:9] == 'lamella::']))"
+        % ADAPTER
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == len(rows.table())
+
+
+def test_without_torch_it_loads_and_says_what_it_needs():
+    done = python(
+        "import ctypes\n"
+        "l = ctypes.CDLL(%r)\n"
+        "l.lamella_torch_error.restype = ctypes.c_char_p\n"
+        "print(l.lamella_torch_error().decode())" % ADAPTER
+    )
+    assert done.stdout.strip() == "no libtorch_cpu.so is loaded: import torch first", done.stderr
+
+
+def test_a_second_copy_says_that_it_was_loaded_twice(tmp_path):
+    import shutil
+
+    copy = shutil.copy(ADAPTER, tmp_path)
+    shutil.copy(library.path(library.NAME), tmp_path)
+    done = python(
+        "import ctypes, torch\n"
+        "torch.ops.load_library(%r)\n"
+        "l = ctypes.CDLL(%r)\n"
+        "l.lamella_torch_error.restype = ctypes.c_char_p\n"
+        "print(l.lamella_torch_error().decode())\n"
+        "print(torch.ops.lamella.linear(torch.ones(1, 1), torch.ones(1, 1))[0].item())"
+        % (ADAPTER, copy)
+    )
+    assert done.returncode == 0, done.stderr
+    assert "loaded twice" in done.stdout and done.stdout.endswith("1.0\n")

@@ -1,0 +1,261 @@
+"""Every operator in torch, alone: schema, fake, gradient, torch.compile, mistakes.
+
+Lamella's kernels have no double precision, so gradients are checked by torch's gradcheck in f32
+(steps of 0.02, tolerance 0.02, on values near 1), and, closer, against torch's own in f64.
+"""
+
+import warnings
+
+import pytest
+import torch
+
+import lamella.torch  # noqa: F401
+from lamella import rows
+from lamella.torch.gradients import BACKWARD
+
+from torch_samples import SAMPLES, all_samples
+
+ALL = list(all_samples())
+IDS = [id for id, _, _ in ALL]
+DIFFERENTIABLE = [sample for sample in ALL if sample[1] in BACKWARD]
+ops = torch.ops.lamella
+
+
+@pytest.fixture(autouse=True)
+def seeded(request):
+    seed = torch.initial_seed() % 2**31
+    print("seed", seed)
+    torch.manual_seed(seed)
+
+
+def each(samples):
+    return pytest.mark.parametrize(
+        "name, sample", [(name, make) for _, name, make in samples], ids=[s[0] for s in samples]
+    )
+
+
+def operator(name):
+    return getattr(ops, name).default
+
+
+def leaves(arguments):
+    return [a for a in arguments if isinstance(a, torch.Tensor) and a.is_floating_point()]
+
+
+def track(arguments):
+    for tensor in leaves(arguments):
+        tensor.requires_grad_()
+    return arguments
+
+
+def first(result):
+    return result[0] if isinstance(result, tuple) else result
+
+
+def test_every_row_has_a_sample():
+    assert set(SAMPLES) == set(rows.table())
+
+
+@each(ALL)
+def test_opcheck(name, sample):
+    arguments, keywords = sample()
+    torch.library.opcheck(operator(name), tuple(arguments), keywords)
+    if name in BACKWARD:
+        torch.library.opcheck(operator(name), tuple(track(arguments)), keywords)
+
+
+@each(ALL)
+def test_the_fake_has_the_shape_of_the_result(name, sample):
+    arguments, keywords = sample()
+    real = operator(name)(*arguments, **keywords)
+    meta = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments]
+    fake = operator(name)(*meta, **keywords)
+    for r, f in zip(*[t if isinstance(t, tuple) else (t,) for t in (real, fake)], strict=True):
+        assert (r.shape, r.dtype, r.stride()) == (f.shape, f.dtype, f.stride())
+
+
+@each(DIFFERENTIABLE)
+def test_gradcheck_in_f32(name, sample):
+    arguments, keywords = sample()
+    if keywords.get("act") in ("relu", "relu2"):
+        pytest.skip("no difference quotient at a kink: the comparison with torch covers it")
+    tracked = leaves(track(arguments))
+
+    def call(*tensors):
+        given = iter(tensors)
+        changed = [a if a is None else next(given) for a in arguments]
+        return first(operator(name)(*changed, **keywords))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # gradcheck would rather have double
+        assert torch.autograd.gradcheck(
+            call, tracked, eps=2e-2, atol=2e-2, rtol=2e-2, check_undefined_grad=False
+        )
+
+
+ACTS = {
+    "": lambda x: x,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "silu": torch.nn.functional.silu,
+    "relu": torch.relu,
+    "relu2": lambda x: torch.relu(x) ** 2,
+}
+
+
+def torch_linear(x, w, b=None, act="", **rest):
+    return ACTS[act](torch.nn.functional.linear(x, w, b))
+
+
+def torch_ffn(x, w1, b1, w2, b2, act="", gated=0, **rest):
+    z = torch.nn.functional.linear(x, w1, b1)
+    gate, up = z.chunk(2, -1) if gated else (z, None)
+    h = ACTS[act](gate) * up if gated else ACTS[act](z)
+    return torch.nn.functional.linear(h, w2, b2)
+
+
+def torch_same(x, **rest):
+    return x
+
+
+def reference(name):
+    linears = {"linear": torch_linear, "linear_col": torch_linear, "linear_row": torch_linear}
+    return {**linears, "ffn": torch_ffn}.get(name, torch_same)
+
+
+def run_both(name, arguments, keywords, function=None):
+    """Result and gradients of Lamella in f32, then of torch in f64."""
+    found = []
+    for call, dtype in ((function or operator(name), None), (reference(name), torch.float64)):
+        mine = [a if a is None else a.detach().to(dtype or a.dtype) for a in arguments]
+        y = first(call(*track(mine), **keywords))
+        y.backward(torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape))
+        found.append([y.detach(), *[t.grad for t in leaves(mine)]])
+    return found
+
+
+def check_close(ours, theirs):
+    """A sum of n <= 64 products in f32, in any order, is within n * 2^-24 of its terms' sizes,
+    which stay below 64 here; an activation's slope, below 8 here, multiplies that."""
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=64 * 64 * 2.0**-24)
+
+
+@each(DIFFERENTIABLE)
+def test_numbers_and_gradients_are_those_of_torch(name, sample):
+    check_close(*run_both(name, *sample()))
+
+
+@each([s for s in DIFFERENTIABLE if s[0].endswith("-0")])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_numbers_are_the_same(name, sample, dynamic):
+    torch._dynamo.reset()
+    compiled = torch.compile(operator(name), fullgraph=True, dynamic=dynamic)
+    check_close(*run_both(name, *sample(), function=compiled))
+
+
+@pytest.mark.parametrize("name", ["linear", "linear_col", "linear_row", "ffn", "all_reduce"])
+def test_a_dimension_that_was_marked_dynamic_compiles_once(name):
+    torch._dynamo.reset()
+    arguments, keywords = SAMPLES[name]()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("inductor")
+    compiled = torch.compile(
+        lambda *a: first(operator(name)(*a, **keywords)), fullgraph=True, backend=counter
+    )
+    for tokens in (4, 9, 17):
+        x = torch.randn(tokens, *arguments[0].shape[-1:])
+        torch._dynamo.mark_dynamic(x, 0)
+        y = compiled(x, *arguments[1:])
+        assert torch.equal(y, first(operator(name)(x, *arguments[1:], **keywords)))
+    assert counter.frame_count == 1
+
+
+def test_a_sequence_length_may_be_a_symbol():
+    torch._dynamo.reset()
+    w = torch.randn(3, 7)
+    compiled = torch.compile(
+        lambda x: ops.linear_row(x, w, seq=x.shape[0]), fullgraph=True, dynamic=True
+    )
+    for tokens in (4, 9, 17):
+        x = torch.randn(tokens, 7)
+        check_close([compiled(x)], [torch_linear(x.double(), w.double())])
+
+
+def views(t):
+    """The same numbers in other memory layouts."""
+    wide = torch.zeros(*t.shape[:-1], t.shape[-1] + 3, dtype=t.dtype)
+    wide[..., 2:-1] = t
+    yield wide[..., 2:-1]
+    yield t.transpose(0, -1).contiguous().transpose(0, -1)
+    yield t[:1].expand_as(t)
+    yield t.flip(0).contiguous().flip(0)
+
+
+@pytest.mark.parametrize("name", ["linear", "linear_col", "linear_row", "linear_wgrad", "ffn"])
+def test_strided_and_expanded_tensors_are_read_right(name):
+    arguments, keywords = SAMPLES[name]()
+    for i, argument in enumerate(arguments):
+        for view in views(argument):
+            changed = [*arguments[:i], view, *arguments[i + 1 :]]
+            plain = [a.clone(memory_format=torch.contiguous_format) for a in changed]
+            ours, theirs = operator(name)(*changed, **keywords), operator(name)(*plain, **keywords)
+            check_close([first(ours)], [first(theirs).double()])
+
+
+def test_gradients_that_repeat_an_element_are_read_right():
+    x, w = torch.randn(5, 7, requires_grad=True), torch.randn(3, 7, requires_grad=True)
+    first(ops.linear(x, w)).sum().backward()
+    check_close([w.grad], [x.detach().double().sum(0).expand(3, 7)])
+
+
+@pytest.mark.parametrize("wanted", ["x", "w", "b", "xb"])
+def test_only_the_gradients_that_are_asked_for_are_computed(wanted):
+    tensors = dict(x=torch.randn(5, 7), w=torch.randn(3, 7), b=torch.randn(3))
+    for name in wanted:
+        tensors[name].requires_grad_()
+    y = first(ops.linear(*tensors.values()))
+    with torch.profiler.profile() as profile:
+        y.sum().backward()
+    called = {e.key for e in profile.key_averages() if e.key.startswith("lamella::")}
+    rows_of = {"x": "linear_dgrad", "w": "linear_wgrad", "b": "linear_wgrad"}
+    assert called == {"lamella::" + rows_of[name] for name in wanted}
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda x, w: ops.linear(x, w.double()), "linear: w: found f64, expected f32 as x"),
+        (lambda x, w: ops.linear(x, w[:, :-1]), "x's last dimension is 7, expected 6"),
+        (lambda x, w: ops.linear(x, w, act="tanh"), "found 'tanh', expected one of"),
+        (lambda x, w: ops.linear(x, w, None, torch.ones(1)), "sx: found a scale"),
+        (lambda x, w: ops.all_reduce(x, group=99), "group"),
+        (lambda x, w: ops.linear(x.to(torch.complex64), w), "dtype is not supported"),
+        (lambda x, w: ops.recv_activation(torch.zeros(1), shape=[1] * 9), "found 9 dimensions"),
+    ],
+)
+def test_mistakes_are_torchs_errors_with_our_words(call, message):
+    with pytest.raises(RuntimeError, match=message):
+        call(torch.randn(5, 7), torch.randn(3, 7))
+
+
+def test_failed_calls_leak_nothing():
+    import resource
+
+    x, w = torch.randn(64, 1024), torch.randn(8, 1000)
+    for _ in range(50):
+        with pytest.raises(RuntimeError):
+            ops.linear(x.t().contiguous().t(), w)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(500):  # 256 KiB each, were it lost
+        with pytest.raises(RuntimeError):
+            ops.linear(x.t().contiguous().t(), w)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10
+
+
+def test_no_tensor_is_copied():
+    with torch.profiler.profile() as profile:
+        ops.linear(torch.randn(5, 7)[1:], torch.randn(7, 3).t(), torch.randn(3))
+    assert "aten::copy_" not in {e.key for e in profile.key_averages()}
+    with torch.profiler.profile() as profile:  # the profile would show it
+        ops.linear(torch.randn(7, 5).t(), torch.randn(3, 7))
+    assert "aten::copy_" in {e.key for e in profile.key_averages()}
