@@ -299,7 +299,8 @@ LAM_API void lam_group_destroy(lam_group *g); /* never blocks */
 typedef struct lam_schedule lam_schedule;
 /* name: layerwise, gpipe, 1f1b, zb-h1, zb-h2: v is 1. interleaved, interleaved-zb: any v, stage
  * c p + r is rank r's. zbv, v-half, v-min, dualpipev: v is 2, stages r and 2p-1-r are rank r's;
- * dualpipev's m is at least 2p. p ranks, v stages per rank, m micro-batches. */
+ * dualpipev's m is at least 2p. p ranks, v stages per rank, m micro-batches. auto: what
+ * lam_schedule_choose picks without a cap for stages that split their backward, with at most v. */
 LAM_API lam_status lam_schedule_build(const char *name, int32_t p, int32_t v, int32_t m,
                                       lam_schedule **out_schedule);
 /* Name of and one line about each schedule that can be built, from i = 0 on; NULL past the last. */

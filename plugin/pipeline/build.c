@@ -51,14 +51,14 @@ const char *lam_schedule_about(int i) {
   return i >= 0 && i < n_builders ? builders[i].about : NULL;
 }
 
-/* Writes "layerwise, gpipe, 1f1b". */
+/* Writes "layerwise, gpipe, ..., auto". */
 static const char *known_names(char *buf, size_t room) {
   buf[0] = 0;
   for (int i = 0; i < n_builders; i++) {
-    if (i) strncat(buf, ", ", room - strlen(buf) - 1);
     strncat(buf, builders[i].name, room - strlen(buf) - 1);
+    strncat(buf, ", ", room - strlen(buf) - 1);
   }
-  return buf;
+  return strncat(buf, "auto", room - strlen(buf) - 1);
 }
 
 static lam_status find_builder(const char *name, const builder **out) {
@@ -116,6 +116,7 @@ lam_status lam_schedule_build(const char *name, int32_t p, int32_t v, int32_t m,
     return lam_fail(LAM_INVALID_ARGUMENT, "lam_schedule_build: out_schedule is NULL");
   *out_schedule = NULL;
   if (!name) return lam_fail(LAM_INVALID_ARGUMENT, "lam_schedule_build: name is NULL");
+  if (!strcmp(name, "auto")) return lam_build_auto(p, v, m, out_schedule);
   const builder *b = NULL;
   lam_schedule *s;
   LAM_TRY(find_builder(name, &b));

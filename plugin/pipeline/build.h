@@ -41,4 +41,7 @@ void lam_build_dualpipev(const lam_list *l);
 lam_status lam_build_v_half(lam_list *l);
 lam_status lam_build_v_min(lam_list *l);
 
+/* What lam_schedule_choose picks: choose.c */
+lam_status lam_build_auto(int p, int v, int m, lam_schedule **out);
+
 #endif

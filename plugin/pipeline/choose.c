@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "plugin/core/struct.h"
-#include "plugin/pipeline/schedule.h"
+#include "plugin/pipeline/build.h"
 
 #define WHO "lam_schedule_choose: "
 
@@ -128,4 +128,13 @@ lam_status lam_schedule_choose(const lam_choice_desc *desc, lam_choice *out) {
   *out = (lam_choice){.struct_size = out->struct_size};
   return leanest ? fail_cap(desc, leanest, least)
                  : status; /* none can be built: the last says why */
+}
+
+lam_status lam_build_auto(int p, int v, int m, lam_schedule **out) {
+  lam_choice_desc d = LAM_CHOICE_DESC_INIT;
+  lam_choice choice = LAM_CHOICE_INIT;
+  d.p = p, d.v = v, d.m = m;
+  d.flags = LAM_CHOICE_SPLITS; /* a stage that cannot is run by what the runtime falls back to */
+  LAM_TRY(lam_schedule_choose(&d, &choice));
+  return lam_schedule_build(choice.name, p, choice.v, m, out);
 }

@@ -1,6 +1,7 @@
 /* choose_test.c: which schedule "auto" is, why, and that it fits in memory. */
 #include <string.h>
 
+#include "plugin/pipeline/walk.h"
 #include "tests/unit/pipeline/tables.h"
 
 enum { SPLITS = LAM_CHOICE_SPLITS, OVERLAPS = LAM_CHOICE_OVERLAPS, LOOSE = LAM_CHOICE_LOOSE };
@@ -96,4 +97,24 @@ TEST(choose, what_makes_no_pipeline_is_refused) {
   CHECK_STATUS(lam_schedule_choose(&d, &out), LAM_INVALID_ARGUMENT);
   CHECK_CONTAINS(lam_last_error(), "at most");
   CHECK_STATUS(lam_schedule_choose(NULL, &out), LAM_INVALID_ARGUMENT);
+}
+
+TEST(choose, auto_is_a_name_that_is_built) {
+  rng r = {seed()};
+  for (int round = 0; round < 50; round++) {
+    lam_choice_desc d =
+        desc_of((int)rng_int(&r, 1, 8), (int)rng_int(&r, 1, 3), (int)rng_int(&r, 1, 40), SPLITS, 0);
+    lam_choice choice = LAM_CHOICE_INIT;
+    lam_schedule *chosen = NULL, *built = NULL;
+    NOTE("p %d, v %d, m %d", d.p, d.v, d.m);
+    REQUIRE_OK(lam_schedule_choose(&d, &choice));
+    REQUIRE_OK(lam_schedule_build(choice.name, d.p, choice.v, d.m, &chosen));
+    REQUIRE_OK(lam_schedule_build("auto", d.p, d.v, d.m, &built));
+    CHECK_EQ(built->n_stages, d.p * choice.v);
+    CHECK_EQ(lam_schedule_n_actions(built), lam_schedule_n_actions(chosen));
+    CHECK(memcmp(built->actions, chosen->actions,
+                 sizeof *built->actions * (size_t)lam_schedule_n_actions(chosen)) == 0);
+    lam_schedule_destroy(chosen);
+    lam_schedule_destroy(built);
+  }
 }
