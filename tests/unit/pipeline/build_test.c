@@ -93,7 +93,7 @@ typedef struct sizes {
 /* Stages of a rank: in a loop c p + r, in a V r and 2p-1-r. */
 static int rank_of(const sizes *z, int stage) {
   const bool is_v = !strcmp(z->name, "zbv") || !strcmp(z->name, "v-half") ||
-                    !strcmp(z->name, "v-min") || !strcmp(z->name, "dualpipev");
+                    !strcmp(z->name, "v-min") || !strcmp(z->name, "dualpipev, auto");
   return is_v && stage >= z->p ? 2 * z->p - 1 - stage : stage % z->p;
 }
 
@@ -177,7 +177,7 @@ static void check_refused(const char *name, int p, int v, int m, const char *mes
 TEST(build, refuses_what_no_builder_makes_and_says_why) {
   check_refused("zigzag", 4, 1, 8,
                 "lam_schedule_build: name is \"zigzag\", known are layerwise, gpipe, 1f1b, "
-                "interleaved, zb-h1, zb-h2, interleaved-zb, zbv, v-half, v-min, dualpipev");
+                "interleaved, zb-h1, zb-h2, interleaved-zb, zbv, v-half, v-min, dualpipev, auto");
   check_refused("1f1b", 0, 1, 8,
                 "lam_schedule_build: 1f1b of p 0, v 1, m 8: each must be at least 1");
   check_refused("gpipe", 4, 1, -1,
