@@ -12,10 +12,12 @@ static _Thread_local char last_error[LAM_MESSAGE_BYTES];
 const char *lam_last_error(void) { return last_error; }
 
 lam_status lam_fail(lam_status code, const char *format, ...) {
+  char text[sizeof last_error]; /* an argument may be the last message itself */
   va_list args;
   va_start(args, format);
-  vsnprintf(last_error, sizeof last_error, format, args);
+  vsnprintf(text, sizeof text, format, args);
   va_end(args);
+  strcpy(last_error, text);
   return code;
 }
 
