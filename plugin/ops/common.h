@@ -166,5 +166,8 @@ lam_status lam_part_sum_run(const lam_part_sum *s);
 /* dw (+)= dy^T x, db (+)= the sum of dy's rows. x [T, K]  dy [T, N]  dw [N, K]  db [N]? */
 lam_status lam_op_wgrad(const lam_op_call *call, lam_matrix dy, lam_matrix x, lam_matrix dw,
                         lam_matrix db);
+lam_status lam_op_weight_grad(const lam_op_call *call, lam_matrix dy, lam_matrix x, lam_matrix dw,
+                              bool add);
+lam_status lam_op_bias_grad(const lam_op_call *call, lam_matrix dy, lam_matrix db);
 
 #endif

@@ -80,16 +80,17 @@ TEST(callbacks, give_every_row_the_same_meaning) {
 
 /* -- chunks: rows enough for more than one, chosen by size -- */
 
-enum { MANY_ROWS = 520 };
-
-static problem many_rows(uint32_t op, int p, bool bf16, int64_t chunks) {
-  problem pr = {.op = op, .p = p, .ndim = 2, .S = MANY_ROWS, .B = 1, .K = 24, .N = 20, .F = 12};
+static problem many_rows(int64_t rows, uint32_t op, int p, bool bf16, int64_t chunks) {
+  problem pr = {.op = op, .p = p, .ndim = 2, .S = rows, .B = 1, .K = 24, .N = 20, .F = 12};
   rng r = {seed()};
   pr.bf16 = bf16;
   pr.split = pr.unit = pr.bias = 1;
   pr.chunks = chunks;
+  pr.acc = row_has(op, "acc") && chunks % 2;
+  pr.grad_f32 = row_has(op, "acc") && chunks >= 2;
+  pr.gated = row_has(op, "gated") && chunks == 3;
   pr.act = row_has(op, "act") ? ACT_SILU : ACT_NONE;
-  pr.seq = row_has(op, "seq") ? MANY_ROWS : 0;
+  pr.seq = row_has(op, "seq") ? rows : 0;
   problem_fill(&pr, &r);
   return pr;
 }
@@ -102,10 +103,38 @@ TEST(chunks, of_any_number_give_the_same) {
       problem problems[4];
       ranks all = {.p = p, .open = open_shm};
       for (int chunks = 0; chunks < 4; chunks++)
-        problems[chunks] = many_rows(ops[i], p, bf16, chunks);
+        problems[chunks] = many_rows(520, ops[i], p, bf16, chunks);
       problems_run(&all, problems, 4);
       for (int chunks = 0; chunks < 4; chunks++) problem_free(&problems[chunks]);
     }
+}
+
+TEST(chunks, of_the_hidden_part_add_up_to_its_weight_gradient) {
+  FOR_EACH(op, LAM_OP_ffn_wgrad, LAM_OP_ffn_bwd) FOR_EACH(p, 1, 2) FOR_EACH(bf16, 0, 1) {
+    problem problems[4];
+    ranks all = {.p = p, .open = open_shm};
+    for (int i = 0; i < 4; i++) problems[i] = many_rows(1100, (uint32_t)op, p, bf16, i);
+    problems_run(&all, problems, 4);
+    for (int i = 0; i < 4; i++) problem_free(&problems[i]);
+  }
+}
+
+static uint64_t told_wgrad_scratch(int64_t rows) {
+  int64_t dy_shape[] = {rows, 8}, aux_shape[] = {rows, 64};
+  const DLTensor dy = {NULL, {kDLCPU, 0}, 2, {kDLFloat, 32, 1}, dy_shape, NULL, 0};
+  const DLTensor aux = {NULL, {kDLCPU, 0}, 2, {kDLFloat, 32, 1}, aux_shape, NULL, 0};
+  const DLTensor *inputs[] = {&dy, &dy, &aux, &aux};
+  lam_inferred told = LAM_INFERRED_INIT;
+  lam_call call = LAM_CALL_INIT;
+  call.op = LAM_OP_ffn_wgrad;
+  call.inputs = inputs;
+  call.n_inputs = 4;
+  return CHECK_OK(lam_infer(NULL, &call, &told)) ? told.scratch_bytes : 0;
+}
+
+TEST(chunks, bound_the_scratch_of_ffn_wgrad) {
+  CHECK(told_wgrad_scratch(1023) > told_wgrad_scratch(512));
+  CHECK_EQ(told_wgrad_scratch(1 << 20), told_wgrad_scratch(512));
 }
 
 /* How many chunks lam_infer tells for linear_row of so many rows. */
