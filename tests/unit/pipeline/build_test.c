@@ -93,7 +93,7 @@ typedef struct sizes {
 /* Stages of a rank: in a loop c p + r, in a V r and 2p-1-r. */
 static int rank_of(const sizes *z, int stage) {
   const bool is_v = !strcmp(z->name, "zbv") || !strcmp(z->name, "v-half") ||
-                    !strcmp(z->name, "v-min") || !strcmp(z->name, "dualpipev, auto");
+                    !strcmp(z->name, "v-min") || !strcmp(z->name, "dualpipev");
   return is_v && stage >= z->p ? 2 * z->p - 1 - stage : stage % z->p;
 }
 
