@@ -46,9 +46,9 @@ typedef struct operand {
 #define WEIGHT 4u       /* may be transposed or, as an input, packed */
 #define ADDED 8u        /* attribute acc adds to it */
 #define INDEX 16u       /* indices below N, i32 or i64 */
-#define PLAIN_ONLY 128u /* a weight that no row packs */
 #define VALUE 32u       /* f32, whatever the others are */
 #define MAY_IGNORE 64u  /* an index may be the one that attribute ignore names */
+#define PLAIN_ONLY 128u /* a weight that is never packed */
 
 typedef struct problem {
   uint32_t op;
