@@ -300,9 +300,10 @@ lam_status lam_shm_recv(lam_group *g, int peer, int kind, lam_wire *header, void
     if (m->bytes > header->bytes - done)
       return lam_fail(LAM_INTERNAL, "message from rank %d: it is longer than its header says",
                       peer);
-    LAM_TRY(copy_piece(&e->ring, m, (char *)data + done));
+    const lam_status status = copy_piece(&e->ring, m, (char *)data + done);
     done += m->bytes;
-    shm_flag_raise(e->ring.freed, ++e->ring.moved);
+    shm_flag_raise(e->ring.freed, ++e->ring.moved); /* also after an error: see await_reader */
+    LAM_TRY(status);
   } while (done < header->bytes);
   e->messages++;
   return LAM_OK;

@@ -1,7 +1,9 @@
 /* life_test.c: groups come and go without leaving descriptors, mappings or memory; children of a
  * rank are not the rank. */
 #include <dirent.h>
+#include <signal.h>
 #include <stdio.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 
 #include "tests/distributed/comm/ranks.h"
@@ -181,6 +183,55 @@ TEST(life, a_send_that_nobody_receives_ends_at_the_deadline) {
   run_processes(2, endless_sender, done);
   close(done[0]);
   close(done[1]);
+}
+
+/* ---- The end, while a message is copied ------------------------------------------------------ */
+
+/* The receiver's memory lets nobody write until the world has ended: whoever copies into it is
+ * held in the middle. Three threads: sender, receiver, and one who ends the world. */
+enum { HELD_BYTES = 1 << 20 };
+static _Atomic int copying, ended;
+static unsigned char *held;
+
+static void hold(int signal, siginfo_t *info, void *context) {
+  (void)context;
+  if ((unsigned char *)info->si_addr < held || (unsigned char *)info->si_addr >= held + HELD_BYTES)
+    raise(signal == SIGSEGV ? SIGABRT : signal);
+  copying = 1;
+  await_count(&ended, 1);
+  mprotect(held, HELD_BYTES, PROT_READ | PROT_WRITE);
+}
+
+static void copy_until_the_end(int rank, int size, void *arg) {
+  lam_group *g = NULL;
+  lam_wire h = {.bytes = HELD_BYTES, .dtype = LAM_U8, .ndim = 1, .shape = {HELD_BYTES}};
+  unsigned char *data = arg;
+  REQUIRE_OK(rank_open(id, rank, size, 20000, &g));
+  if (rank == 0) {
+    const lam_status status = lam_group_send(g, 1, 0, &h, data);
+    if (status) CHECK_STATUS(status, LAM_CANCELLED); /* or the end came after its last look */
+  } else if (rank == 1) {
+    CHECK_STATUS(lam_group_recv(g, 0, 0, &h, held, HELD_BYTES), LAM_CANCELLED);
+  } else {
+    await_count(&copying, 1);
+    lam_group_poison(g, LAM_CANCELLED, "enough");
+    ended = 1;
+  }
+  lam_group_destroy(g);
+}
+
+TEST(life, a_sender_gets_its_memory_back_when_the_world_ends_in_the_middle_of_a_copy) {
+  const struct sigaction handler = {.sa_sigaction = hold, .sa_flags = SA_SIGINFO};
+  struct sigaction before;
+  unsigned char *data = calloc(1, HELD_BYTES);
+  held = mmap(NULL, HELD_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  REQUIRE(data && held != MAP_FAILED);
+  sigaction(SIGSEGV, &handler, &before);
+  fresh_id();
+  run_threads(3, copy_until_the_end, data);
+  sigaction(SIGSEGV, &before, NULL);
+  munmap(held, HELD_BYTES);
+  free(data);
 }
 
 /* ---- Order between transfers and collectives ------------------------------------------------- */
