@@ -18,6 +18,7 @@ static shm_channel *own(lam_channel *c) { return (shm_channel *)c; }
 lam_status lam_shm_channel_open(lam_group *g, int peer, bool sender, uint64_t key, int depth,
                                 uint64_t bytes, lam_channel **out) {
   shm_group *s = shm_group_of(g);
+  LAM_TRY(lam_shm_world_use(s->world));
   shm_channel *c = calloc(1, sizeof *c);
   if (!c) return lam_fail(LAM_RESOURCE_EXHAUSTED, "channel: no memory");
   c->ring = (shm_ring){.s = s, .peer = peer, .depth = (uint32_t)depth, .slot_bytes = bytes};
@@ -33,6 +34,7 @@ lam_status lam_shm_channel_open(lam_group *g, int peer, bool sender, uint64_t ke
 
 lam_status lam_shm_channel_acquire(lam_channel *channel, void **out_slot) {
   shm_channel *c = own(channel);
+  LAM_TRY(lam_shm_world_use(c->ring.s->world));
   LAM_TRY(lam_shm_ring_credit(&c->ring));
   c->acquired = true;
   *out_slot = shm_ring_at(&c->ring, c->ring.moved) + 1;
@@ -41,6 +43,7 @@ lam_status lam_shm_channel_acquire(lam_channel *channel, void **out_slot) {
 
 lam_status lam_shm_channel_push(lam_channel *channel, const lam_wire *header) {
   shm_channel *c = own(channel);
+  LAM_TRY(lam_shm_world_use(c->ring.s->world));
   if (!c->acquired)
     return lam_fail(LAM_FAILED_PRECONDITION, "channel: push without a slot acquired");
   if (header->bytes > c->ring.slot_bytes)
@@ -56,6 +59,7 @@ lam_status lam_shm_channel_push(lam_channel *channel, const lam_wire *header) {
 
 lam_status lam_shm_channel_pull(lam_channel *channel, lam_wire *out_header, const void **out_data) {
   shm_ring *r = &own(channel)->ring;
+  LAM_TRY(lam_shm_world_use(r->s->world));
   LAM_TRY(lam_shm_ring_ready(r));
   const shm_message *m = shm_ring_at(r, r->moved);
   *out_header = m->wire;
@@ -67,6 +71,7 @@ lam_status lam_shm_channel_pull(lam_channel *channel, lam_wire *out_header, cons
 
 lam_status lam_shm_channel_release(lam_channel *channel) {
   shm_ring *r = &own(channel)->ring;
+  LAM_TRY(lam_shm_world_use(r->s->world));
   if (r->released == r->moved)
     return lam_fail(LAM_FAILED_PRECONDITION, "channel: release of a message that was not pulled");
   shm_flag_raise(r->freed, ++r->released);
@@ -74,6 +79,6 @@ lam_status lam_shm_channel_release(lam_channel *channel) {
 }
 
 void lam_shm_channel_close(lam_channel *channel) {
-  lam_shm_ring_close(&own(channel)->ring);
+  if (lam_shm_world_is_ours(own(channel)->ring.s->world)) lam_shm_ring_close(&own(channel)->ring);
   free(channel);
 }

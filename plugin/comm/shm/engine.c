@@ -115,14 +115,16 @@ static lam_status shm_check(const lam_group *g) {
 /* A region that is looked up by nobody: peers are told the place with each message. */
 static lam_status shm_alloc(lam_group *g, uint64_t bytes, void **out_data) {
   shm_head *head = NULL;
-  LAM_TRY(lam_shm_region_create(shm_group_of(g)->world, 0, sizeof *head + bytes, sizeof *head, 0,
-                                &head));
+  lam_world *w = shm_group_of(g)->world;
+  LAM_TRY(lam_shm_world_use(w));
+  LAM_TRY(lam_shm_region_create(w, 0, sizeof *head + bytes, sizeof *head, 0, &head));
   *out_data = head + 1;
   return LAM_OK;
 }
 
 static void shm_free(lam_group *g, void *data) {
-  lam_shm_region_leave(shm_group_of(g)->world, (shm_head *)data - 1);
+  lam_world *w = shm_group_of(g)->world;
+  if (lam_shm_world_is_ours(w)) lam_shm_region_leave(w, (shm_head *)data - 1);
 }
 
 static const char *shm_path(const lam_group *g, uint32_t op, uint64_t bytes) {

@@ -129,6 +129,7 @@ struct lam_world {
 lam_status lam_shm_world_create(lam_context *ctx, const lam_group_desc *desc, lam_world **out);
 void lam_shm_world_release(lam_world *w);
 bool lam_shm_world_is_ours(const lam_world *w);     /* not a forked child's copy */
+lam_status lam_shm_world_use(const lam_world *w);   /* FAILED_PRECONDITION in a forked child */
 lam_status lam_shm_world_check(const lam_world *w); /* poisoned by anyone? */
 void lam_shm_world_poison(lam_world *w, lam_status why, const char *message);
 bool lam_shm_peer_died(const lam_world *w, int rank);

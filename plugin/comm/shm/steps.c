@@ -21,9 +21,7 @@ static shm_slot *slot_of(const shm_group *s, int rank, uint32_t step) {
 
 lam_status lam_shm_begin(lam_group *g, const lam_comm_op *op) {
   shm_group *s = shm_group_of(g);
-  if (!lam_shm_world_is_ours(s->world))
-    return lam_fail(LAM_FAILED_PRECONDITION,
-                    "group: it belongs to the process that forked this one");
+  LAM_TRY(lam_shm_world_use(s->world));
   LAM_TRY(lam_shm_world_check(s->world));
   s->deadline_ms = op->sequence <= 1 ? g->first_deadline_ms : g->deadline_ms;
   s->announced = true;

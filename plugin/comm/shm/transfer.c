@@ -43,6 +43,7 @@ struct shm_edge {
 };
 
 static lam_status edge_find(shm_group *s, int peer, int kind, bool sender, shm_edge **out) {
+  LAM_TRY(lam_shm_world_use(s->world));
   shm_edge **at = sender ? &s->to[peer][kind] : &s->from[peer][kind];
   *out = *at;
   if (*at) return LAM_OK;

@@ -195,6 +195,13 @@ bool lam_shm_world_is_ours(const lam_world *w) {
   return atomic_load_explicit(&forks, memory_order_relaxed) == w->forks;
 }
 
+lam_status lam_shm_world_use(const lam_world *w) {
+  return lam_shm_world_is_ours(w)
+             ? LAM_OK
+             : lam_fail(LAM_FAILED_PRECONDITION,
+                        "group: it belongs to the process that forked this one");
+}
+
 bool lam_shm_peer_died(const lam_world *w, int rank) {
   struct pollfd life = {.fd = w->peers[rank].life, .events = POLLIN};
   return life.fd >= 0 && poll(&life, 1, 0) > 0;

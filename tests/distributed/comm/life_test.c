@@ -276,25 +276,72 @@ TEST(life, channels_of_other_sizes_are_a_mismatch) {
 
 /* ---- Children -------------------------------------------------------------------------------- */
 
+enum { GIVEN_BYTES = 9 << 20 }; /* so big that the system has it back at once when it is left */
+
+typedef struct belongings { /* of a rank, and in its child's copy */
+  lam_group *g;
+  lam_channel *to, *from; /* the other rank */
+  unsigned char *given;   /* by the group, all 7 */
+} belongings;
+
+static void child_uses_all(const belongings *b, int peer) {
+  float x = 1;
+  void *slot = NULL;
+  const void *message = NULL;
+  const lam_comm_op op = {.op = LAM_OP_all_reduce, .dtype = LAM_F32, .ndim = 1, .dims = {1}};
+  lam_wire h = {.bytes = 4};
+  CHECK_STATUS(lam_group_all_reduce(b->g, &op, &x, &x, 1, LAM_F32), LAM_FAILED_PRECONDITION);
+  CHECK_STATUS(lam_group_send(b->g, peer, 0, &h, &x), LAM_FAILED_PRECONDITION);
+  CHECK_STATUS(lam_group_recv(b->g, peer, 0, &h, &x, 4), LAM_FAILED_PRECONDITION);
+  CHECK_STATUS(lam_group_alloc(b->g, 1, &slot), LAM_FAILED_PRECONDITION);
+  CHECK_STATUS(lam_channel_acquire(b->to, &slot), LAM_FAILED_PRECONDITION);
+  CHECK_STATUS(lam_channel_pull(b->from, &h, &message), LAM_FAILED_PRECONDITION);
+  lam_group_poison(b->g, LAM_CANCELLED, "a child's opinion");
+  lam_group_free(b->g, b->given);
+  lam_channel_close(b->to);
+  lam_channel_close(b->from);
+  lam_group_destroy(b->g);
+}
+
+static void parent_uses_all(const belongings *b, int peer) {
+  void *slot = NULL;
+  const void *message = NULL;
+  unsigned char whole[4] = "abc", got[4];
+  lam_wire h = {.bytes = 4};
+  int64_t wrong = 0;
+  for (int i = 0; i < 10; i++) CHECK_OK(sum_ones(b->g));
+  for (int i = 0; i < GIVEN_BYTES; i++) wrong += b->given[i] != 7;
+  CHECK_EQ(wrong, 0);
+  CHECK_OK(lam_group_send(b->g, peer, 0, &h, whole));
+  CHECK_OK(lam_group_recv(b->g, peer, 0, &h, got, 4));
+  if (CHECK_OK(lam_channel_acquire(b->to, &slot))) memcpy(slot, whole, 4);
+  CHECK_OK(lam_channel_push(b->to, &h));
+  if (CHECK_OK(lam_channel_pull(b->from, &h, &message))) CHECK_SAME_BITS(message, whole, 4);
+}
+
 static void with_child(int rank, int size, void *arg) {
-  lam_group *g = NULL;
+  belongings b;
+  void *given = NULL;
   int status = -1;
   (void)arg;
-  REQUIRE_OK(rank_open(id, rank, size, 20000, &g));
-  CHECK_OK(sum_ones(g));
+  REQUIRE_OK(rank_open(id, rank, size, 20000, &b.g));
+  REQUIRE_OK(lam_channel_open(b.g, 1 - rank, true, 1, 2, 64, &b.to));
+  REQUIRE_OK(lam_channel_open(b.g, 1 - rank, false, 1, 2, 64, &b.from));
+  REQUIRE_OK(lam_group_alloc(b.g, GIVEN_BYTES, &given));
+  b.given = memset(given, 7, GIVEN_BYTES);
+  CHECK_OK(sum_ones(b.g));
   const pid_t child = fork();
   if (child == 0) {
-    float x = 1;
-    const lam_comm_op op = {.op = LAM_OP_all_reduce, .dtype = LAM_F32, .ndim = 1, .dims = {1}};
-    CHECK_STATUS(lam_group_all_reduce(g, &op, &x, &x, 1, LAM_F32), LAM_FAILED_PRECONDITION);
-    lam_group_poison(g, LAM_CANCELLED, "a child's opinion");
-    lam_group_destroy(g);
+    child_uses_all(&b, 1 - rank);
     _exit(0);
   }
   CHECK_EQ(waitpid(child, &status, 0), child);
   CHECK_EQ(status, 0);
-  for (int i = 0; i < 10; i++) CHECK_OK(sum_ones(g));
-  lam_group_destroy(g);
+  parent_uses_all(&b, 1 - rank);
+  lam_group_free(b.g, given);
+  lam_channel_close(b.to);
+  lam_channel_close(b.from);
+  lam_group_destroy(b.g);
 }
 TEST(life, a_forked_child_cannot_disturb_its_parents_group) {
   fresh_id();
