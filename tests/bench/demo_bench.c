@@ -133,8 +133,8 @@ static void add_weight(peer *p, int64_t t, matrix w, float *grad) {
 static peer *peer_open(const worker *w) {
   peer *p = take(sizeof *p);
   int64_t widest = VOCAB, weights = 0;
-  for (int i = 0; i < w->model.n_params; i++) {
-    const matrix m = w->model.params[i].w;
+  for (int i = 0; i < w->models[0].n_params; i++) {
+    const matrix m = w->models[0].params[i].w;
     widest = m.rows > widest ? m.rows : widest;
     widest = m.cols > widest ? m.cols : widest;
     weights += m.rows * m.cols;
@@ -142,9 +142,9 @@ static peer *peer_open(const worker *w) {
   const int64_t bytes = w->o->tokens * widest * w->o->bits / 8;
   p->x = block(bytes), p->y = block(bytes), p->d_x = block(bytes);
   float *grad = p->grads = take(weights * 4);
-  for (int i = 0; i < w->model.n_params; i++) {
-    const param *of = &w->model.params[i];
-    if (!is_product(&w->model, i)) continue;
+  for (int i = 0; i < w->models[0].n_params; i++) {
+    const param *of = &w->models[0].params[i];
+    if (!is_product(&w->models[0], i)) continue;
     add_weight(p, w->o->tokens, of->w, grad);
     grad += param_size(of);
   }

@@ -30,8 +30,7 @@ static lam_status run_rounds(worker *w, line *l, rounds *out) {
 lam_status bench_step(worker *w, line *l, int64_t step, int64_t *out_ran) {
   TRY(lam_pipeline_run(l->pipeline, step, NULL));
   *out_ran = now_ns();
-  for (int i = 0; i < w->model.n_params; i++)
-    adamw_step(&w->model.params[i], adamw_at(step, 1000), step);
+  update(w, step, 1000);
   return LAM_OK;
 }
 

@@ -3,11 +3,12 @@
  * of Lamella but <lamella.h>.
  *
  *   options.c    the command line, and which layers go to which stage
+ *   plan.c       the schedule, and which stage goes to which worker
  *   data.c       text to micro-batches
- *   model.c      the weights of one worker: its layers, its share of each matrix
+ *   model.c      the weights of one stage: its layers, this worker's share of each matrix
  *   layer.c      one decoder layer, forward and backward
  *   attention.c, norm.c, loss.c   what Lamella leaves to its host
- *   stage.c      the layers of a worker as the two functions that a Lamella pipeline calls
+ *   stage.c      the layers of a stage as the functions that a Lamella pipeline calls
  *   adamw.c      the optimizer
  *   worker.c     groups, pipelines; train.c: the steps
  *   observe.c, report.c, bench.c  where the time went
@@ -24,7 +25,9 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-enum { VOCAB = 256, MAX_STAGES = 16, MAX_WORKERS = 64, MAX_MICRO = 64, MAX_LAYERS = 256 };
+enum { VOCAB = 256, MAX_MICRO = 64, MAX_LAYERS = 256, MAX_WORKERS = 64 };
+enum { MAX_PIPELINE = 16, MAX_HELD = 4 }; /* workers of a pipeline, stages of a worker */
+enum { MAX_STAGES = MAX_PIPELINE * MAX_HELD };
 
 /* Writes the reason and gives back `code`. Lamella's own failures keep theirs. */
 lam_status fail(lam_status code, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -39,21 +42,38 @@ const char *error_text(void);
 
 typedef struct options {
   const char *text, *schedule, *assign, *dtype, *draw, *save, *out;
-  int pp, tp, layers, hidden, sequence, sequences, micro_batches;
+  int pp, tp, layers, hidden, sequence, sequences, micro_batches, stages_per_rank;
   int steps, seed, threads, check, bench;
-  int deadline;              /* seconds that a peer may be late once training runs; 0: Lamella's */
+  int deadline; /* seconds that a peer may be late once training runs; 0: Lamella's */
   /* Made from the above. */
   int bits;                  /* of an element of weights and activations: 32 (f32) or 16 (bf16) */
   int heads, head_size, ffn; /* of the whole model */
   int64_t tokens;            /* T: of a micro-batch */
+  int per_worker, n_stages;  /* stages; n_stages = pp per_worker */
+  bool splits;               /* some backwards are done in two: for the input, for the weight */
+  char why[240];             /* "auto" chose the schedule */
   /* Stage s holds layers first_layer[s] .. first_layer[s + 1] - 1, counted from 0. */
   int first_layer[MAX_STAGES + 1];
+  int rank_of_stage[MAX_STAGES]; /* in the pipeline */
+  /* Of a pipeline's rank: activations (stage, micro-batch) held at once; slots between stages of
+   * its own. */
+  int32_t peaks[MAX_PIPELINE];
+  int slots[MAX_PIPELINE];
 } options;
 
 lam_status options_parse(int argc, char **argv, options *out);
 /* assign: "1-4|5-8|9-12", layers counted from 1; NULL = evenly, earlier stages take one more. */
-lam_status options_place(const char *assign, int layers, int pp, int *first_layer);
+lam_status options_place(const char *assign, int layers, int stages, int *first_layer);
 void print_plan(const options *o);
+
+/* -- plan.c -- */
+
+/* The schedule's name, pp and per_worker; stages: as many as --assign names, 0 = none. */
+lam_status plan_shape(options *o, int stages);
+lam_status plan_make(options *o); /* what the schedule tells: from rank_of_stage on, and splits */
+lam_status plan_schedule(const options *o, const char *name, lam_schedule **out);
+lam_status plan_as_run(const lam_schedule *s, lam_schedule **out); /* for the simulator */
+const char *plan_about(const char *name);
 
 /* -- memory.c: all memory of the demo, and what Lamella asks for through its context -- */
 
@@ -62,10 +82,8 @@ void memory_give(void *p, uint64_t bytes);
 uint64_t memory_peak(void);
 void *memory_hook_take(void *user, uint64_t bytes, uint64_t alignment); /* lam_context_desc.alloc */
 void memory_hook_give(void *user, void *p, uint64_t bytes);
-/* What worker (stage, part) should take at most, by formula. */
-uint64_t memory_predict(const options *o, int stage, int part);
-/* Micro-batches that a stage holds at once. */
-int in_flight(const char *schedule, int stages, int micro_batches, int stage);
+/* What worker (rank in its pipeline, part) should take at most, by formula. */
+uint64_t memory_predict(const options *o, int rank, int part);
 
 /* -- call.c -- */
 
@@ -133,7 +151,7 @@ typedef struct param {
 
 enum { NORM1, QKV, ATTENTION_OUT, NORM2, GATE_UP, DOWN, N_LAYER_PARAMS };
 
-typedef struct model { /* the weights of worker (stage, part) */
+typedef struct model { /* the weights of (stage, part) */
   const options *o;
   int stage, part;
   int n_layers, n_params;
@@ -161,8 +179,11 @@ typedef struct layer_saved { /* what one layer keeps of one micro-batch until it
   matrix h2;                 /* [T, H]   norm2(mid) */
   matrix aux;                /* [T, 2F]  [gate | up] before the activation */
   matrix y;                  /* [T, H]   mid + ffn(h2) */
-  float *lse;                /* [heads, T] log of the sum of exp of a query's scores */
-  float *r1, *r2;            /* [T]      1 / root mean square of x, of mid */
+  /* Of a split backward, from its first half to its second, with what qkv and mid hold then: their
+   * own gradients. */
+  matrix d_aux, d_y; /* [T, 2F], [T, H] */
+  float *lse;        /* [heads, T] log of the sum of exp of a query's scores */
+  float *r1, *r2;    /* [T]      1 / root mean square of x, of mid */
 } layer_saved;
 
 typedef struct
@@ -179,6 +200,11 @@ lam_status layer_forward(const model *m, int layer, layer_room *room, matrix x, 
 /* d_y and d_x [T, H] may be the same memory. Gradients of the weights are added to. */
 lam_status layer_backward(const model *m, int layer, layer_room *room, matrix x,
                           const layer_saved *s, matrix d_y, matrix d_x);
+/* The same in two: for the input (and the norms' few weights), s->d_y to d_x, which may be x; then
+ * for the weights of the products. */
+lam_status layer_backward_input(const model *m, int layer, layer_room *room, matrix x,
+                                const layer_saved *s, matrix d_x);
+lam_status layer_backward_weight(const model *m, int layer, layer_room *room, const layer_saved *s);
 
 /* Causal attention of `heads` heads over sequences of `sequence` rows. */
 int64_t attention_room_floats(int sequence, int head_size, int threads);
@@ -190,7 +216,7 @@ void attention_backward(matrix qkv, int sequence, int heads, float *room, matrix
  * of the row. */
 void norm_forward(matrix x, matrix add, const float *gain, matrix sum, matrix y, float *r);
 /* d_x = d_sum + the gradient through the norm (d_sum absent: 0); gain's gradient is added to.
- * d_x may be d_sum. */
+ * d_x may be d_sum, or x. */
 void norm_backward(matrix d_y, matrix x, const float *gain, const float *r, matrix d_sum,
                    matrix d_x, float *d_gain);
 void add(matrix a, matrix b, matrix sum);
@@ -217,16 +243,26 @@ void adamw_step(param *p, adamw a, int64_t step);
 /* -- stage.c -- */
 
 typedef struct stage_saved stage_saved;
+typedef struct desk { /* of a worker: what its stages use by turns */
+  const options *o;
+  layer_room room;
+  matrix d;          /* [T, H] the gradient on its way down */
+  stage_saved *idle; /* blocks kept for the next micro-batch, of any stage */
+  int most_layers;   /* of a stage */
+  uint64_t block_bytes;
+} desk;
+
+enum { N_TIMED = 4 }; /* LAM_KIND_F, I, W, B */
 typedef struct stage {
   model *m;
   const text *text;
-  layer_room room;
-  matrix d;                                /* [T, H] the gradient on its way down */
-  stage_saved *by_micro[MAX_MICRO], *idle; /* in flight; kept for the next */
-  int64_t cpu[2][MAX_MICRO]; /* thread CPU time of the last step's forwards and backwards, ns */
+  desk *desk;
+  stage_saved *by_micro[MAX_MICRO]; /* in flight */
+  int64_t cpu[N_TIMED][MAX_MICRO];  /* thread CPU time of the last step's actions, ns */
 } stage;
 
-lam_status stage_create(model *m, const text *t, lam_context *ctx, int64_t tp, stage *out);
+lam_status desk_create(const model *models, int n_models, lam_context *ctx, int64_t tp, desk *out);
+void desk_destroy(desk *d); /* after its stages */
 void stage_destroy(stage *s);
 lam_stage stage_functions(stage *s);
 
@@ -234,13 +270,15 @@ lam_stage stage_functions(stage *s);
 
 typedef struct worker {
   const options *o;
-  int rank, size, index, part; /* index: of its stage; part: in its tensor-parallel group */
+  int rank, size, index, part; /* index: in its pipeline; part: in its tensor-parallel group */
   bool crowded;                /* more threads than cores: wall-clock times are of shared cores */
   lam_context *ctx;
   lam_group *world, *pp, *tp;
   text text;
-  model model;
-  stage stage;
+  desk desk;
+  int n_stages; /* held here */
+  model models[MAX_HELD];
+  stage stages[MAX_HELD];
 } worker;
 
 typedef struct line { /* a pipeline over this worker's pp group */
@@ -263,23 +301,27 @@ double median(double *values, int n); /* sorts them */
 
 /* -- train.c, observe.c, report.c, save.c, bench.c -- */
 
-enum { MAX_EVENTS = 8 * MAX_MICRO };
+/* F, I, W of a micro-batch of a stage, each after two waits at most. */
+enum { MAX_EVENTS = 3 * 3 * MAX_HELD * MAX_MICRO, MAX_TEXT = 8192 };
 
 typedef struct record { /* one step of one worker */
   lam_pipeline_report report;
-  int64_t cpu[2][MAX_MICRO];
+  int64_t cpu[MAX_HELD][N_TIMED][MAX_MICRO]; /* by its stages, ascending */
   lam_event events[MAX_EVENTS];
 } record;
 
 lam_status train(worker *w);
 lam_status observe(worker *w, const char *schedule);
 lam_status record_take(worker *w, line *l, record *out);
-/* records [n_steps][size] of one schedule, on rank 0. */
-lam_status report(worker *w, const line *l, const record *records, int n_steps);
+/* records [n_steps][size] of one schedule, on rank 0; explained: what the library says of the last
+ * of these steps. */
+lam_status report(worker *w, const line *l, const record *records, int n_steps,
+                  const char *explained);
 lam_status save(worker *w, const char *path);
 lam_status bench(worker *w);
 /* One step without its loss: when the pipeline had run (now_ns) comes out, then AdamW. */
 lam_status bench_step(worker *w, line *l, int64_t step, int64_t *out_ran);
+void update(worker *w, int64_t step, int64_t steps); /* AdamW on all weights here */
 /* One line of JSON to stdout. */
 void emit(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void emit_text(const char *key,

@@ -37,7 +37,17 @@ PASSED = {
 def add_arguments(parser):
     parser.add_argument("--pp", help="pipeline stages (default 2, or as many as --assign names)")
     parser.add_argument("--tp", default="2", help="parts of each matrix (default 2)")
-    parser.add_argument("--schedule", default="1f1b", help="layerwise, gpipe or 1f1b (default)")
+    parser.add_argument(
+        "--schedule",
+        default="1f1b",
+        metavar="NAME",
+        help="1f1b (default), auto, or another name that ./lamella schedule lists",
+    )
+    parser.add_argument(
+        "--stages-per-rank",
+        metavar="V",
+        help="stages of each worker (default 2 where the schedule takes two, else 1)",
+    )
     parser.add_argument("--assign", help="layers of each stage: '1-4|5-8|9-12' (default: evenly)")
     for name, text in PASSED.items():
         parser.add_argument(name, help=text)
@@ -84,9 +94,9 @@ class Demo:
     def check(self):
         """The program reads its options itself; it says what it would do, or what is wrong."""
         options = [*self.model, *self.assign]
-        for name in ("pp", "tp", "schedule", "save"):
-            value = vars(self.args)[name]
-            options += ["--" + name, value] if value else []
+        for name in ("--pp", "--tp", "--schedule", "--stages-per-rank", "--save"):
+            value = vars(self.args)[name[2:].replace("-", "_")]
+            options += [name, value] if value else []
         options += [] if self.args.pp or self.args.assign else ["--pp", "2"]
         done = subprocess.run([self.program, *options, "--check"], capture_output=True, text=True)
         if done.returncode != 0:
@@ -111,7 +121,7 @@ class Demo:
         return self.start(pp, tp, extra, progress.step)
 
     def run(self):
-        show.introduce(self.plan, self.args, self.cores)
+        show.introduce(self.plan, self.cores)
         split = self.train_split()
         passed = self.compare(split)
         self.show_steps(split)
@@ -122,10 +132,14 @@ class Demo:
             print("\nsaved the model to %s" % split.saved)
         return passed
 
+    def schedule(self):
+        """As it was chosen, with its stages."""
+        per_rank = str(len(self.plan["stages"]) // self.pp)
+        return ["--schedule", self.plan["schedule"], "--stages-per-rank", per_rank]
+
     def train_split(self):
-        drawn = ",".join(dict.fromkeys(["layerwise", self.args.schedule]))
-        extra = [*self.assign, "--schedule", self.args.schedule]
-        extra += ["--draw", drawn, "--out", self.args.out]
+        drawn = ",".join(dict.fromkeys(["layerwise", self.plan["schedule"]]))
+        extra = [*self.assign, *self.schedule(), "--draw", drawn, "--out", self.args.out]
         if self.args.save:
             extra += ["--save", self.args.save]
         show.section("Training")
@@ -148,25 +162,28 @@ class Demo:
 
     def show_steps(self, split):
         for name, report in split.reports.items():
-            show.section("One step, %s" % name, show.SCHEDULES[name])
+            show.section("One step, %s" % name, report["about"])
             print(report["grid"].rstrip())
         reports = list(split.reports.values())
         show.section("Idle", "share of the step in which a worker has nothing to do")
         if reports[0]["shared_cores"]:
             print(show.SHARED_IDLE)
         show.idle(reports)
+        show.explain(reports)
         paths = ["%s/%s.svg" % (self.args.out, name) for name in split.reports]
         print("  pictures: " + " ".join(paths))
 
     def show_scaling(self):
         """One worker and two, one thread each, of the same model."""
         show.section("Scaling", "the same step on one worker and on two, one thread each")
-        ways = [(1, 1)]
-        if self.cores >= 2:
-            ways += [(2, 1)] if self.plan["layers"] > 1 else []
-            ways += [(1, 2)] if self.plan["heads"] > 1 else []
-        runs = {}
-        for pp, tp in ways:
-            schedule = ["--schedule", self.args.schedule, "--steps", str(SCALING_STEPS)]
-            runs[pp, tp] = self.start(pp, tp, schedule, threads=1)
+        steps = ["--steps", str(SCALING_STEPS)]
+        runs = {(1, 1): self.start(1, 1, steps, threads=1)}
+        if self.cores >= 2 and 2 * len(self.plan["stages"]) // self.pp <= self.plan["layers"]:
+            drawn = ["--draw", self.plan["schedule"]]
+            runs[2, 1] = self.start(2, 1, [*self.schedule(), *steps, *drawn], threads=1)
+        if self.cores >= 2 and self.plan["heads"] > 1:
+            runs[1, 2] = self.start(1, 2, steps, threads=1)
         show.scaling(runs)
+        if (2, 1) in runs:
+            show.section("Idle time of two workers", "one core each, on the wall's clock")
+            show.explain(runs[2, 1].reports.values())

@@ -1,5 +1,5 @@
-/* model.c: the weights of one worker: the layers of its stage, its share of every matrix that is
- * split.
+/* model.c: the weights of one stage on one worker: its layers, the worker's share of every matrix
+ * that is split.
  *
  * Query, key and value rows are split by heads, gate and up rows by FFN width (column split); the
  * two matrices that follow them lose the same columns (row split). Norms, embedding and head are
@@ -64,7 +64,7 @@ static void describe_ends(const options *o, model *m, param *next) {
     m->embedding = describe(next++, "embedding", -1, VOCAB, o->hidden, 0.5f);
     m->position = describe(next++, "position", -1, o->sequence, o->hidden, 0.1f);
   }
-  if (m->stage == o->pp - 1) {
+  if (m->stage == o->n_stages - 1) {
     m->last_norm = describe(next++, "last_norm", -1, 1, o->hidden, 0);
     m->head = describe(next++, "head", -1, VOCAB, o->hidden, 0.5f / sqrtf((float)o->hidden));
     m->head->w.bits = o->bits;
@@ -80,7 +80,8 @@ lam_status model_describe(const options *o, int stage, int part, model *out) {
       .o = o, .stage = stage, .part = part, .attention = a.end - a.begin, .ffn = f.end - f.begin};
   out->heads = (span){a.begin / o->head_size, a.end / o->head_size};
   out->n_layers = o->first_layer[stage + 1] - o->first_layer[stage];
-  out->n_params = out->n_layers * N_LAYER_PARAMS + 2 * (stage == 0) + 2 * (stage == o->pp - 1);
+  out->n_params =
+      out->n_layers * N_LAYER_PARAMS + 2 * (stage == 0) + 2 * (stage == o->n_stages - 1);
   out->params = memory_take((uint64_t)out->n_params * sizeof(param));
   if (!out->params) return fail(LAM_RESOURCE_EXHAUSTED, "no memory to describe the model");
   for (int l = 0; l < out->n_layers; l++)

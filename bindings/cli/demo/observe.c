@@ -1,5 +1,5 @@
 /* observe.c: a few steps of one schedule, run to be looked at: their records of all workers,
- * brought to rank 0.
+ * brought to rank 0, and what the library says of the last of them.
  *
  * Invariant: weights are not updated here. Leaves what the records mean to report.c. */
 #include <stdlib.h>
@@ -18,7 +18,7 @@ lam_status record_take(worker *w, line *l, record *out) {
   out->report = none;
   out->report.events = out->events;
   out->report.n_events = MAX_EVENTS;
-  memcpy(out->cpu, w->stage.cpu, sizeof out->cpu);
+  for (int i = 0; i < w->n_stages; i++) memcpy(out->cpu[i], w->stages[i].cpu, sizeof out->cpu[i]);
   TRY(lam_pipeline_get_report(l->pipeline, &out->report));
   if (out->report.n_events > MAX_EVENTS) out->report.n_events = MAX_EVENTS;
   return LAM_OK;
@@ -26,8 +26,17 @@ lam_status record_take(worker *w, line *l, record *out) {
 
 static int observed_steps(const worker *w) { return w->o->bench ? BENCHED : OBSERVED; }
 
+/* Every worker asks, rank 0 tells. Where workers share cores the wall's clock explains nothing. */
+static lam_status explain(worker *w, line *l, char *text) {
+  lam_explained explained = LAM_EXPLAINED_INIT;
+  explained.text = text, explained.text_bytes = MAX_TEXT;
+  *text = 0;
+  return w->crowded || w->o->bench ? LAM_OK : lam_pipeline_explain(l->pipeline, &explained);
+}
+
 static lam_status observe_steps(worker *w, line *l, record *mine, record *all) {
   const int n = observed_steps(w);
+  char text[MAX_TEXT];
   TRY(line_open(w, l->name, l));
   for (int i = -UNOBSERVED; i < n; i++) {
     TRY(lam_pipeline_run(l->pipeline, w->o->steps + i + UNOBSERVED, NULL));
@@ -35,8 +44,9 @@ static lam_status observe_steps(worker *w, line *l, record *mine, record *all) {
     TRY(record_take(w, l, mine));
     TRY(gather(w, mine, sizeof *mine, all ? all + i * w->size : NULL));
   }
+  TRY(explain(w, l, text));
   for (int i = 0; all && i < n * w->size; i++) all[i].report.events = all[i].events;
-  return w->rank ? LAM_OK : report(w, l, all, n);
+  return w->rank ? LAM_OK : report(w, l, all, n, text);
 }
 
 lam_status observe(worker *w, const char *schedule) {

@@ -18,9 +18,10 @@ static const struct {
   int min, max;
 } table[] = {
     {"--text", TEXT, offsetof(options, text), 0, 0},
-    {"--pp", NUMBER, offsetof(options, pp), 1, MAX_STAGES},
+    {"--pp", NUMBER, offsetof(options, pp), 1, MAX_PIPELINE},
     {"--tp", NUMBER, offsetof(options, tp), 1, MAX_WORKERS},
     {"--schedule", TEXT, offsetof(options, schedule), 0, 0},
+    {"--stages-per-rank", NUMBER, offsetof(options, stages_per_rank), 1, MAX_HELD},
     {"--micro-batches", NUMBER, offsetof(options, micro_batches), 1, MAX_MICRO},
     {"--layers", NUMBER, offsetof(options, layers), 1, MAX_LAYERS},
     {"--hidden", NUMBER, offsetof(options, hidden), 32, 8192},
@@ -62,28 +63,6 @@ static lam_status read_one(char **argv, int argc, int *i, options *o) {
     return LAM_OK;
   }
   return fail(LAM_INVALID_ARGUMENT, "%s: no such option", name);
-}
-
-static lam_status one_of(const char *option, const char *value, size_t bytes,
-                         const char *const *known) {
-  char list[128] = "";
-  for (int i = 0; known[i]; i++) {
-    if (strlen(known[i]) == bytes && !memcmp(known[i], value, bytes)) return LAM_OK;
-    snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? ", " : "", known[i]);
-  }
-  return fail(LAM_INVALID_ARGUMENT, "%s: found '%.*s', expected one of %s", option, (int)bytes,
-              value, list);
-}
-
-static lam_status check_names(const options *o) {
-  static const char *const schedules[] = {"layerwise", "gpipe", "1f1b", NULL}, *const dtypes[] = {
-                                                                                   "f32", "bf16",
-                                                                                   NULL};
-  TRY(one_of("--schedule", o->schedule, strlen(o->schedule), schedules));
-  TRY(one_of("--dtype", o->dtype, strlen(o->dtype), dtypes));
-  for (const char *at = o->draw; *at; at += strcspn(at, ","), at += *at == ',')
-    TRY(one_of("--draw", at, strcspn(at, ","), schedules));
-  return LAM_OK;
 }
 
 /* -- layers to stages -- */
@@ -134,41 +113,39 @@ static lam_status read_stage(const char *assign, const char **at, int layers, in
   return LAM_OK;
 }
 
-static lam_status read_assign(const char *assign, int layers, int pp, int *stage_of) {
+static lam_status read_assign(const char *assign, int layers, int stages, int *stage_of) {
   const char *at = assign;
   int stage = 0;
   for (;; at++, stage++) {
-    if (stage < pp)
+    if (stage < stages)
       TRY(read_stage(assign, &at, layers, stage, stage_of));
     else
-      return fail(LAM_INVALID_ARGUMENT, "--assign '%s': more than the %d stages of --pp", assign,
-                  pp);
+      return fail(LAM_INVALID_ARGUMENT, "--assign '%s': more than the %d stages of the schedule",
+                  assign, stages);
     if (*at != '|') break;
   }
   if (*at)
     return fail(LAM_INVALID_ARGUMENT,
                 "--assign '%s': found '%c' at character %d, expected ',' '-' or '|'", assign, *at,
                 (int)(at - assign) + 1);
-  if (stage + 1 < pp)
-    return fail(LAM_INVALID_ARGUMENT, "--assign '%s': names %d stages, --pp says %d", assign,
-                stage + 1, pp);
+  if (stage + 1 < stages)
+    return fail(LAM_INVALID_ARGUMENT, "--assign '%s': names %d stages, the schedule has %d", assign,
+                stage + 1, stages);
   return LAM_OK;
 }
 
-lam_status options_place(const char *assign, int layers, int pp, int *first_layer) {
-  if (pp > layers)
-    return fail(LAM_INVALID_ARGUMENT, "--pp %d: more stages than layers (%d)", pp, layers);
-  for (int s = 0; s < pp && !assign; s++) {
+lam_status options_place(const char *assign, int layers, int stages, int *first_layer) {
+  for (int s = 0; s < stages && !assign; s++) {
     lam_shard_info part = LAM_SHARD_INFO_INIT;
-    TRY(lam_shard(layers, 1, 0, s, pp, &part));
+    TRY(lam_shard(layers, 1, 0, s, stages, &part));
     first_layer[s] = (int)part.pieces[0].begin;
   }
-  first_layer[pp] = layers;
+  first_layer[stages] = layers;
   if (!assign) return LAM_OK;
 
   int stage_of[MAX_LAYERS];
   for (int l = 0; l < layers; l++) stage_of[l] = -1;
-  TRY(read_assign(assign, layers, pp, stage_of));
+  TRY(read_assign(assign, layers, stages, stage_of));
   for (int l = layers - 1; l >= 0; l--) {
     if (stage_of[l] < 0)
       return fail(LAM_INVALID_ARGUMENT, "--assign '%s': layer %d is on no stage", assign, l + 1);
@@ -190,6 +167,8 @@ static int count_stages(const char *assign) {
 }
 
 static lam_status make_shape(options *o) {
+  if (strcmp(o->dtype, "f32") && strcmp(o->dtype, "bf16"))
+    return fail(LAM_INVALID_ARGUMENT, "--dtype: found '%s', expected one of f32, bf16", o->dtype);
   if (o->hidden % 32 || o->sequence % 32)
     return fail(LAM_INVALID_ARGUMENT, "%s: found %d, expected a multiple of 32",
                 o->hidden % 32 ? "--hidden" : "--sequence",
@@ -209,6 +188,15 @@ static lam_status make_shape(options *o) {
   return LAM_OK;
 }
 
+static lam_status check_layers(const options *o) {
+  if (o->n_stages <= o->layers) return LAM_OK;
+  if (o->per_worker == 1)
+    return fail(LAM_INVALID_ARGUMENT, "--pp %d: more stages than layers (%d)", o->pp, o->layers);
+  return fail(LAM_INVALID_ARGUMENT,
+              "--pp %d: with %d stages each, as %s has them, more stages than layers (%d)", o->pp,
+              o->per_worker, o->schedule, o->layers);
+}
+
 lam_status options_parse(int argc, char **argv, options *out) {
   *out = (options){.text = "/usr/share/common-licenses/GPL-3",
                    .schedule = "1f1b",
@@ -224,13 +212,11 @@ lam_status options_parse(int argc, char **argv, options *out) {
                    .threads = 1,
                    .seed = 1};
   for (int i = 1; i < argc;) TRY(read_one(argv, argc, &i, out));
-  if (!out->pp) out->pp = out->assign ? count_stages(out->assign) : 1;
-  if (out->pp > MAX_STAGES)
-    return fail(LAM_INVALID_ARGUMENT, "--assign: found %d stages, expected at most %d", out->pp,
-                MAX_STAGES);
-  TRY(check_names(out));
+  TRY(plan_shape(out, out->assign ? count_stages(out->assign) : 0));
   TRY(make_shape(out));
-  return options_place(out->assign, out->layers, out->pp, out->first_layer);
+  TRY(check_layers(out));
+  TRY(options_place(out->assign, out->layers, out->n_stages, out->first_layer));
+  return plan_make(out);
 }
 
 static int64_t count_parameters(const options *o) {
@@ -247,8 +233,13 @@ void print_plan(const options *o) {
   emit("\"heads\": %d, \"ffn\": %d, \"sequence\": %d, \"dtype\": \"%s\", ", o->heads, o->ffn,
        o->sequence, o->dtype);
   emit_text("text", o->text);
+  emit(", ");
+  emit_text("schedule", o->schedule);
+  emit(", ");
+  emit_text("why", o->why);
   emit(", \"stages\": [");
-  for (int s = 0; s < o->pp; s++)
-    emit("%s[%d, %d]", s ? ", " : "", o->first_layer[s] + 1, o->first_layer[s + 1]);
+  for (int s = 0; s < o->n_stages; s++)
+    emit("%s[%d, %d, %d]", s ? ", " : "", o->first_layer[s] + 1, o->first_layer[s + 1],
+         o->rank_of_stage[s]);
   emit("], \"parameters\": %lld}\n", (long long)count_parameters(o));
 }

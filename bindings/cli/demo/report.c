@@ -28,95 +28,128 @@ static const record *record_of(const observed *o, int step, int rank) {
   return &o->records[step * o->w->size + rank];
 }
 
+static int held_index(const options *o, int stage) {
+  int i = 0;
+  for (int s = 0; s < stage; s++) i += o->rank_of_stage[s] == o->rank_of_stage[stage];
+  return i;
+}
+
 /* An action's time: on the wall, or of the thread's CPU. */
 static double duration(const observed *o, const record *r, const lam_event *e) {
-  return o->w->crowded ? (double)r->cpu[e->kind == LAM_KIND_B][e->micro]
+  return o->w->crowded ? (double)r->cpu[held_index(o->w->o, e->stage)][e->kind][e->micro]
                        : (double)(e->end - e->start);
 }
 
-static bool is_work(const lam_event *e) { return e->kind == LAM_KIND_F || e->kind == LAM_KIND_B; }
+static bool is_work(const lam_event *e) { return e->kind <= LAM_KIND_B; }
 
-static double median_cost(const observed *o, int rank, int kind) {
-  double *all = malloc(sizeof(double) * (size_t)o->n_steps * MAX_EVENTS), cost;
+/* 0 where the stage has no such action. */
+static double median_cost(const observed *o, int stage, int part, int kind) {
+  double times[MAX_STEPS * MAX_MICRO];
   int n = 0;
-  for (int step = 0; all && step < o->n_steps; step++) {
-    const record *r = record_of(o, step, rank);
+  for (int step = 0; step < o->n_steps; step++) {
+    const record *r = record_of(o, step, o->w->o->rank_of_stage[stage] * o->w->o->tp + part);
     for (uint64_t i = 0; i < r->report.n_events; i++)
-      if (r->events[i].kind == kind) all[n++] = duration(o, r, &r->events[i]);
+      if (r->events[i].kind == kind && r->events[i].stage == stage)
+        times[n++] = duration(o, r, &r->events[i]);
   }
-  cost = all ? median(all, n) : 0;
-  free(all);
-  return cost;
+  return median(times, n);
 }
 
 /* -- predicted: the schedule with median costs -- */
 
 typedef struct prediction {
-  double step, idle[MAX_WORKERS]; /* ns; share of the step */
-  double forward[MAX_WORKERS], backward[MAX_WORKERS];
+  double step, idle[MAX_WORKERS];                     /* ns; share of the step */
+  double forward[MAX_WORKERS], backward[MAX_WORKERS]; /* of a micro-batch, all stages of a worker */
 } prediction;
 
-static lam_status simulate_part(const observed *o, int part, prediction *out) {
-  const int tp = o->w->o->tp, pp = o->w->o->pp, m = o->w->o->micro_batches;
-  double forward[MAX_STAGES], backward[MAX_STAGES], nothing[MAX_STAGES] = {0};
-  for (int s = 0; s < pp; s++) {
-    forward[s] = out->forward[s * tp + part] = median_cost(o, s * tp + part, LAM_KIND_F);
-    backward[s] = out->backward[s * tp + part] = median_cost(o, s * tp + part, LAM_KIND_B);
-  }
+typedef struct costs {
+  double forward[MAX_STAGES], input[MAX_STAGES], weight[MAX_STAGES];
+} costs;
+
+/* A backward that is never done in two counts as the input's. */
+static void cost_stage(const observed *o, int stage, int part, costs *c) {
+  const double whole = median_cost(o, stage, part, LAM_KIND_B);
+  const double input = median_cost(o, stage, part, LAM_KIND_I);
+  c->forward[stage] = median_cost(o, stage, part, LAM_KIND_F);
+  c->input[stage] = input > 0 ? input : whole;
+  c->weight[stage] = input > 0 ? median_cost(o, stage, part, LAM_KIND_W) : 0;
+}
+
+static lam_status simulate_costs(const observed *o, const costs *c, lam_simulated *out) {
+  lam_schedule *as_run = NULL;
   lam_costs costs = LAM_COSTS_INIT;
-  costs.n_stages = (uint32_t)pp;
-  costs.forward = forward;
-  costs.backward_input = backward;
-  costs.backward_weight = nothing;
+  costs.n_stages = (uint32_t)o->w->o->n_stages;
+  costs.forward = c->forward, costs.backward_input = c->input, costs.backward_weight = c->weight;
+  TRY(plan_as_run(o->l->schedule, &as_run));
+  const lam_status status = lam_schedule_simulate(as_run, &costs, out);
+  lam_schedule_destroy(as_run);
+  return status;
+}
+
+static lam_status simulate_part(const observed *o, int part, prediction *out) {
+  const int tp = o->w->o->tp;
+  lam_rank_time ranks[MAX_PIPELINE];
   lam_simulated simulated = LAM_SIMULATED_INIT;
-  TRY(lam_schedule_simulate(o->l->schedule, &costs, &simulated));
+  costs c;
+  for (int s = 0; s < o->w->o->n_stages; s++) {
+    const int rank = o->w->o->rank_of_stage[s] * tp + part;
+    cost_stage(o, s, part, &c);
+    out->forward[rank] += c.forward[s];
+    out->backward[rank] += c.input[s] + c.weight[s];
+  }
+  simulated.ranks = ranks, simulated.n_ranks = MAX_PIPELINE;
+  TRY(simulate_costs(o, &c, &simulated));
   if (simulated.makespan > out->step) out->step = simulated.makespan;
-  for (int s = 0; s < pp; s++)
-    out->idle[s * tp + part] = 1 - m * (forward[s] + backward[s]) / simulated.makespan;
+  for (int r = 0; r < o->w->o->pp; r++)
+    out->idle[r * tp + part] = 1 - ranks[r].busy / simulated.makespan;
   return LAM_OK;
 }
 
 /* -- measured: the wall, or the replay of CPU times -- */
 
 typedef struct replay {
-  double done[2][MAX_STAGES][MAX_MICRO]; /* when each action ended; below 0 = not yet */
-  double work[MAX_STAGES], end[MAX_STAGES];
-  uint64_t next[MAX_STAGES];
+  double up[MAX_STAGES][MAX_MICRO];   /* when each stage's forwards ended; below 0 = not yet */
+  double down[MAX_STAGES][MAX_MICRO]; /* and its gradients were there */
+  double work[MAX_PIPELINE], end[MAX_PIPELINE];
+  uint64_t next[MAX_PIPELINE];
 } replay;
 
 /* When the action's input is there; below 0 = not yet. */
-static double ready(const replay *r, int pp, int stage, const lam_event *e) {
-  if (e->kind == LAM_KIND_F) return stage == 0 ? 0 : r->done[0][stage - 1][e->micro];
-  return stage == pp - 1 ? r->done[0][stage][e->micro] : r->done[1][stage + 1][e->micro];
+static double ready(const replay *r, int n_stages, const lam_event *e) {
+  if (e->kind == LAM_KIND_W) return 0;
+  if (e->kind == LAM_KIND_F) return e->stage == 0 ? 0 : r->up[e->stage - 1][e->micro];
+  return e->stage == n_stages - 1 ? r->up[e->stage][e->micro] : r->down[e->stage + 1][e->micro];
 }
 
-/* Runs the stage's list as far as its inputs are there. */
-static bool advance(const observed *o, const record *of, int stage, replay *r) {
-  const uint64_t began = r->next[stage];
-  for (; r->next[stage] < of->report.n_events; r->next[stage]++) {
-    const lam_event *e = &of->events[r->next[stage]];
+/* Runs the rank's list as far as its inputs are there. */
+static bool advance(const observed *o, const record *of, int rank, replay *r) {
+  const uint64_t began = r->next[rank];
+  for (; r->next[rank] < of->report.n_events; r->next[rank]++) {
+    const lam_event *e = &of->events[r->next[rank]];
     if (!is_work(e)) continue;
-    const double input = ready(r, o->w->o->pp, stage, e), cost = duration(o, of, e);
+    const double input = ready(r, o->w->o->n_stages, e), cost = duration(o, of, e);
     if (input < 0) break;
-    r->end[stage] = (input > r->end[stage] ? input : r->end[stage]) + cost;
-    r->work[stage] += cost;
-    r->done[e->kind == LAM_KIND_B][stage][e->micro] = r->end[stage];
+    r->end[rank] = (input > r->end[rank] ? input : r->end[rank]) + cost;
+    r->work[rank] += cost;
+    if (e->kind == LAM_KIND_F) r->up[e->stage][e->micro] = r->end[rank];
+    if (e->kind == LAM_KIND_I || e->kind == LAM_KIND_B) r->down[e->stage][e->micro] = r->end[rank];
   }
-  return r->next[stage] > began;
+  return r->next[rank] > began;
 }
 
 static double replay_part(const observed *o, int step, int part, double *idle) {
   const int tp = o->w->o->tp, pp = o->w->o->pp;
   replay *r = calloc(1, sizeof *r);
   if (!r) return 0;
-  for (int i = 0; i < 2 * MAX_STAGES * MAX_MICRO; i++) (&r->done[0][0][0])[i] = -1;
+  for (int s = 0; s < MAX_STAGES; s++)
+    for (int i = 0; i < MAX_MICRO; i++) r->up[s][i] = r->down[s][i] = -1;
   for (bool moved = true; moved;) {
     moved = false;
-    for (int s = 0; s < pp; s++) moved |= advance(o, record_of(o, step, s * tp + part), s, r);
+    for (int k = 0; k < pp; k++) moved |= advance(o, record_of(o, step, k * tp + part), k, r);
   }
   double end = 0;
-  for (int s = 0; s < pp; s++) end = r->end[s] > end ? r->end[s] : end;
-  for (int s = 0; s < pp; s++) idle[s * tp + part] = end > 0 ? 1 - r->work[s] / end : 0;
+  for (int k = 0; k < pp; k++) end = r->end[k] > end ? r->end[k] : end;
+  for (int k = 0; k < pp; k++) idle[k * tp + part] = end > 0 ? 1 - r->work[k] / end : 0;
   free(r);
   return end;
 }
@@ -218,7 +251,7 @@ static void tell_worker(const observed *o, int rank, const prediction *p, double
                 {"waiting", offsetof(lam_pipeline_report, waiting)},
                 {"overhead", offsetof(lam_pipeline_report, overhead)}};
   emit(
-      "%s{\"stage\": %d, \"part\": %d, \"idle\": %.5f, \"predicted\": %.5f, \"forward\": %.4f, "
+      "%s{\"index\": %d, \"part\": %d, \"idle\": %.5f, \"predicted\": %.5f, \"forward\": %.4f, "
       "\"backward\": %.4f",
       rank ? ", " : "", rank / o->w->o->tp, rank % o->w->o->tp, idle, p->idle[rank],
       p->forward[rank] * 1e-6, p->backward[rank] * 1e-6);
@@ -228,10 +261,14 @@ static void tell_worker(const observed *o, int rank, const prediction *p, double
 }
 
 static lam_status tell(const observed *o, const prediction *p, double length, int typical,
-                       double idle[][MAX_WORKERS]) {
+                       double idle[][MAX_WORKERS], const char *explained) {
   const worker *w = o->w;
+  emit("{");
+  emit_text("about", plan_about(o->l->name));
+  emit(", ");
+  emit_text("explained", explained);
   emit(
-      "{\"report\": \"%s\", \"shared_cores\": %s, \"step\": %.4f, \"simulated\": %.4f, "
+      ", \"report\": \"%s\", \"shared_cores\": %s, \"step\": %.4f, \"simulated\": %.4f, "
       "\"workers\": [",
       o->l->name, w->crowded ? "true" : "false", length * 1e-6, p->step * 1e-6);
   for (int rank = 0; rank < w->size; rank++) {
@@ -246,7 +283,8 @@ static lam_status tell(const observed *o, const prediction *p, double length, in
 }
 
 /* Times in ms; shares of the step. */
-lam_status report(worker *w, const line *l, const record *records, int n_steps) {
+lam_status report(worker *w, const line *l, const record *records, int n_steps,
+                  const char *explained) {
   const observed o = {w, l, records, n_steps < MAX_STEPS ? n_steps : MAX_STEPS};
   prediction predicted = {0};
   for (int part = 0; part < w->o->tp; part++) TRY(simulate_part(&o, part, &predicted));
@@ -257,7 +295,7 @@ lam_status report(worker *w, const line *l, const record *records, int n_steps) 
   int typical = 0;
   for (int k = 0; k < o.n_steps; k++) typical = lengths[k] == length ? k : typical;
 
-  if (!w->o->bench) return tell(&o, &predicted, length, typical, idle);
+  if (!w->o->bench) return tell(&o, &predicted, length, typical, idle, explained);
   emit("observed %.6g ms\nsimulated %.6g ms\n", length * 1e-6, predicted.step * 1e-6);
   return LAM_OK;
 }

@@ -46,7 +46,7 @@ static lam_status write_header(const options *o, FILE *file) {
   header h = {.room = 1 << 20};
   h.text = malloc(h.room);
   lam_status status = h.text ? LAM_OK : fail(LAM_RESOURCE_EXHAUSTED, "no memory for --save");
-  for (int stage = 0; stage < o->pp && status == LAM_OK; stage++) {
+  for (int stage = 0; stage < o->n_stages && status == LAM_OK; stage++) {
     model m = {0};
     status = model_describe(o, stage, 0, &m);
     for (int i = 0; i < m.n_params && status == LAM_OK; i++) add_tensor(&h, &m.params[i]);
@@ -72,16 +72,23 @@ static void place(const param *p, matrix part, matrix whole) {
   }
 }
 
+static const model *model_of(const worker *w, int stage) {
+  int i = 0;
+  while (w->models[i].stage != stage) i++;
+  return &w->models[i];
+}
+
 /* Part `part` of tensor i of a stage: from this rank's memory, or from the worker that has it. */
 static lam_status fetch(worker *w, int stage, int part, int i, matrix whole) {
-  if (stage == w->index && part == w->part)
-    return place(&w->model.params[i], w->model.params[i].w, whole), LAM_OK;
+  const int rank = w->o->rank_of_stage[stage] * w->o->tp + part;
+  const param *mine = rank == w->rank ? &model_of(w, stage)->params[i] : NULL;
+  if (mine) return place(mine, mine->w, whole), LAM_OK;
   model theirs = {0};
   TRY(model_describe(w->o, stage, part, &theirs));
   const param *p = &theirs.params[i];
   matrix buffer = p->w;
   buffer.data = malloc(matrix_bytes(buffer));
-  lam_status status = buffer.data ? worker_recv(w, stage * w->o->tp + part, buffer)
+  lam_status status = buffer.data ? worker_recv(w, rank, buffer)
                                   : fail(LAM_RESOURCE_EXHAUSTED, "no memory for --save");
   if (status == LAM_OK) place(p, buffer, whole);
   free(buffer.data);
@@ -103,7 +110,7 @@ static lam_status write_tensor(worker *w, int stage, const param *p, int i, FILE
 
 static lam_status write_all(worker *w, FILE *file) {
   lam_status status = write_header(w->o, file);
-  for (int stage = 0; stage < w->o->pp && status == LAM_OK; stage++) {
+  for (int stage = 0; stage < w->o->n_stages && status == LAM_OK; stage++) {
     model m = {0};
     status = model_describe(w->o, stage, 0, &m);
     for (int i = 0; i < m.n_params && status == LAM_OK; i++)
@@ -114,8 +121,9 @@ static lam_status write_all(worker *w, FILE *file) {
 }
 
 static lam_status send_all(worker *w) {
-  for (int i = 0; i < w->model.n_params; i++)
-    if (w->model.params[i].split || w->part == 0) TRY(worker_send(w, 0, w->model.params[i].w));
+  for (const model *m = w->models; m < w->models + w->n_stages; m++)
+    for (const param *p = m->params; p < m->params + m->n_params; p++)
+      if (p->split || w->part == 0) TRY(worker_send(w, 0, p->w));
   return LAM_OK;
 }
 

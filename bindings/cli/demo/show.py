@@ -11,11 +11,6 @@ WIDTH, HEIGHT = 64, 12
 EVERY_S = 5.0  # where lines cannot be overwritten, one comes this often
 
 
-SCHEDULES = {
-    "layerwise": "one micro-batch at a time through all layers: one stage works, the others wait",
-    "gpipe": "all forwards, then all backwards",
-    "1f1b": "one forward, one backward in turn: stages work on different micro-batches at once",
-}
 SHARED_IDLE = """\
   There are more workers than cores, so the clock on the wall says little. Measured is here the
   thread CPU time of each forward and backward, in the order and with the dependencies that they
@@ -30,29 +25,37 @@ def count(workers):
     return "%d worker%s" % (workers, "" if workers == 1 else "s")
 
 
-def introduce(plan, args, cores):
+def layers_of(plan):
+    """Each worker's layers: "1-2 and 7-8, 3-4 and 5-6"."""
+    held = [[] for _ in range(plan["pp"])]
+    for first, last, rank in plan["stages"]:
+        held[rank].append("%d-%d" % (first, last) if first < last else "%d" % first)
+    return ", ".join(" and ".join(stages) for stages in held)
+
+
+def introduce(plan, cores):
     print(
         "A decoder of %(layers)d layers, hidden size %(hidden)d, %(heads)d heads, "
         "%(parameters).1f M weights (%(dtype)s),\non the bytes of %(text)s."
         % dict(plan, parameters=plan["parameters"] / 1e6)
     )
-    stages = ", ".join("%d-%d" % (a, b) if a < b else "%d" % a for a, b in plan["stages"])
     n = plan["pp"] * plan["tp"]
     print(
-        "%s: %d pipeline stage%s (layers %s) x %d tensor part%s;\n"
+        "%s: a pipeline of %d (layers %s) x %d tensor part%s;\n"
         "schedule %s, %d micro-batches of %d tokens."
         % (
             count(n),
             plan["pp"],
-            "" if plan["pp"] == 1 else "s",
-            stages,
+            layers_of(plan),
             plan["tp"],
             "" if plan["tp"] == 1 else "s",
-            args.schedule,
+            plan["schedule"],
             plan["micro_batches"],
             plan["tokens"] // plan["micro_batches"],
         )
     )
+    if plan["why"]:
+        print("auto took %s: %s." % (plan["schedule"], plan["why"]))
     if n > cores:
         print("%d workers share %d cores: wall-clock times are of shared cores." % (n, cores))
 
@@ -131,17 +134,25 @@ def percent(share):
 
 def idle(reports):
     """Each worker's idle share in each report, measured and predicted."""
-    head = ["worker", "stage", "part"]
+    head = ["worker", "place", "part"]
     for report in reports:
         head += [report["report"] + " measured", "predicted"]
     rows = []
     for rank, worker in enumerate(reports[0]["workers"]):
-        row = [str(rank), str(worker["stage"] + 1), str(worker["part"] + 1)]
+        row = [str(rank), str(worker["index"] + 1), str(worker["part"] + 1)]
         for report in reports:
             here = report["workers"][rank]
             row += [percent(here["idle"]), percent(here["predicted"])]
         rows.append(row)
     table(head, rows)
+
+
+def explain(reports):
+    """What the library says of where the last step went, and what to do about it."""
+    for report in reports:
+        if report["explained"]:
+            print("  %s:" % report["report"])
+            print("".join("    %s\n" % line for line in report["explained"].splitlines()), end="")
 
 
 def memory(workers, tp):
@@ -151,7 +162,7 @@ def memory(workers, tp):
         place = [str(rank), str(rank // tp + 1), str(rank % tp + 1)]
         sizes = ["%.1f MB" % (worker[key] / 1e6) for key in ("peak", "predicted")]
         rows.append([*place, *sizes, "%+.1f %%" % (100 * off)])
-    table(["worker", "stage", "part", "peak", "predicted", "off by"], rows)
+    table(["worker", "place", "part", "peak", "predicted", "off by"], rows)
 
 
 def scaling(runs):

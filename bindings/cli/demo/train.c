@@ -32,7 +32,7 @@ void emit_text(const char *key, const char *text) {
 }
 
 static lam_status share_loss(worker *w, double mine, float *loss) {
-  *loss = w->index == w->o->pp - 1 && w->part == 0 ? (float)mine : 0;
+  *loss = w->part == 0 ? (float)mine : 0; /* the last stage's worker has it */
   const matrix one = matrix_at(loss, 1, 1, 32);
   return call_op(w->ctx, LAM_OP_all_reduce, IN(one), OUT(one),
                  ATTRS(I(lam_group_handle(w->world))));
@@ -54,14 +54,19 @@ static lam_status note_step(line *l, int64_t wall, int64_t update, ledger *sum) 
   return LAM_OK;
 }
 
+void update(worker *w, int64_t step, int64_t steps) {
+  for (int i = 0; i < w->n_stages; i++)
+    for (int k = 0; k < w->models[i].n_params; k++)
+      adamw_step(&w->models[i].params[k], adamw_at(step, steps), step);
+}
+
 static lam_status train_step(worker *w, line *l, int64_t step, ledger *sum) {
   const int64_t began = now_ns();
   double mine = 0;
   float loss;
   TRY(lam_pipeline_run(l->pipeline, step, &mine));
   const int64_t ran = now_ns();
-  for (int i = 0; i < w->model.n_params; i++)
-    adamw_step(&w->model.params[i], adamw_at(step, w->o->steps), step);
+  update(w, step, w->o->steps);
   const int64_t updated = now_ns();
   TRY(share_loss(w, mine, &loss));
   const int64_t wall = now_ns() - began;
@@ -80,14 +85,15 @@ static lam_status train_line(worker *w, line *l, ledger *sum) {
 /* What the sums over the tensor-parallel group take of a step, ns: one like them, measured alone,
  * times how many there are. */
 static lam_status measure_sums(worker *w, double *out) {
-  const matrix part = w->stage.room.d_h;
+  const matrix part = w->desk.room.d_h;
   double times[9];
   for (int i = 0; i < 9; i++) {
     const int64_t began = now_ns();
     TRY(call_op(w->ctx, LAM_OP_all_reduce, IN(part), OUT(part), ATTRS(I(lam_group_handle(w->tp)))));
     times[i] = (double)(now_ns() - began);
   }
-  const int sums = 4 * w->model.n_layers * w->o->micro_batches; /* two forward, two backward */
+  int sums = 0; /* of a layer two forward, two backward */
+  for (int i = 0; i < w->n_stages; i++) sums += 4 * w->models[i].n_layers * w->o->micro_batches;
   *out = w->o->tp > 1 ? median(times, 9) * sums : 0;
   return LAM_OK;
 }

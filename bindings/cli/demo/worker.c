@@ -1,8 +1,8 @@
-/* worker.c: one process of the demo: its place in the groups, its part of the model, its
- * pipelines.
+/* worker.c: one process of the demo: its place in the groups, its stages and their part of the
+ * model, its pipelines.
  *
- * The world's ranks are numbered stage by stage: rank = stage * tp + part. The parts of one stage
- * form a tensor-parallel group, the stages of one part a pipeline's group.
+ * The world's ranks are numbered along the pipeline: rank = index * tp + part. The parts of one
+ * index form a tensor-parallel group, the workers of one part a pipeline's group.
  * Invariant: worker_open is the same sequence of collective calls on every rank; worker_close
  * takes what is there. */
 #include <sched.h>
@@ -79,19 +79,31 @@ static lam_status open_groups(worker *w) {
   return lam_group_split(w->world, w->part, w->index, &w->pp);
 }
 
+static lam_status open_stages(worker *w) {
+  for (int s = 0; s < w->o->n_stages; s++) {
+    if (w->o->rank_of_stage[s] != w->index) continue;
+    model *m = &w->models[w->n_stages];
+    w->stages[w->n_stages++] = (stage){.m = m, .text = &w->text, .desk = &w->desk};
+    TRY(model_describe(w->o, s, w->part, m));
+    TRY(model_fill(m));
+  }
+  return desk_create(w->models, w->n_stages, w->ctx, lam_group_handle(w->tp), &w->desk);
+}
+
 lam_status worker_open(const options *o, worker *out) {
   *out = (worker){.o = o};
   TRY(open_context(out));
   TRY(open_groups(out));
   TRY(text_read(o, &out->text));
-  TRY(model_describe(o, out->index, out->part, &out->model));
-  TRY(model_fill(&out->model));
-  return stage_create(&out->model, &out->text, out->ctx, lam_group_handle(out->tp), &out->stage);
+  return open_stages(out);
 }
 
 void worker_close(worker *w) {
-  stage_destroy(&w->stage);
-  model_free(&w->model);
+  for (int i = 0; i < w->n_stages; i++) {
+    stage_destroy(&w->stages[i]);
+    model_free(&w->models[i]);
+  }
+  desk_destroy(&w->desk);
   text_free(&w->text);
   lam_group_destroy(w->pp);
   lam_group_destroy(w->tp);
@@ -104,26 +116,27 @@ void worker_close(worker *w) {
 
 lam_status line_open(worker *w, const char *schedule, line *out) {
   *out = (line){.name = schedule};
-  TRY(lam_schedule_build(schedule, w->o->pp, 1, w->o->micro_batches, &out->schedule));
+  TRY(plan_schedule(w->o, schedule, &out->schedule));
 
   const matrix crossing = matrix_at(NULL, w->o->tokens, w->o->hidden, w->o->bits);
   lam_shape shape = {
       .ndim = 2, .dtype = matrix_dtype(crossing), .dims = {crossing.rows, crossing.cols}};
   lam_edge edges[MAX_STAGES];
-  for (int e = 0; e + 1 < w->o->pp; e++) {
+  lam_stage functions[MAX_HELD];
+  for (int e = 0; e + 1 < w->o->n_stages; e++) {
     lam_edge edge = LAM_EDGE_INIT;
     edge.n_tensors = 1;
     edge.tensors = &shape;
     edges[e] = edge;
   }
-  const lam_stage functions = stage_functions(&w->stage);
+  for (int i = 0; i < w->n_stages; i++) functions[i] = stage_functions(&w->stages[i]);
   lam_pipeline_desc desc = LAM_PIPELINE_DESC_INIT;
   desc.group = w->pp;
   desc.schedule = out->schedule;
-  desc.stages = &functions;
-  desc.n_stages = 1;
+  desc.stages = functions;
+  desc.n_stages = (uint32_t)w->n_stages;
   desc.edges = edges;
-  desc.n_edges = (uint32_t)w->o->pp - 1;
+  desc.n_edges = (uint32_t)w->o->n_stages - 1;
   return lam_pipeline_create(w->ctx, &desc, &out->pipeline);
 }
 

@@ -81,7 +81,7 @@ class Workers(launcher.World):
 
     def name(self, rank):
         place = (rank, rank // self.tp + 1, rank % self.tp + 1)
-        return "worker %d (stage %d, part %d)" % place
+        return "worker %d (place %d, part %d)" % place
 
     def explain(self):
         if self.bad is None:

@@ -1,5 +1,5 @@
-/* options_test.c: the demo's command line, where layers and weights go, the batches cut from a
- * text. */
+/* options_test.c: the demo's command line, where layers, stages and weights go, the batches cut
+ * from a text. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,7 +49,7 @@ TEST(placement, wrong_assignments_are_refused_with_the_reason) {
       {"0-4|5-8|9-12", "layer 0, but the model has layers 1 to 12"},
       {"5-8|1-4|9-12", "layer 5 comes after layer 4 but is on an earlier stage (1)"},
       {"4-1|5-8|9-12", "4-1 runs backwards"},
-      {"1-6|7-12", "names 2 stages, --pp says 3"},
+      {"1-6|7-12", "names 2 stages, the schedule has 3"},
       {"1-3|4-6|7-9|10-12", "more than the 3 stages"},
       {"1-4||5-12", "expected a layer's number at character 5"},
       {"", "expected a layer's number at character 1"},
@@ -82,6 +82,64 @@ TEST(options, stages_come_from_the_assignment_where_pp_is_not_given) {
   CHECK_EQ(o.pp, 3);
   REQUIRE_OK(parse(&o, "--layers 12"));
   CHECK_EQ(o.pp, 1);
+  REQUIRE_OK(parse(&o, "--layers 12 --schedule zbv --assign 1-4|5-8|9-11|12"));
+  CHECK_EQ(o.pp, 2);
+}
+
+TEST(plan, stages_lie_where_the_schedule_has_them) {
+  options o;
+  REQUIRE_OK(parse(&o, "--pp 2 --schedule zbv"));
+  CHECK(o.rank_of_stage[0] == 0 && o.rank_of_stage[1] == 1);
+  CHECK(o.rank_of_stage[2] == 1 && o.rank_of_stage[3] == 0);
+  REQUIRE_OK(parse(&o, "--pp 2 --schedule interleaved --stages-per-rank 3"));
+  for (int s = 0; s < 6; s++) CHECK_EQ(o.rank_of_stage[s], s % 2);
+}
+
+TEST(plan, every_schedule_of_the_library_is_taken_with_its_own_number_of_stages) {
+  for (int i = 0; lam_schedule_name(i); i++) {
+    char words[64];
+    options o;
+    snprintf(words, sizeof words, "--pp 2 --schedule %s", lam_schedule_name(i));
+    NOTE("%s", words);
+    REQUIRE_OK(parse(&o, words));
+    CHECK_EQ(o.pp, 2);
+    lam_schedule *s = NULL;
+    REQUIRE_OK(plan_schedule(&o, o.schedule, &s));
+    lam_schedule_destroy(s);
+    REQUIRE_OK(plan_schedule(&o, "layerwise", &s)); /* of the same placement */
+    lam_schedule_destroy(s);
+  }
+}
+
+TEST(plan, auto_is_what_the_library_chooses_and_says_why) {
+  options o;
+  REQUIRE_OK(parse(&o, "--pp 4 --micro-batches 8 --schedule auto"));
+  CHECK(!strcmp(o.schedule, "zbv") && o.n_stages == 8);
+  CHECK_CONTAINS(o.why, "least bubble");
+  REQUIRE_OK(parse(&o, "--pp 4 --micro-batches 8 --layers 7 --schedule auto"));
+  CHECK(!strcmp(o.schedule, "zb-h1") && o.n_stages == 4);
+}
+
+static uint64_t text_bytes(const lam_schedule *s) {
+  uint64_t bytes = 0;
+  CHECK_OK(lam_schedule_print(s, NULL, 0, &bytes));
+  return bytes;
+}
+
+TEST(plan, fused_pairs_run_one_after_the_other) {
+  options o;
+  lam_schedule *s = NULL, *as_run = NULL, *again = NULL;
+  lam_schedule_info fused = LAM_SCHEDULE_INFO_INIT, apart = LAM_SCHEDULE_INFO_INIT;
+  REQUIRE_OK(parse(&o, "--pp 4 --schedule dualpipev"));
+  REQUIRE_OK(plan_schedule(&o, o.schedule, &s));
+  REQUIRE_OK(plan_as_run(s, &as_run));
+  REQUIRE_OK(lam_schedule_check(s, &fused));
+  REQUIRE_OK(lam_schedule_check(as_run, &apart));
+  CHECK_EQ(fused.n_actions, apart.n_actions);
+  CHECK(apart.makespan < fused.makespan);
+  REQUIRE_OK(plan_as_run(as_run, &again));
+  CHECK_EQ(text_bytes(as_run), text_bytes(again));
+  lam_schedule_destroy(s), lam_schedule_destroy(as_run), lam_schedule_destroy(again);
 }
 
 TEST(options, mistakes_are_refused_with_the_option_and_what_was_expected) {
@@ -94,7 +152,14 @@ TEST(options, mistakes_are_refused_with_the_option_and_what_was_expected) {
       {"--pp 0", "--pp: found '0', expected a number from 1"},
       {"--deadline 0", "--deadline: found '0', expected a number from 1"},
       {"--micro-batches 1000", "expected a number from 1 to 64"},
-      {"--schedule zigzag", "found 'zigzag', expected one of layerwise, gpipe, 1f1b"},
+      {"--schedule zigzag", "found 'zigzag', expected one of auto, layerwise, gpipe, 1f1b, inter"},
+      {"--schedule dualpipev --pp 2 --micro-batches 3", "m must be at least 2 p, so 4"},
+      {"--schedule v-half --stages-per-rank 1", "--schedule v-half: v-half of v 1 stages per rank"},
+      {"--schedule 1f1b --stages-per-rank 2", "v must be 1"},
+      {"--stages-per-rank 9", "expected a number from 1 to 4"},
+      {"--schedule zbv --pp 5", "--pp 5: with 2 stages each, as zbv has them, more stages than la"},
+      {"--schedule zbv --pp 2 --assign 1-2|3-8", "names 2 stages, the schedule has 4"},
+      {"--schedule zbv --pp 2 --draw interleaved", "--draw: interleaved places stages otherwise"},
       {"--dtype f64", "found 'f64', expected one of f32, bf16"},
       {"--hidden 100", "--hidden: found 100, expected a multiple of 32"},
       {"--sequence 100", "--sequence: found 100, expected a multiple of 32"},
@@ -190,11 +255,19 @@ TEST(text, files_that_will_not_do_are_refused_with_the_reason) {
   CHECK_CONTAINS(error_text(), "not a plain file");
 }
 
-TEST(memory, in_flight_is_what_the_schedule_holds) {
-  FOR_EACH(m, 1, 2, 8) {
-    CHECK_EQ(in_flight("layerwise", 4, m, 0), 1);
-    CHECK_EQ(in_flight("gpipe", 4, m, 3), m);
-    CHECK_EQ(in_flight("1f1b", 4, m, 0), m < 4 ? m : 4);
-    CHECK_EQ(in_flight("1f1b", 4, m, 3), 1);
+TEST(memory, blocks_are_as_many_as_the_schedule_holds) {
+  static const struct {
+    const char *name;
+    int peaks[4];
+  } rows[] = {{"layerwise", {1, 1, 1, 1}}, {"gpipe", {8, 8, 8, 8}}, {"1f1b", {4, 3, 2, 1}},
+              {"zb-h1", {4, 4, 4, 4}},     {"zbv", {8, 8, 8, 8}},   {"v-half", {6, 6, 6, 6}},
+              {"v-min", {4, 4, 4, 4}}};
+  for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+    char words[64];
+    options o;
+    snprintf(words, sizeof words, "--pp 4 --micro-batches 8 --schedule %s", rows[i].name);
+    NOTE("%s", words);
+    REQUIRE_OK(parse(&o, words));
+    for (int r = 0; r < 4; r++) CHECK_EQ(o.peaks[r], rows[i].peaks[r]);
   }
 }

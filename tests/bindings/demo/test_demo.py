@@ -45,6 +45,8 @@ def alone(program):
 @pytest.mark.parametrize(
     "pp, tp, more",
     [
+        (2, 2, ["--schedule", "zbv"]),
+        (2, 1, ["--schedule", "zbv", "--assign", "1|2|3|4"]),
         (1, 2, []),
         (1, 3, []),  # 5 heads: 2, 2, 1
         (2, 1, []),
@@ -63,6 +65,34 @@ def test_losses_are_those_of_one_worker(program, alone, pp, tp, more, dtype, tol
     assert told.losses[-1] < told.losses[0] - 0.5
     for worker in told.memory:
         assert abs(worker["peak"] / worker["predicted"] - 1) < 0.05
+
+
+SCHEDULES = ["layerwise", "gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "interleaved-zb"]
+SCHEDULES += ["zbv", "v-half", "v-min", "dualpipev", "auto"]
+
+
+DEEP = ["--layers", "8", "--hidden", "96", "--micro-batches", "8", "--sequence", "64"]
+
+
+@pytest.fixture(scope="session")
+def deep_alone(program):
+    return workers.run(program, [*DEEP, "--steps", "4"], 1, 1).losses
+
+
+@pytest.mark.parametrize("pp, tp", [(4, 1), (2, 2)])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule_trains_to_the_losses_of_one_worker(program, deep_alone, schedule, pp, tp):
+    told = workers.run(program, [*DEEP, "--steps", "4", "--schedule", schedule], pp, tp)
+    assert len(told.losses) == 4
+    for split, whole in zip(told.losses, deep_alone):
+        assert abs(split - whole) <= 1e-4
+    for worker in told.memory:
+        assert abs(worker["peak"] / worker["predicted"] - 1) < 0.05
+
+
+def test_no_schedule_of_the_library_is_left_out():
+    listed = lamella_demo("--schedule", "zigzag").stderr.rpartition("expected one of ")[2]
+    assert sorted(listed.strip().split(", ")) == sorted(SCHEDULES)
 
 
 def test_losses_depend_on_the_seed(program, alone):
@@ -100,14 +130,15 @@ def read_safetensors(path):
 @pytest.mark.parametrize("dtype, code, size", [("f32", "F32", 4), ("bf16", "BF16", 2)])
 def test_saved_weights_are_whole_and_the_same_for_any_split(program, tmp_path, dtype, code, size):
     files = []
-    for pp, tp in [(1, 1), (2, 3)]:
+    for pp, tp, schedule in [(1, 1, "1f1b"), (2, 3, "1f1b"), (2, 2, "zbv")]:
         path = tmp_path / ("%d_%d.safetensors" % (pp, tp))
         options = [*SMALL, "--steps", "0", "--dtype", dtype, "--save", str(path)]
-        assert workers.run(program, options, pp, tp).saved == str(path)
+        assert workers.run(program, [*options, "--schedule", schedule], pp, tp).saved == str(path)
         files.append(read_safetensors(path))
-    (header, whole), (_, split) = files
-    assert whole.keys() == split.keys()
-    assert all(whole[name] == split[name] for name in whole)
+    (header, whole), *splits = files
+    for _, split in splits:
+        assert whole.keys() == split.keys()
+        assert all(whole[name] == split[name] for name in whole)
     assert len(header) == 4 * 6 + 4
     expected = {"dtype": code, "shape": [480, 160]}
     qkv = header["layers.3.attention.qkv.weight"]
@@ -145,7 +176,10 @@ def test_the_whole_demo_runs_and_says_what_it_found(tmp_path):
         (["--hidden", "100"], "--hidden: found 100, expected a multiple of 32"),
         (["--tp", "9"], "--tp 9: the model has 4 attention heads"),
         (["--layers", "2", "--pp", "3"], "--pp 3: more stages than layers (2)"),
-        (["--schedule", "zigzag"], "--schedule: found 'zigzag'"),
+        (["--schedule", "zigzag"], "--schedule: found 'zigzag', expected one of auto, layerwise"),
+        (["--schedule", "dualpipev", "--micro-batches", "3"], "m must be at least 2 p, so 4"),
+        (["--schedule", "v-half", "--stages-per-rank", "1"], "v must be 2"),
+        (["--schedule", "zbv", "--pp", "5"], "more stages than layers (8)"),
         (["--layers", "4", "--assign", "1,3|2,4"], "a stage must hold consecutive layers"),
         (["--text", "/nosuch"], "--text /nosuch: No such file or directory"),
         (["--save", "/nosuch/m"], "--save /nosuch/m: No such file or directory"),
@@ -192,7 +226,7 @@ def test_a_killed_worker_ends_the_demo_with_one_clear_line(program, tmp_path):
     assert time.monotonic() - began < 5
     assert process.returncode == 1
     assert re.fullmatch(
-        r"lamella: worker 2 \(stage 2, part 1\) was killed by SIGKILL after step \d+; "
+        r"lamella: worker 2 \(place 2, part 1\) was killed by SIGKILL after step \d+; "
         r"the others saw PEER_DEAD and ended\n",
         err,
     )
@@ -209,7 +243,7 @@ def test_a_stopped_worker_ends_the_demo_at_the_deadline(program, tmp_path):
     assert 2 <= time.monotonic() - began < 25  # 30 s where none is given
     assert process.returncode == 1
     assert re.fullmatch(
-        r"lamella: worker 2 \(stage 2, part 1\) did not go on after step \d+: stopped by a signal; "
+        r"lamella: worker 2 \(place 2, part 1\) did not go on after step \d+: stopped by a signal; "
         r"the others saw PEER_STALLED and ended\n",
         err,
     )
