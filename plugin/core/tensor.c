@@ -216,7 +216,7 @@ bool lam_tensor_glance(const DLTensor *t, lam_matrix *out, lam_reach *out_reach)
   const uint64_t far = 1 << 24; /* a power of two: sizes below it are so together, too */
   const bool f32 = dtype_key(t->dtype) == (LAM_DL_FLOAT | 32u << 8 | 1u << 16);
   if (!f32 && dtype_key(t->dtype) != (LAM_DL_BFLOAT | 16u << 8 | 1u << 16)) return false;
-  const int bytes = f32 ? 4 : 2, last = t->ndim - 1;
+  const int bytes = f32 ? 4 : 2, last = (int)((unsigned)t->ndim - 1); /* ndim: any number yet */
   if ((unsigned)last > 1 || !t->shape || !t->data || t->byte_offset) return false;
   if ((uintptr_t)t->data & (uintptr_t)(bytes - 1)) return false;
 
