@@ -147,9 +147,9 @@ typedef struct lam_edge {
 #define LAM_EDGE_INIT {sizeof(lam_edge), 0, 0, 0, 0}
 
 /* A weight that several stages share (embedding and head). Each rank that holds one of them sums
- * the gradients of its stages in one compact tensor; after the last action of a step these are summed
- * over the ranks, once, and every one of them has the sum: start each step from zeros. Nothing is
- * done where one rank holds all of the stages. */
+ * the gradients of its stages in one compact tensor; after the last action of a step these are
+ * summed over the ranks, once, and every one of them has the sum: start each step from zeros.
+ * Nothing is done where one rank holds all of the stages. */
 typedef struct lam_tied {
   uint32_t struct_size, n_stages;
   const int32_t *stages; /* ascending; equal on all ranks (checked), and so is the shape */
@@ -170,7 +170,9 @@ typedef struct lam_pipeline_desc {
    * ranks each may send a part of them, which the receivers gather. Used by the pipeline in the
    * schedule's order, create included. */
   lam_group *tensor;
-  double edge_bytes_per_second; /* between two ranks; 0 = as fast as memory */
+  /* Between two ranks; 0 = as fast as memory. With a tensor group, equal on all ranks of both
+   * groups (checked), and so is split. */
+  double edge_bytes_per_second;
   uint32_t split, n_tied;       /* LAM_SPLIT_... */
   const lam_tied *tied;         /* shared weights, in the same order on all ranks */
 } lam_pipeline_desc;

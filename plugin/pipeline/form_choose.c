@@ -5,8 +5,8 @@
  * Split, a message takes its bytes / n_parts over the edge, and a gather, which is timed here with
  * the edge's own sizes; whole, all its bytes over the edge. On one machine a whole message is not
  * copied at all: the edge's speed must be given for a split to be weighed.
- * Invariant: all ranks of the group and of the pipeline use the largest gather time that any of
- * them saw, so that they decide alike.
+ * Invariant: all ranks of the group and of the pipeline were asked for the same, which is checked,
+ * and use the largest gather time that any of them saw, so that they decide alike.
  * Leaves packing to form.c. */
 #include <stdlib.h>
 
@@ -77,6 +77,45 @@ static lam_status largest(lam_pipeline *p, lam_group *g, double *values, int n) 
   return LAM_OK;
 }
 
+/* -- what was asked for -- */
+
+typedef struct wish {
+  int64_t split;
+  double speed; /* 0 where it does not count */
+} wish;
+
+static lam_status compare_wishes(const lam_pipeline *p, const lam_group *g, const wish *all) {
+  for (int r = 1; r < g->size; r++)
+    if (all[r].split != all[0].split || all[r].speed != all[0].speed)
+      return lam_fail(LAM_MISMATCH,
+                      "lam_pipeline_create: split is %d and edge_bytes_per_second %g on rank 0 of "
+                      "the %s group, %d and %g on rank %d",
+                      (int)all[0].split, all[0].speed,
+                      g == p->tensor ? "tensor-parallel" : "pipeline's", (int)all[r].split,
+                      all[r].speed, r);
+  return LAM_OK;
+}
+
+static lam_status gather_wishes(lam_pipeline *p, lam_group *g, wish mine) {
+  wish *all = NULL;
+  int64_t first[LAM_GROUP_RANKS + 1];
+  if (!g) return LAM_OK;
+  LAM_TRY(lam_pipeline_alloc(p, (uint64_t)g->size, sizeof *all, &all));
+  for (int r = 0; r <= g->size; r++) first[r] = r;
+  const lam_comm_op op = {.op = LAM_COMM_PIPELINE, .dtype = LAM_U8, .ndim = 1, .dims = {g->size}};
+  const lam_parts parts = {.outer = 1, .inner = sizeof mine, .first = first, .dtype = LAM_U8};
+  LAM_TRY(lam_group_all_gather(g, &op, &parts, &mine, all));
+  return compare_wishes(p, g, all);
+}
+
+/* Ranks that were asked for different things would wait for each other in a gather. */
+static lam_status agree(lam_pipeline *p, const lam_pipeline_desc *d) {
+  const wish mine = {d->split, d->split == LAM_SPLIT_AUTO ? d->edge_bytes_per_second : 0};
+  lam_status status = gather_wishes(p, p->tensor, mine);
+  if (status == LAM_OK) status = gather_wishes(p, p->group, mine);
+  return status ? lam_pipeline_end_world(p, status) : LAM_OK;
+}
+
 /* -- deciding -- */
 
 static int reason_without_measure(const lam_pipeline *p, const lam_pipeline_desc *desc) {
@@ -110,6 +149,7 @@ static lam_status choose_form(lam_pipeline *p, const lam_pipeline_desc *desc, la
 lam_status lam_forms_choose(lam_pipeline *p, const lam_pipeline_desc *desc) {
   const int n = p->schedule->n_stages - 1, reason = reason_without_measure(p, desc);
   double *gather = NULL;
+  if (p->tensor) LAM_TRY(agree(p, desc));
   LAM_TRY(lam_pipeline_alloc(p, (uint64_t)n + 1, sizeof *gather, &gather));
   if (reason == LAM_EDGE_WHOLE_FASTER) {
     LAM_TRY(time_edges(p, n, gather));

@@ -18,7 +18,11 @@ enum { MICROS = 5, STEPS = 2, ROWS = 7, COLS = 130, TENSORS = 3, MOST_TP = 3 };
 typedef struct given { /* by a test, to all ranks */
   lam_group_id id;
   uint32_t codec, gradient_codec, split;
-  uint32_t others_codec; /* rank 1's, where ranks are to disagree; else as codec */
+  /* Rank 1's (of its pipeline; of its tensor-parallel group), where ranks are to disagree; 0: as
+   * the others' */
+  uint32_t others_codec, others_split;
+  double others_speed;
+  bool of_tensor;
   double speed;
   int tp;
   const lam_schedule *schedule;
@@ -125,11 +129,11 @@ static void join(side *s, int rank, int size) {
 
 static lam_status start(side *s) {
   const given *at = s->at;
-  const bool differs = s->pipe->rank == 1 && at->others_codec;
+  const bool differs = (at->of_tensor ? s->tensor : s->pipe)->rank == 1;
   s->shapes[0] = (lam_shape){2, {kDLFloat, 32, 1}, {ROWS, COLS}};
   s->shapes[1] = (lam_shape){2, {kDLBfloat, 16, 1}, {ROWS, COLS}};
   s->shapes[2] = (lam_shape){1, {kDLInt, 64, 1}, {9}};
-  s->edge = (lam_edge){sizeof s->edge, TENSORS, s->shapes, differs ? at->others_codec : at->codec,
+  s->edge = (lam_edge){sizeof s->edge, TENSORS, s->shapes, differs && at->others_codec ? at->others_codec : at->codec,
                        at->gradient_codec};
   s->functions = (lam_stage)LAM_STAGE_INIT;
   s->functions.user = s, s->functions.forward = forward, s->functions.backward = backward;
@@ -138,6 +142,8 @@ static lam_status start(side *s) {
   d.edges = &s->edge, d.n_edges = 1;
   d.tensor = at->tp > 1 ? s->tensor : NULL, d.split = at->split;
   d.edge_bytes_per_second = at->speed;
+  if (differs && at->others_split) d.split = at->others_split;
+  if (differs && at->others_speed > 0) d.edge_bytes_per_second = at->others_speed;
   return lam_pipeline_create(NULL, &d, &s->pipeline);
 }
 
@@ -210,6 +216,20 @@ TEST(form, a_codec_that_does_not_exist_is_refused) {
 TEST(form, a_split_that_does_not_exist_is_refused) {
   given at = {.tp = 2, .split = 3, .want = LAM_INVALID_ARGUMENT, .said = "split is 3"};
   run(&at, refused);
+}
+
+TEST(form, ranks_that_are_asked_to_split_otherwise_are_a_mismatch_that_names_both) {
+  FOR_EACH(of_tensor, 0, 1) {
+    given at = {.tp = 2, .split = LAM_SPLIT_ALWAYS, .others_split = LAM_SPLIT_NEVER};
+    at.want = LAM_MISMATCH, at.of_tensor = of_tensor;
+    at.said = of_tensor ? "split is 2 and edge_bytes_per_second 0 on rank 0 of the tensor-parallel "
+                          "group, 1 and 0 on rank 1"
+                        : "on rank 0 of the pipeline's group, 1 and 0 on rank 1";
+    run(&at, refused);
+    given speeds = {.tp = 2, .speed = 1e9, .others_speed = 2e9, .want = LAM_MISMATCH};
+    speeds.of_tensor = of_tensor, speeds.said = "0 and 2e+09 on rank 1";
+    run(&speeds, refused);
+  }
 }
 
 /* -- what was decided -- */
