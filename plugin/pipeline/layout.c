@@ -105,7 +105,7 @@ static lam_status read_group(reader *in) {
 }
 
 static lam_status read_text(reader *in) {
-  while (peek(in))
+  for (peek(in); in->at < in->n; peek(in))
     LAM_TRY(skip(in, '(') ? read_group(in) : read_one(in, "a layer (E t m L), '|' or '('"));
   return LAM_OK;
 }

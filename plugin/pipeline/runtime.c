@@ -239,7 +239,10 @@ static lam_status run_list(lam_pipeline *p) {
   bool second = false; /* half of a pair that runs one after the other */
   for (int64_t i = 0; i < p->n_actions; i++) {
     const lam_action *a = &p->actions[i];
-    if (!lam_pipeline_runs(p, a)) continue;
+    if (!lam_pipeline_runs(p, a)) {
+      second = false;
+      continue;
+    }
     if (is_fused(p, a)) {
       LAM_TRY(run_fused(p, a));
       i++;

@@ -132,6 +132,20 @@ TEST(pipeline_report, halves_of_a_fused_pair_are_told_apart) {
   lam_schedule_destroy(s);
 }
 
+TEST(pipeline_report, a_pair_that_runs_its_forward_alone_has_no_second_half) {
+  lam_schedule *s = parse("0F0 1F0 0F1 (1F1;1B0) 0B0 0F2 1F2 1B1 0B1 1B2 0B2");
+  setup at = {.m = small_model(2, 3), .s = s, .flags = LAM_PIPELINE_FORWARD_ONLY};
+  worker k;
+  report r;
+  REQUIRE_OK(worker_open(&k, &at, 0, 1));
+  CHECK_OK(lam_pipeline_run(k.pipeline, 0, NULL));
+  read_report(&k, &r);
+  CHECK_EQ(r.is.n_events, 6);
+  for (int i = 0; i < 6; i++) CHECK_EQ(r.events[i].part, 0);
+  worker_close(&k);
+  lam_schedule_destroy(s);
+}
+
 /* -- where time went -- */
 
 static _Atomic int second_forward; /* rank 0 has begun it, in step 1; ranks are threads here */

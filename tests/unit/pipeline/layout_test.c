@@ -144,6 +144,14 @@ TEST(layout, names_the_position_of_a_mistake_and_what_was_expected) {
   }
 }
 
+TEST(layout, does_not_end_at_a_zero_byte) {
+  static const char text[] = "Et|tL\0ttt";
+  lam_layout l = LAM_LAYOUT_INIT;
+  CHECK_OK(lam_layout_parse(text, 5, &l));
+  CHECK_STATUS(lam_layout_parse(text, sizeof text - 1, &l), LAM_INVALID_ARGUMENT);
+  CHECK_CONTAINS(lam_last_error(), "position 6: found byte 0x00, expected a layer");
+}
+
 TEST(layout, random_text_is_read_or_refused) {
   rng r = {seed()};
   static const char letters[] = "EtmL|()*,0129x ";
