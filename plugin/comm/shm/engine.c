@@ -138,7 +138,7 @@ static const char *shm_path(const lam_group *g, uint32_t op, uint64_t bytes) {
       return bytes <= SHM_PIECE_BYTES ? "shm one-shot" : "shm one-shot, pipelined";
     case LAM_OP_send_activation:
     case LAM_OP_recv_activation:
-      return "shm slots";
+      return lam_shm_send_path(bytes);
     default:
       return "shm";
   }

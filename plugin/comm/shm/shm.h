@@ -334,6 +334,7 @@ void lam_shm_sums_leave(shm_group *s);
 lam_status lam_shm_send(lam_group *g, int peer, int kind, const lam_wire *header, const void *data);
 lam_status lam_shm_recv(lam_group *g, int peer, int kind, lam_wire *header, void *data,
                         uint64_t room);
+const char *lam_shm_send_path(uint64_t bytes);
 void lam_shm_transfers_leave(shm_group *s);
 lam_status lam_shm_channel_open(lam_group *g, int peer, bool sender, uint64_t key, int depth,
                                 uint64_t bytes, lam_channel **out);

@@ -240,6 +240,7 @@ static lam_status send_offer(shm_edge *e, const lam_wire *header, const void *da
   m->place = place_of(&e->ring, data);
   atomic_store_explicit(&m->offer, OFFER_OPEN, memory_order_relaxed);
   push_piece(e, header, true);
+  if (header->bytes > EDGE_SPILL) return offer_wait(e, m); /* it could not be laid down */
   if (taken_soon(e, header->bytes)) return LAM_OK;
   const lam_status status = lay_down_offer(e, data, m, &moved);
   if (status != LAM_OK) await_reader(e, m);
@@ -255,6 +256,10 @@ lam_status lam_shm_send(lam_group *g, int peer, int kind, const lam_wire *header
                                                                  : send_pieces(e, header, data));
   e->messages++;
   return LAM_OK;
+}
+
+const char *lam_shm_send_path(uint64_t bytes) {
+  return bytes < OFFER_FROM ? "shm slots" : "shm slots, or read where it lies";
 }
 
 /* ---- Receiving ------------------------------------------------------------------------------- */
@@ -273,12 +278,20 @@ static const void *piece_data(const shm_ring *r, shm_message *m) {
   return place ? (const void *)(base + place) : (const void *)(m + 1);
 }
 
+/* Its sender is about to end the world, and to say why. */
+static lam_status await_reason(const shm_ring *r) {
+  const shm_wait never = {.flag = r->pushed,
+                          .value = r->moved + 2,
+                          .peer = r->peer,
+                          .between_two = true,
+                          .deadline_ms = r->s->g->deadline_ms};
+  LAM_TRY(shm_wait_for(r->s, &never));
+  return lam_fail(LAM_INTERNAL, "message from rank %d: it was taken back", r->peer);
+}
+
 static lam_status copy_piece(const shm_ring *r, shm_message *m, void *to) {
   const void *from = piece_data(r, m);
-  if (!from) {
-    LAM_TRY(lam_shm_world_check(r->s->world));
-    return lam_fail(LAM_INTERNAL, "message from rank %d: it was taken back", r->peer);
-  }
+  if (!from) return await_reason(r);
   shm_copy(to, from, (int64_t)m->bytes);
   /* After a failure its sender has the memory back, and may have written to it meanwhile. */
   return atomic_load_explicit(&m->offer, memory_order_relaxed) == OFFER_TAKEN

@@ -185,6 +185,37 @@ TEST(life, a_send_that_nobody_receives_ends_at_the_deadline) {
   close(done[1]);
 }
 
+/* Nobody touches the pages: an offer so large is never copied beside, only taken. Both ranks are
+ * told the same, whenever the receiver comes. */
+static void endless_offer(int rank, int size, void *arg) {
+  const uint64_t bytes = 300ull << 20;
+  _Atomic int *done = arg;
+  lam_group *g = NULL;
+  const lam_wire h = {.bytes = bytes};
+  lam_wire got;
+  void *data = NULL;
+  lam_group_desc d = rank_desc(id, rank, size, 1000);
+  d.first_deadline_ms = 20000; /* to meet */
+  REQUIRE_OK(lam_group_create(NULL, &d, &g));
+  CHECK_OK(sum_ones(g));
+  if (rank == 0) {
+    data = malloc(bytes);
+    CHECK_STATUS(lam_group_send(g, 1, 0, &h, data), LAM_PEER_STALLED);
+    *done = 1;
+  } else {
+    await_count(done, 1);
+    CHECK_STATUS(lam_group_recv(g, 0, 0, &got, &data, bytes), LAM_PEER_STALLED);
+    CHECK_CONTAINS(lam_last_error(), "rank 1");
+  }
+  if (rank == 0) free(data);
+  lam_group_destroy(g);
+}
+TEST(life, an_offer_too_large_to_lay_down_ends_at_the_deadline) {
+  _Atomic int done = 0;
+  fresh_id();
+  run_threads(2, endless_offer, &done);
+}
+
 /* ---- The end, while a message is copied ------------------------------------------------------ */
 
 /* The receiver's memory lets nobody write until the world has ended: whoever copies into it is
