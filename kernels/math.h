@@ -42,10 +42,10 @@ LAM_INLINE uint16_t lam_bf16_of_f32(float x) {
   return (uint16_t)(x != x ? quiet : rounded);
 }
 
-/* fp8 (Micikevicius et al. 2022): `fraction` bits of it, exponents biased by `bias`. To the nearest,
- * ties to even; beyond `most`, the largest finite value, to it; a NaN to 0x7f. Below the smallest
- * normal number, adding a float whose unit in the last place is fp8's smallest step rounds to
- * steps. */
+/* fp8 (Micikevicius et al. 2022): `fraction` bits of it, exponents biased by `bias`. To the
+ * nearest, ties to even; beyond `most`, the largest finite value, to it; a NaN to 0x7f. Below the
+ * smallest normal number, adding a float whose unit in the last place is fp8's smallest step rounds
+ * to steps. */
 LAM_INLINE uint8_t lam_f8_of_f32(float x, int fraction, int bias, float most) {
   const uint32_t sign = lam_bits_of_f32(x) >> 24 & 0x80u;
   const float least = lam_f32_of_bits((uint32_t)(127 + 1 - bias) << 23);
