@@ -101,6 +101,14 @@ lam_status lam_group_all_gather(lam_group *g, const lam_comm_op *op, const lam_p
   return done(g, op, g->engine->all_gather(g, p, mine, whole));
 }
 
+lam_status lam_group_gather_rows(lam_group *g, const lam_comm_op *op, const void *own,
+                                 uint64_t bytes, void *rows) {
+  int64_t first[LAM_GROUP_RANKS + 1];
+  for (int r = 0; r <= g->size; r++) first[r] = r;
+  const lam_parts parts = {.outer = 1, .inner = (int64_t)bytes, .first = first, .dtype = LAM_U8};
+  return lam_group_all_gather(g, op, &parts, own, rows);
+}
+
 lam_status lam_group_reduce_scatter(lam_group *g, const lam_comm_op *op, const lam_parts *p,
                                     const void *whole, void *mine) {
   LAM_TRY(check_sum(op, p->dtype));

@@ -115,12 +115,9 @@ static int pick_members(const seat *seats, int size, int32_t color, int *members
 }
 
 static lam_status gather_seats(lam_group *g, int32_t color, int32_t key, seat *seats) {
-  int64_t first[LAM_GROUP_RANKS + 1];
   const seat mine = {color, key};
   const lam_comm_op op = {.op = LAM_COMM_SPLIT, .dtype = LAM_I32, .ndim = 2, .dims = {g->size, 2}};
-  for (int r = 0; r <= g->size; r++) first[r] = r;
-  const lam_parts parts = {.outer = 1, .inner = 2, .first = first, .dtype = LAM_I32};
-  return lam_group_all_gather(g, &op, &parts, &mine, seats);
+  return lam_group_gather_rows(g, &op, &mine, sizeof mine, seats);
 }
 
 lam_status lam_group_split(lam_group *g, int32_t color, int32_t key, lam_group **out_sub) {

@@ -141,6 +141,9 @@ lam_status lam_group_all_reduce(lam_group *g, const lam_comm_op *op, const void 
                                 int64_t n, lam_dtype t);
 lam_status lam_group_all_gather(lam_group *g, const lam_comm_op *op, const lam_parts *p,
                                 const void *mine, void *whole);
+/* A row of so many bytes from each rank: rows [size]. */
+lam_status lam_group_gather_rows(lam_group *g, const lam_comm_op *op, const void *own,
+                                 uint64_t bytes, void *rows);
 lam_status lam_group_reduce_scatter(lam_group *g, const lam_comm_op *op, const lam_parts *p,
                                     const void *whole, void *mine);
 lam_status lam_group_broadcast(lam_group *g, const lam_comm_op *op, const void *x, void *y,

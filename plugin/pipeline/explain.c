@@ -84,18 +84,11 @@ static void fill_row(const lam_pipeline *p, lam_rank_part *row) {
 static lam_status gather(const lam_pipeline *p, const void *own, void *rows) {
   const lam_schedule *s = p->schedule;
   if (!p->group) return memcpy(rows, own, row_bytes(s)), LAM_OK;
-  int64_t *first = calloc((size_t)s->n_ranks + 1, sizeof *first);
-  if (!first) return lam_fail(LAM_RESOURCE_EXHAUSTED, WHO "no memory");
-  for (int r = 0; r <= s->n_ranks; r++) first[r] = r;
   const lam_comm_op op = {.op = LAM_COMM_PIPELINE,
                           .dtype = LAM_U8,
                           .ndim = 2,
                           .dims = {s->n_ranks, (int64_t)row_bytes(s)}};
-  const lam_parts parts = {
-      .outer = 1, .inner = (int64_t)row_bytes(s), .first = first, .dtype = LAM_U8};
-  const lam_status status = lam_group_all_gather(p->group, &op, &parts, own, rows);
-  free(first);
-  return status;
+  return lam_group_gather_rows(p->group, &op, own, row_bytes(s), rows);
 }
 
 static lam_rank_part *row_of(const lam_explanation *x, int r) {

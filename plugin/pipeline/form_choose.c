@@ -64,13 +64,10 @@ static lam_status time_edges(lam_pipeline *p, int n_edges, double *seconds) {
 /* values[i] = the largest of all ranks' values[i]. */
 static lam_status largest(lam_pipeline *p, lam_group *g, double *values, int n) {
   double *all = NULL;
-  int64_t first[LAM_GROUP_RANKS + 1];
   if (!g || n == 0) return LAM_OK;
   LAM_TRY(lam_pipeline_alloc(p, (uint64_t)g->size * (uint64_t)n, sizeof *all, &all));
-  for (int r = 0; r <= g->size; r++) first[r] = (int64_t)r * n * (int64_t)sizeof *all;
   const lam_comm_op op = {.op = LAM_COMM_PIPELINE, .dtype = LAM_U8, .ndim = 1, .dims = {n}};
-  const lam_parts parts = {.outer = 1, .inner = 1, .first = first, .dtype = LAM_U8};
-  LAM_TRY(lam_group_all_gather(g, &op, &parts, values, all));
+  LAM_TRY(lam_group_gather_rows(g, &op, values, (uint64_t)n * sizeof *all, all));
   for (int r = 0; r < g->size; r++)
     for (int i = 0; i < n; i++)
       if (all[r * n + i] > values[i]) values[i] = all[r * n + i];
@@ -98,13 +95,10 @@ static lam_status compare_wishes(const lam_pipeline *p, const lam_group *g, cons
 
 static lam_status gather_wishes(lam_pipeline *p, lam_group *g, wish mine) {
   wish *all = NULL;
-  int64_t first[LAM_GROUP_RANKS + 1];
   if (!g) return LAM_OK;
   LAM_TRY(lam_pipeline_alloc(p, (uint64_t)g->size, sizeof *all, &all));
-  for (int r = 0; r <= g->size; r++) first[r] = r;
   const lam_comm_op op = {.op = LAM_COMM_PIPELINE, .dtype = LAM_U8, .ndim = 1, .dims = {g->size}};
-  const lam_parts parts = {.outer = 1, .inner = sizeof mine, .first = first, .dtype = LAM_U8};
-  LAM_TRY(lam_group_all_gather(g, &op, &parts, &mine, all));
+  LAM_TRY(lam_group_gather_rows(g, &op, &mine, sizeof mine, all));
   return compare_wishes(p, g, all);
 }
 

@@ -145,14 +145,10 @@ typedef struct verdict { /* on what one rank was given */
 lam_status lam_pipeline_share_verdict(lam_pipeline *p, lam_group *g, lam_status own) {
   if (!g || g->size == 1) return own;
   verdict mine = {.status = own}, *all = NULL;
-  int64_t *first = NULL;
   if (own) snprintf(mine.text, sizeof mine.text, "%s", lam_last_error());
   LAM_TRY(lam_pipeline_alloc(p, (uint64_t)g->size, sizeof *all, &all));
-  LAM_TRY(lam_pipeline_alloc(p, (uint64_t)g->size + 1, sizeof *first, &first));
-  for (int r = 0; r <= g->size; r++) first[r] = r;
   const lam_comm_op op = {.op = LAM_COMM_PIPELINE, .dtype = LAM_U8, .ndim = 1, .dims = {g->size}};
-  const lam_parts parts = {.outer = 1, .inner = sizeof mine, .first = first, .dtype = LAM_U8};
-  const lam_status status = lam_group_all_gather(g, &op, &parts, &mine, all);
+  const lam_status status = lam_group_gather_rows(g, &op, &mine, sizeof mine, all);
   if (own) return lam_fail(own, "%s", mine.text);
   LAM_TRY(status);
   for (int r = 0; r < g->size; r++)
@@ -264,16 +260,13 @@ static lam_status judge_rows(lam_pipeline *p, unsigned char *rows, uint8_t *keep
 
 /* The sizes of the rows are announced, so that ranks that disagree about them never exchange
  * rows. */
-static lam_status gather_rows(lam_pipeline *p, const void *own, void *rows, int64_t *first) {
+static lam_status gather_rows(lam_pipeline *p, const void *own, void *rows) {
   const lam_schedule *s = p->schedule;
-  for (int r = 0; r <= s->n_ranks; r++) first[r] = r;
   const lam_comm_op op = {.op = LAM_COMM_PIPELINE,
                           .dtype = LAM_U8,
                           .ndim = 3,
                           .dims = {s->n_ranks, s->n_stages, s->n_micro}};
-  const lam_parts parts = {
-      .outer = 1, .inner = (int64_t)row_bytes(p), .first = first, .dtype = LAM_U8};
-  const lam_status status = lam_group_all_gather(p->group, &op, &parts, own, rows);
+  const lam_status status = lam_group_gather_rows(p->group, &op, own, row_bytes(p), rows);
   return status
              ? lam_fail_within(
                    status,
@@ -284,14 +277,12 @@ static lam_status gather_rows(lam_pipeline *p, const void *own, void *rows, int6
 
 lam_status lam_pipeline_agree(lam_pipeline *p, uint8_t *keeps) {
   unsigned char *own = NULL, *rows = NULL;
-  int64_t *first = NULL;
   const uint64_t n_ranks = (uint64_t)p->schedule->n_ranks;
   LAM_TRY(lam_pipeline_alloc(p, 1, row_bytes(p), &own));
   fill_row(p, own);
   if (!p->group) return judge_rows(p, own, keeps);
   LAM_TRY(lam_pipeline_alloc(p, n_ranks, row_bytes(p), &rows));
-  LAM_TRY(lam_pipeline_alloc(p, n_ranks + 1, sizeof *first, &first));
-  LAM_TRY(gather_rows(p, own, rows, first));
+  LAM_TRY(gather_rows(p, own, rows));
   const lam_status status = judge_rows(p, rows, keeps);
   return status ? lam_pipeline_end_world(p, status) : LAM_OK;
 }
