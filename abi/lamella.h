@@ -281,6 +281,9 @@ typedef struct lam_group_info {
 LAM_API lam_status lam_group_get_info(const lam_group *g, lam_group_info *out_info);
 /* The `group` attribute of a call: > 0, equal on all ranks. */
 LAM_API int64_t lam_group_handle(const lam_group *g);
+/* From here on, this thread's calls with that handle are those of `rank`: for hosts whose threads
+ * serve several ranks of one process and are none of them. */
+LAM_API lam_status lam_group_use(int64_t handle, int32_t rank);
 /* Collective: every edge used once, a tiny collective. */
 LAM_API lam_status lam_group_warmup(lam_group *g);
 /* The algorithm an operation of so many bytes would take; a constant string. */

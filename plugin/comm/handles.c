@@ -2,8 +2,9 @@
  *
  * Invariant: a handle is made from the world's number, so it is equal on all ranks and never
  * comes twice; a closed group's handle finds nothing. Where ranks are threads of one process, a
- * handle finds the group that the calling thread opened. Finding the group that this thread
- * found last takes no lock. Leaves the groups' lives to group.c. */
+ * handle finds the rank that the calling thread asked for with lam_group_use, else the group that
+ * it opened. Finding the group that this thread found last takes no lock. Leaves the groups' lives
+ * to group.c. */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -26,6 +27,11 @@ static _Thread_local struct {
   int64_t handle;
   lam_group *group;
 } last;
+
+static _Thread_local struct { /* whose calls this thread makes; handle 0: nothing was asked for */
+  int64_t handle;
+  int32_t rank;
+} asked;
 
 uint64_t lam_mix(uint64_t a, uint64_t b) {
   uint64_t z = a + 0x9e3779b97f4a7c15u + b * 0xbf58476d1ce4e5b9u;
@@ -75,10 +81,24 @@ void lam_group_unregister(const lam_group *g) {
   pthread_mutex_unlock(&lock);
 }
 
-/* The only group of that handle, or of several (ranks as threads) this thread's. */
+static lam_status not_here(int64_t handle, int n, bool by_rank) {
+  if (n == 0)
+    return lam_fail(LAM_NOT_FOUND, "group: no open group has the handle %lld", (long long)handle);
+  if (by_rank)
+    return lam_fail(LAM_NOT_FOUND, "group: rank %d of group %lld is not in this process",
+                    asked.rank, (long long)handle);
+  return lam_fail(
+      LAM_FAILED_PRECONDITION,
+      "group: %d ranks of group %lld are threads of this process, and this thread is none", n,
+      (long long)handle);
+}
+
+/* The rank that was asked for; else the only group of that handle, or of several (ranks as threads)
+ * this thread's. */
 static lam_status look_up(int64_t handle, lam_group **out) {
   int n = 0;
-  lam_group *any = NULL, *ours = NULL;
+  lam_group *any = NULL, *ours = NULL, *wanted = NULL;
+  const bool by_rank = asked.handle == handle;
   pthread_mutex_lock(&lock);
   last.version = atomic_load(&version);
   for (int i = 0; i < n_entries; i++) {
@@ -86,16 +106,11 @@ static lam_status look_up(int64_t handle, lam_group **out) {
     n++;
     any = entries[i].group;
     if (entries[i].thread == this_thread()) ours = any;
+    if (by_rank && any->rank == asked.rank) wanted = any;
   }
   pthread_mutex_unlock(&lock);
-  *out = n == 1 ? any : ours;
-  if (*out) return LAM_OK;
-  if (n > 1)
-    return lam_fail(
-        LAM_FAILED_PRECONDITION,
-        "group: %d ranks of group %lld are threads of this process, and this thread is none", n,
-        (long long)handle);
-  return lam_fail(LAM_NOT_FOUND, "group: no open group has the handle %lld", (long long)handle);
+  *out = by_rank ? wanted : n == 1 ? any : ours;
+  return *out ? LAM_OK : not_here(handle, n, by_rank);
 }
 
 lam_status lam_group_find(int64_t handle, lam_group **out) {
@@ -109,4 +124,14 @@ lam_status lam_group_find(int64_t handle, lam_group **out) {
   last.handle = handle;
   last.group = *out;
   return LAM_OK;
+}
+
+lam_status lam_group_use(int64_t handle, int32_t rank) {
+  lam_group *g;
+  if (asked.handle != handle || asked.rank != rank) {
+    asked.handle = handle;
+    asked.rank = rank;
+    last.group = NULL;
+  }
+  return lam_group_find(handle, &g);
 }
