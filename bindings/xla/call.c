@@ -1,0 +1,234 @@
+/* call.c: an XLA call frame becomes a lam_call: buffers are borrowed as DLTensors, attributes are
+ * taken by name.
+ *
+ * Arguments are the row's inputs in order; where the row communicates, then a token (f32 [1]) unless
+ * it has one among its inputs, and where one process holds several ranks, then this rank (s32 [1]).
+ * Results are the row's outputs, then that token. An optional tensor of shape [0] is absent. The
+ * attribute `transposed` is a bitmask over inputs, then outputs: that buffer is [K, N] where the row
+ * speaks of [N, K].
+ * Invariant: nothing is copied or allocated; whatever is wrong becomes an XLA error with Lamella's
+ * own message.
+ * Leaves all checks of tensors and values to lam_run. */
+#include <stdio.h>
+#include <string.h>
+
+#include "bindings/xla/call.h"
+#include "bindings/xla/row.h"
+
+typedef struct xla_call {
+  const xla_row *row;
+  const char *name; /* in the words, for messages */
+  const xla_frame *frame;
+  int n_token; /* 1: the binding's own token follows the row's tensors */
+  int64_t transposed;
+  DLTensor tensors[2 * XLA_MAX_TENSORS];
+  int64_t dims[2 * XLA_MAX_TENSORS][2], strides[2 * XLA_MAX_TENSORS][2];
+  const DLTensor *inputs[XLA_MAX_TENSORS];
+  DLTensor *outputs[XLA_MAX_TENSORS];
+  lam_attr attrs[XLA_MAX_ATTRS];
+} xla_call;
+
+/* What goes wrong here, before the library sees it; NULL: nothing did. */
+typedef struct complaint {
+  char text[200];
+} complaint;
+
+static xla_error *make_error(const xla_frame *frame, int32_t code, const char *message) {
+  xla_error_create_args args = {sizeof args, NULL, message, code};
+  return frame->api->error_create(&args);
+}
+
+static xla_error *library_error(const xla_frame *frame, lam_status status) {
+  return make_error(frame, status & 0xff, lam_last_error());
+}
+
+/* -- buffers -- */
+
+static bool to_dlpack(int32_t xla, DLDataType *out) {
+  static const DLDataType types[] = {
+      /* codes as DLPack 1.x numbers them */
+      [XLA_PRED] = {6, 8, 1},  [XLA_S8] = {0, 8, 1},      [XLA_S16] = {0, 16, 1},
+      [XLA_S32] = {0, 32, 1},  [XLA_S64] = {0, 64, 1},    [XLA_U8] = {1, 8, 1},
+      [XLA_U16] = {1, 16, 1},  [XLA_U32] = {1, 32, 1},    [XLA_U64] = {1, 64, 1},
+      [XLA_F16] = {2, 16, 1},  [XLA_F32] = {2, 32, 1},    [XLA_F64] = {2, 64, 1},
+      [XLA_BF16] = {4, 16, 1}, [XLA_F8E5M2] = {12, 8, 1}, [XLA_F8E4M3FN] = {10, 8, 1},
+  };
+  if (xla < 0 || xla >= (int32_t)(sizeof types / sizeof *types) || !types[xla].lanes) return false;
+  *out = types[xla];
+  return true;
+}
+
+static bool is_absent(const xla_buffer *b) { return b->rank == 1 && b->dims[0] == 0; }
+
+/* which: among inputs, then outputs. */
+static bool bind_buffer(xla_call *c, int which, const xla_buffer *b, complaint *why) {
+  DLTensor *t = &c->tensors[which];
+  *t = (DLTensor){
+      .data = b->data, .device = {kDLCPU, 0}, .ndim = (int32_t)b->rank, .shape = b->dims};
+  if (!to_dlpack(b->dtype, &t->dtype)) {
+    snprintf(why->text, sizeof why->text, "buffer %d has XLA's element type %d, which is not known",
+             which, (int)b->dtype);
+    return false;
+  }
+  if (!(c->transposed >> which & 1)) return true;
+  if (b->rank != 2) {
+    snprintf(why->text, sizeof why->text,
+             "buffer %d is transposed and has %d dimensions, expected 2", which, (int)b->rank);
+    return false;
+  }
+  t->shape = memcpy(c->dims[which], (int64_t[]){b->dims[1], b->dims[0]}, sizeof c->dims[which]);
+  t->strides = memcpy(c->strides[which], (int64_t[]){1, b->dims[1]}, sizeof c->strides[which]);
+  return true;
+}
+
+static bool check_counts(const xla_call *c, complaint *why) {
+  const int n_in = c->row->n_in + c->n_token, n_out = c->row->n_out + c->n_token;
+  const int64_t args = c->frame->args.size, rets = c->frame->rets.size;
+  const int64_t most = n_in + (c->row->communicates ? 1 : 0);
+  if (args >= n_in && args <= most && rets == n_out) return true;
+  snprintf(why->text, sizeof why->text, "found %d arguments and %d results, expected %d and %d",
+           (int)args, (int)rets, n_in, n_out);
+  return false;
+}
+
+static bool bind_inputs(xla_call *c, complaint *why) {
+  for (int i = 0; i < c->row->n_in; i++) {
+    const xla_buffer *b = c->frame->args.values[i];
+    c->inputs[i] = c->row->in_optional[i] && is_absent(b) ? NULL : &c->tensors[i];
+    if (c->inputs[i] && !bind_buffer(c, i, b, why)) return false;
+  }
+  return true;
+}
+
+static bool bind_outputs(xla_call *c, complaint *why) {
+  for (int i = 0; i < c->row->n_out; i++) {
+    const xla_buffer *b = c->frame->rets.values[i];
+    const int which = c->row->n_in + i;
+    c->outputs[i] = c->row->out_optional[i] && is_absent(b) ? NULL : &c->tensors[which];
+    if (c->outputs[i] && !bind_buffer(c, which, b, why)) return false;
+  }
+  return true;
+}
+
+static void pass_token(const xla_call *c) {
+  if (!c->n_token) return;
+  const xla_buffer *to = c->frame->rets.values[c->row->n_out];
+  if (to->data) *(float *)to->data = 0;
+}
+
+/* -- attributes -- */
+
+static bool is_named(const xla_span *name, const char *ptr, size_t len) {
+  return name->len == len && !memcmp(name->ptr, ptr, len);
+}
+
+static bool read_scalar(const xla_scalar *s, lam_attr *out) {
+  if (s->dtype == XLA_S64) *out = lam_attr_i(*(const int64_t *)s->value);
+  if (s->dtype == XLA_S32) *out = lam_attr_i(*(const int32_t *)s->value);
+  if (s->dtype == XLA_PRED) *out = lam_attr_i(*(const uint8_t *)s->value);
+  if (s->dtype == XLA_F64) *out = lam_attr_f(*(const double *)s->value);
+  if (s->dtype == XLA_F32) *out = lam_attr_f(*(const float *)s->value);
+  return out->type != LAM_ATTR_DEFAULT;
+}
+
+static bool read_attr(int32_t type, const void *value, lam_attr *out) {
+  *out = lam_attr_default();
+  if (type == XLA_ATTR_SCALAR) return read_scalar(value, out);
+  if (type == XLA_ATTR_STRING) {
+    const xla_span *s = value;
+    *out = (lam_attr){LAM_ATTR_STRING, (uint32_t)s->len, {.s = s->ptr}};
+    return true;
+  }
+  const xla_array *a = value;
+  if (type != XLA_ATTR_ARRAY || a->dtype != XLA_S64) return false;
+  *out = lam_attr_ints(a->data, (uint32_t)a->size);
+  return true;
+}
+
+static int find_attr(const xla_row *row, const xla_span *name) {
+  for (int i = 0; i < row->n_attrs; i++)
+    if (is_named(name, row->attrs[i].ptr, row->attrs[i].len)) return i;
+  return -1;
+}
+
+static bool bind_attrs(xla_call *c, complaint *why) {
+  const xla_attrs *given = &c->frame->attrs;
+  for (int i = 0; i < c->row->n_attrs; i++) c->attrs[i] = lam_attr_default();
+  c->transposed = 0;
+  for (int64_t i = 0; i < given->size; i++) {
+    const xla_span *name = given->names[i];
+    const bool ours = is_named(name, "transposed", 10);
+    const int at = ours ? -1 : find_attr(c->row, name);
+    lam_attr value;
+    if ((!ours && at < 0) || !read_attr(given->types[i], given->values[i], &value) ||
+        (ours && value.type != LAM_ATTR_INT)) {
+      snprintf(why->text, sizeof why->text, "attribute '%.*s' is not known, or of a wrong type",
+               (int)(name->len < 40 ? name->len : 40), name->ptr);
+      return false;
+    }
+    if (ours)
+      c->transposed = value.v.i;
+    else
+      c->attrs[at] = value;
+  }
+  return true;
+}
+
+/* -- the call -- */
+
+/* Where one process holds several ranks, the last argument says whose call this is: XLA's threads
+ * are none of them. */
+static lam_status take_rank(const xla_call *c) {
+  const int64_t at = c->row->n_in + c->n_token;
+  if (c->frame->args.size <= at || c->row->group < 0) return LAM_OK;
+  const xla_buffer *rank = c->frame->args.values[at];
+  const int64_t group = c->attrs[c->row->group].v.i;
+  return group ? lam_group_use(group, *(const int32_t *)rank->data) : LAM_OK;
+}
+
+static bool bind(xla_call *c, complaint *why) {
+  return check_counts(c, why) && bind_attrs(c, why) && bind_inputs(c, why) && bind_outputs(c, why);
+}
+
+static xla_error *complain(const xla_call *c, const complaint *why) {
+  char text[300];
+  const char *name = strchr(c->row->words, ' ') + 1;
+  snprintf(text, sizeof text, "%.*s: %s", (int)strcspn(name, " "), name, why->text);
+  return make_error(c->frame, LAM_INVALID_ARGUMENT, text);
+}
+
+static xla_error *run(uint32_t op, const xla_frame *frame) {
+  xla_call c;
+  complaint why;
+  c.frame = frame;
+  c.row = xla_row_find(op);
+  if (!c.row) return make_error(frame, LAM_UNIMPLEMENTED, "the library has no such operator");
+  c.n_token = c.row->communicates && !c.row->own_token;
+  if (!bind(&c, &why)) return complain(&c, &why);
+
+  lam_call call = LAM_CALL_INIT;
+  call.op = op;
+  call.inputs = c.inputs, call.n_inputs = (uint32_t)c.row->n_in;
+  call.outputs = c.outputs, call.n_outputs = (uint32_t)c.row->n_out;
+  call.attrs = c.attrs, call.n_attrs = (uint32_t)c.row->n_attrs;
+  lam_status status = take_rank(&c);
+  if (status == LAM_OK) status = lam_run(NULL, &call);
+  if (status != LAM_OK) return library_error(frame, status);
+  pass_token(&c);
+  return NULL;
+}
+
+/* A runtime asks each handler which API it was made for before it takes it. */
+static bool answer_metadata(const xla_frame *frame) {
+  const xla_extension *e = frame->extension_start;
+  if (!e || e->type != XLA_EXTENSION_METADATA) return false;
+  xla_metadata *m = ((const xla_metadata_extension *)e)->metadata;
+  m->api_version = (xla_api_version){sizeof m->api_version, NULL, 0, 1};
+  m->traits = 0;
+  return true;
+}
+
+xla_error *xla_call_run(uint32_t op, xla_frame *frame) {
+  if (answer_metadata(frame)) return NULL;
+  return frame->stage == XLA_STAGE_EXECUTE ? run(op, frame) : NULL;
+}

@@ -1,0 +1,238 @@
+/* frame_test.c: the FFI handlers under frames that this test makes, as runtimes of several API
+ * versions would: without JAX, and with mistakes that JAX does not make.
+ * Leaves what JAX itself does with them to test_jax.py. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "bindings/xla/call.h"
+#include "bindings/xla/row.h"
+#include "tests/check.h"
+
+/* -- a runtime -- */
+
+struct xla_error {
+  int32_t code;
+  char text[400];
+};
+
+static xla_error *create_error(xla_error_create_args *args) {
+  xla_error *e = calloc(1, sizeof *e);
+  e->code = args->code;
+  strncpy(e->text, args->message, sizeof e->text - 1);
+  return e;
+}
+
+static const xla_api runtime = {.struct_size = 48 + 12 * sizeof(void *),
+                                .api_version = {24, NULL, 0, 3},
+                                .error_create = create_error};
+
+#define MOST 12
+typedef struct frame {
+  xla_frame f;
+  xla_buffer in[MOST], out[MOST];
+  void *in_at[MOST], *out_at[MOST], *attr_at[MOST];
+  int32_t types[MOST], attr_types[MOST];
+  xla_span names[MOST], *name_at[MOST], strings[MOST];
+  int64_t ints[MOST];
+  xla_scalar scalars[MOST];
+  int64_t dims[2 * MOST][2];
+} frame;
+
+static void frame_init(frame *f) {
+  memset(f, 0, sizeof *f);
+  f->f = (xla_frame){.struct_size = sizeof f->f, .api = &runtime, .stage = XLA_STAGE_EXECUTE};
+  f->f.args = (xla_values){40, NULL, 0, f->types, f->in_at};
+  f->f.rets = (xla_values){40, NULL, 0, f->types, f->out_at};
+  f->f.attrs = (xla_attrs){48, NULL, 0, f->attr_types, f->name_at, f->attr_at};
+  for (int i = 0; i < MOST; i++) {
+    f->types[i] = XLA_BUFFER;
+    f->in_at[i] = &f->in[i];
+    f->out_at[i] = &f->out[i];
+    f->name_at[i] = &f->names[i];
+  }
+}
+
+/* n1 -1: one dimension. */
+static void put(xla_buffer *b, int64_t dims[2], int32_t dtype, void *data, int64_t n0, int64_t n1) {
+  dims[0] = n0;
+  dims[1] = n1;
+  *b = (xla_buffer){48, NULL, dtype, data, n1 < 0 ? 1 : 2, dims};
+}
+static void add_in(frame *f, int32_t dtype, void *data, int64_t n0, int64_t n1) {
+  const int64_t i = f->f.args.size++;
+  put(&f->in[i], f->dims[i], dtype, data, n0, n1);
+}
+static void add_out(frame *f, int32_t dtype, void *data, int64_t n0, int64_t n1) {
+  const int64_t i = f->f.rets.size++;
+  put(&f->out[i], f->dims[MOST + i], dtype, data, n0, n1);
+}
+static int64_t add_attr(frame *f, const char *name, int32_t type, void *value) {
+  const int64_t i = f->f.attrs.size++;
+  f->names[i] = (xla_span){name, strlen(name)};
+  f->attr_types[i] = type;
+  f->attr_at[i] = value;
+  return i;
+}
+static void add_int(frame *f, const char *name, int64_t value) {
+  const int64_t i = add_attr(f, name, XLA_ATTR_SCALAR, NULL);
+  f->ints[i] = value;
+  f->scalars[i] = (xla_scalar){XLA_S64, &f->ints[i]};
+  f->attr_at[i] = &f->scalars[i];
+}
+static void add_string(frame *f, const char *name, const char *text, size_t n) {
+  const int64_t i = add_attr(f, name, XLA_ATTR_STRING, NULL);
+  f->strings[i] = (xla_span){text, n};
+  f->attr_at[i] = &f->strings[i];
+}
+
+static void check_fails(frame *f, uint32_t op, int32_t code, const char *part) {
+  xla_error *e = xla_call_run(op, &f->f);
+  if (!CHECK(e != NULL)) return;
+  CHECK_EQ(e->code, code);
+  CHECK_CONTAINS(e->text, part);
+  free(e);
+}
+
+/* x [2, 3] w [3, 2] in JAX's order -> y [2, 2] */
+static float x[] = {1, 2, 3, 4, 5, 6}, w[] = {1, 0, 0, 1, 1, 1}, y[4];
+static void linear(frame *f) {
+  frame_init(f);
+  add_in(f, XLA_F32, x, 2, 3);
+  add_in(f, XLA_F32, w, 3, 2);
+  for (int i = 0; i < 3; i++) add_in(f, XLA_F32, NULL, 0, -1);
+  add_out(f, XLA_F32, y, 2, 2);
+  add_out(f, XLA_F32, NULL, 0, -1);
+}
+
+/* -- tests -- */
+
+TEST(xla, tells_every_runtime_that_it_was_made_for_api_0_1) {
+  FOR_EACH(with_api, 0, 1) {
+    struct {
+      xla_metadata m;
+      int64_t type_id; /* newer runtimes read this; it must stay as they set it */
+    } answer = {{sizeof(xla_metadata), {24, NULL, 9, 9}, 7}, 4711};
+    xla_metadata_extension e = {{sizeof e, XLA_EXTENSION_METADATA, NULL}, &answer.m};
+    xla_frame f = {.struct_size = sizeof f, .extension_start = &e.base};
+    f.api = with_api ? &runtime : NULL;
+    CHECK(xla_call_run(LAM_OP_linear, &f) == NULL);
+    CHECK_EQ(answer.m.api_version.major_version, 0);
+    CHECK_EQ(answer.m.api_version.minor_version, 1);
+    CHECK_EQ(answer.m.traits, 0);
+    CHECK_EQ(answer.type_id, 4711);
+  }
+}
+
+TEST(xla, reads_a_transposed_weight_where_it_lies) {
+  frame f;
+  linear(&f);
+  add_string(&f, "act", "relu2", 4); /* without a NUL: relu */
+  add_int(&f, "transposed", 2);
+  CHECK(xla_call_run(LAM_OP_linear, &f.f) == NULL);
+  const float want[] = {1 + 3, 2 + 3, 4 + 6, 5 + 6};
+  CHECK_SAME_BITS(y, want, sizeof want);
+}
+
+TEST(xla, does_nothing_before_the_execute_stage) {
+  frame f;
+  linear(&f);
+  f.f.args.size = 0; /* would be refused */
+  for (f.f.stage = 0; f.f.stage < XLA_STAGE_EXECUTE; f.f.stage++)
+    CHECK(xla_call_run(LAM_OP_linear, &f.f) == NULL);
+}
+
+TEST(xla, hands_on_the_librarys_words_and_its_code) {
+  frame f;
+  linear(&f); /* not transposed: w is [3, 2], so x should have 2 columns */
+  check_fails(&f, LAM_OP_linear, LAM_INVALID_ARGUMENT, "linear: ");
+  frame_init(&f);
+  float token[1] = {0};
+  add_in(&f, XLA_F32, x, 2, 3);
+  add_in(&f, XLA_F32, token, 1, -1);
+  add_out(&f, XLA_F32, y, 2, 3);
+  add_out(&f, XLA_F32, token, 1, -1);
+  add_int(&f, "group", 5);
+  check_fails(&f, LAM_OP_all_reduce, LAM_NOT_FOUND, "no open group has the handle 5");
+}
+
+TEST(xla, refuses_frames_that_do_not_fit_the_row) {
+  frame f;
+  linear(&f);
+  f.f.args.size = 4;
+  check_fails(&f, LAM_OP_linear, LAM_INVALID_ARGUMENT, "linear: found 4 arguments and 2 results");
+  linear(&f);
+  add_int(&f, "nosuch", 1);
+  check_fails(&f, LAM_OP_linear, LAM_INVALID_ARGUMENT, "attribute 'nosuch'");
+  linear(&f);
+  f.in[0].dtype = 99;
+  check_fails(&f, LAM_OP_linear, LAM_INVALID_ARGUMENT, "element type 99");
+  linear(&f);
+  add_int(&f, "transposed", 1 << 5);
+  f.out[0].rank = 1;
+  check_fails(&f, LAM_OP_linear, LAM_INVALID_ARGUMENT, "transposed and has 1 dimensions");
+  linear(&f);
+  check_fails(&f, 120, LAM_UNIMPLEMENTED, "no such operator");
+}
+
+TEST(xla, knows_every_row_as_the_library_does) {
+  for (uint32_t op = 0; op < LAM_OP_END_; op++) {
+    const xla_row *row = xla_row_find(op);
+    NOTE("row %u", op);
+    CHECK_EQ(row != NULL, lam_op_row(op) != NULL);
+    if (row && op == LAM_OP_linear_col_bwd) {
+      CHECK_EQ(row->n_in * 100 + row->n_out * 10 + row->n_attrs, 334);
+      CHECK(row->communicates && !row->own_token && row->out_optional[2] && !row->out_optional[1]);
+    }
+    if (row && op == LAM_OP_recv_activation) CHECK(row->own_token && row->group == 0);
+  }
+}
+
+/* -- ranks of one process, on threads that are none of them -- */
+
+typedef struct ranks {
+  lam_group_id id;
+  lam_group *group[2];
+  int64_t handle;
+  float sum[2];
+} ranks;
+
+static void join(int rank, int size, void *arg) {
+  ranks *r = arg;
+  lam_group_desc d = LAM_GROUP_DESC_INIT;
+  d.rank = rank, d.size = size, d.id = r->id;
+  d.deadline_ms = d.first_deadline_ms = 10000;
+  REQUIRE_OK(lam_group_create(NULL, &d, &r->group[rank]));
+  r->handle = lam_group_handle(r->group[rank]);
+}
+
+static void reduce_as(ranks *r, int32_t rank) {
+  frame f;
+  float token[1] = {0}, mine[1] = {(float)rank + 1};
+  frame_init(&f);
+  add_in(&f, XLA_F32, mine, 1, -1);
+  add_in(&f, XLA_F32, token, 1, -1);
+  add_in(&f, XLA_S32, &rank, 1, -1);
+  add_out(&f, XLA_F32, &r->sum[rank], 1, -1);
+  add_out(&f, XLA_F32, token, 1, -1);
+  add_int(&f, "group", r->handle);
+  CHECK(xla_call_run(LAM_OP_all_reduce, &f.f) == NULL);
+}
+
+static void reduce_both_ways(int thread, int size, void *arg) {
+  (void)size;
+  reduce_as(arg, thread);
+  reduce_as(arg, 1 - thread); /* XLA's threads serve whichever device comes */
+}
+
+TEST(xla, the_operand_says_whose_call_it_is) {
+  ranks r = {0};
+  REQUIRE_OK(lam_group_id_create(&r.id));
+  run_threads(2, join, &r);
+  run_threads(2, reduce_both_ways, &r);
+  CHECK_EQ(r.sum[0], 3);
+  CHECK_EQ(r.sum[1], 3);
+  CHECK_STATUS(lam_group_use(r.handle, 2), LAM_NOT_FOUND);
+  CHECK_CONTAINS(lam_last_error(), "rank 2 of group");
+  for (int i = 0; i < 2; i++) lam_group_destroy(r.group[i]);
+  CHECK_STATUS(lam_group_use(r.handle, 0), LAM_NOT_FOUND);
+}
