@@ -1,11 +1,11 @@
 /* call.c: an XLA call frame becomes a lam_call: buffers are borrowed as DLTensors, attributes are
  * taken by name.
  *
- * Arguments are the row's inputs in order; where the row communicates, then a token (f32 [1]) unless
- * it has one among its inputs, and where one process holds several ranks, then this rank (s32 [1]).
- * Results are the row's outputs, then that token. An optional tensor of shape [0] is absent. The
- * attribute `transposed` is a bitmask over inputs, then outputs: that buffer is [K, N] where the row
- * speaks of [N, K].
+ * Arguments are the row's inputs in order; where the row communicates, then a token (f32 [1])
+ * unless it has one among its inputs, and where one process holds several ranks, then this rank
+ * (s32 [1]). Results are the row's outputs, then that token. An optional tensor of shape [0] is
+ * absent. The attribute `transposed` is a bitmask over inputs, then outputs: that buffer is [K, N]
+ * where the row speaks of [N, K].
  * Invariant: nothing is copied or allocated; whatever is wrong becomes an XLA error with Lamella's
  * own message.
  * Leaves all checks of tensors and values to lam_run. */

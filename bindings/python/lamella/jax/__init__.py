@@ -1,0 +1,126 @@
+"""Lamella's operators in JAX: one function for each row of the operator table.
+
+    import lamella.jax as lj
+
+    group = lj.Group.local(2, axis="tp")            # or .from_env(), .distributed(), .create(...)
+    token = lj.new_token()
+    h, token = lj.linear_col(x, w1, b1, act="gelu", group=group, token=token)
+    y, token = lj.linear_row(h, w2, b2, group=group, token=token)
+    loss = lj.after(loss_of(y), token)              # where it is differentiated
+
+Weights are JAX's [in, out]; embedding tables [vocabulary, hidden]. They work under jit and grad, in
+shard_map (check_vma=False) and in several processes. A call with a group takes and gives a token,
+which orders it: thread one chain through all of a rank's calls. Where activations travel between
+ranks (send_activation, recv_activation), differentiate for the token too: it carries the edge.
+Failures are lamella.jax.Error while tracing and JaxRuntimeError while running, with Lamella's line.
+"""
+
+import inspect
+
+import jax
+
+from lamella.jax import call as _call
+from lamella.jax import grads as _grads
+from lamella.jax import native as _native
+from lamella.jax import rows as _rows
+from lamella.jax.call import new_token
+from lamella.jax.grads import after
+from lamella.jax.group import Group, new_id
+from lamella.jax.native import Error
+
+# JAX's arrays are not written to, so nothing is added into one.
+_HIDDEN = ("group", "acc")
+
+
+def _register():
+    """Every row as an FFI target, and one call to see that JAX took them: it does not say."""
+    _, adapter = _native.libraries()
+    for name in _rows.table():
+        handler = jax.ffi.pycapsule(getattr(adapter, "lam_xla_" + name))
+        jax.ffi.register_ffi_target(_call.PREFIX + name, handler, platform="cpu", api_version=1)
+
+
+def _attr(row, attr, value):
+    if attr.name == "dtype" and not isinstance(value, int):
+        return _native.dtype_number(value)
+    return tuple(value) if attr.kind == "I" else value
+
+
+def _signature(row):
+    kinds, parameters, optional = inspect.Parameter, [], False
+    for t in row.inputs:
+        optional |= t.optional  # Python wants what follows to be so too; the library refuses it
+        default = None if optional else kinds.empty
+        if t.name != "token":
+            parameters.append(kinds(t.name, kinds.POSITIONAL_OR_KEYWORD, default=default))
+    defaults = {"i": lambda a: a.default, "s": lambda a: "", "f": lambda a: 0.0, "I": lambda a: ()}
+    parameters += [
+        kinds(a.name, kinds.KEYWORD_ONLY, default=defaults[a.kind](a))
+        for a in row.attrs
+        if a.name not in _HIDDEN
+    ]
+    if row.communicates:
+        parameters += [kinds(n, kinds.KEYWORD_ONLY, default=None) for n in ("group", "token")]
+    return inspect.Signature(parameters)
+
+
+def _document(row):
+    def names(tensors):
+        return ", ".join(t.name + ("?" if t.optional else "") for t in tensors)
+
+    text = "%s -> %s." % (names(row.inputs), names(row.outputs))
+    weights = [t.name for t in row.inputs + row.outputs if t.weight]
+    if weights:
+        text += " %s: [in, out]." % ", ".join(weights)
+    if row.communicates:
+        text += " With a token given, the result ends with the next one."
+    return text + " lamella_ops.def has the row's words."
+
+
+def _make(row):
+    signature = _signature(row)
+    inputs = [t.name for t in row.inputs if t.name != "token"]
+    defaults = {name: p.default for name, p in signature.parameters.items()}
+
+    def function(*args, **kwargs):
+        bound = signature.bind(*args, **kwargs).arguments
+        group, token = bound.pop("group", None), bound.pop("token", None)
+        if token is None and (row.own_token or group is not None and group.size > 1):
+            raise TypeError(
+                "lamella.jax.%s: token: found None, expected the token that the call before gave, "
+                "or lamella.jax.new_token() for the first: it orders the group's calls" % row.name
+            )
+        arrays = {name: bound.get(name) for name in inputs}
+        arrays = {k: None if x is None else jax.numpy.asarray(x) for k, x in arrays.items()}
+        attrs = tuple(
+            (a.name, _attr(row, a, bound[a.name]))
+            for a in row.attrs
+            if a.name in bound and bound[a.name] != defaults[a.name]
+        )
+        return _result(row, _run(_grads.Site(row, attrs, group), arrays, token), token)
+
+    function.__name__ = function.__qualname__ = row.name
+    function.__signature__, function.__doc__ = signature, _document(row)
+    return function
+
+
+def _run(site, arrays, token):
+    if site.row.name in _grads.GRADS:
+        return _grads.apply(site, arrays, token)
+    return _call.call(site.row, arrays, dict(site.attrs), site.group, token)
+
+
+def _result(row, found, token):
+    outputs, after = found
+    if outputs.get("aux") is not None:
+        outputs["aux"] = jax.lax.stop_gradient(outputs["aux"])  # it is for the backward rows alone
+    given = [outputs[t.name] for t in row.outputs if outputs.get(t.name) is not None]
+    given += [] if token is None else [after]
+    return given[0] if len(given) == 1 else tuple(given)
+
+
+_register()
+for _name, _row in _rows.table().items():
+    globals()[_name] = _make(_row)
+
+__all__ = ["Error", "Group", "after", "new_id", "new_token", *_rows.table()]

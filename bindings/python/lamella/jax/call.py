@@ -1,0 +1,155 @@
+"""One call of one row, as a JAX operation: result types from the row's rules, then the FFI call.
+
+Tensors are JAX's own: weights are [in, out], where the rows say [N, K]; the handler reads the same
+memory, nothing is transposed. A communicating call takes a token, an f32 array of shape [1], and
+gives one: the chain of tokens is the order of the calls, which XLA then cannot change; a side
+effect keeps it from dropping or merging them.
+Invariant: every call of a group with other ranks has a token.
+Leaves gradients to grads.py.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy
+
+from lamella.jax import native
+
+PREFIX = "lamella_"
+AS_NUMPY = {
+    "i": numpy.int64,
+    "f": numpy.float64,
+    "s": str,
+    "I": lambda ints: numpy.array(ints, numpy.int64),
+}
+
+
+def new_token():
+    """The first token of a chain."""
+    return jnp.zeros((1,), jnp.float32)
+
+
+def call(row, inputs, attrs, group=None, token=None, dtypes=None, skip=()):
+    """Gives ({output: array or None}, token).
+
+    inputs: {name: array or None}; attrs: {name: value}, those not named have their defaults;
+    dtypes: {output: dtype} where it is not the row's; skip: optional outputs not wanted.
+    """
+    tensors = [token if t.name == "token" else inputs.get(t.name) for t in row.inputs]
+    attrs = dict(attrs, **({"group": group.handle} if group else {}))
+    transposed = [t.weight and is_plain(x) for t, x in zip(row.inputs, tensors)]
+    shapes = infer(row, tensors, transposed, attrs, group)
+    results = [
+        result_type(t, shape, (dtypes or {}).get(t.name), t.name in skip)
+        for t, shape in zip(row.outputs, shapes)
+    ]
+    extra = not row.own_token and row.communicates
+    arguments = [empty() if x is None else x for x in tensors]
+    if extra:
+        results.append(jax.ShapeDtypeStruct((1,), jnp.float32))
+        arguments.append(new_token() if token is None else token)
+    if holds_several(group):
+        arguments.append(rank_of(group))
+    bits = transposed + [t.weight for t in row.outputs]
+    given = {a.name: AS_NUMPY[a.kind](attrs[a.name]) for a in row.attrs if a.name in attrs}
+    given["transposed"] = numpy.int64(sum(1 << i for i, bit in enumerate(bits) if bit))
+    found = bind(row, results, given, group, attrs)(*arguments)
+    outputs = {
+        t.name: None if shape is None or t.name in skip else value
+        for t, shape, value in zip(row.outputs, shapes, found)
+    }
+    return outputs, found[-1] if extra else outputs.pop("token", None)
+
+
+def is_plain(x):
+    return x is not None and x.dtype != jnp.uint8  # packed weights are bytes
+
+
+def empty():
+    return jnp.zeros((0,), jnp.float32)
+
+
+def result_type(tensor, shape, dtype, skipped):
+    if shape is None or skipped:
+        return jax.ShapeDtypeStruct((0,), jnp.float32)
+    dims = shape[0][::-1] if tensor.weight else shape[0]
+    return jax.ShapeDtypeStruct(dims, dtype or shape[1])
+
+
+def infer(row, tensors, transposed, attrs, group):
+    """One program serves all ranks of this process, so they must agree on its shapes."""
+    given = [
+        None if x is None else (x.shape, x.dtype, bit) for x, bit in zip(tensors, transposed)
+    ]
+    if not holds_several(group):
+        return native.infer(row, given, attrs)
+    found = {}
+    for rank in group.local_ranks:
+        native.check(native.libraries()[0].lam_group_use(group.handle, rank))
+        found[rank] = native.infer(row, given, attrs)
+    first = group.local_ranks[0]
+    for rank, shapes in found.items():
+        if shapes != found[first]:
+            raise native.Error(
+                3,
+                "%s: rank %d gets %s, rank %d %s: under shard_map all ranks have the same shapes, "
+                "so the split dimension must divide evenly"
+                % (row.name, first, found[first], rank, shapes),
+            )
+    return found[first]
+
+
+# -- ranks --
+
+
+def holds_several(group):
+    return group is not None and group.axis is not None
+
+
+def rank_of(group):
+    return jax.lax.axis_index(group.axis).astype(jnp.int32).reshape(1)
+
+
+# -- the operation --
+
+
+def bind(row, results, attrs, group, named):
+    """The FFI call as a function of arrays alone, with its own answer to vmap."""
+    effect = row.communicates and group is not None
+    operation = jax.ffi.ffi_call(PREFIX + row.name, results, has_side_effect=effect)
+    function = jax.custom_batching.custom_vmap(lambda *arrays: tuple(operation(*arrays, **attrs)))
+
+    @function.def_vmap
+    def batch(axis_size, in_batched, *arrays):
+        mapped = [t for t, batched in zip(row.inputs, in_batched) if batched]
+        check_vmap(row, mapped)
+        inputs = {}
+        for t, x, batched in zip(row.inputs, arrays, in_batched):
+            if is_activation(t) and not batched:
+                x = jnp.broadcast_to(x, (axis_size, *x.shape))
+            if not (t.optional and x.shape == (0,)):
+                inputs[t.name] = x
+        outputs, _ = call(row, inputs, named)
+        found = tuple(empty() if x is None else x for x in outputs.values())
+        return found, tuple(x.shape != (0,) for x in found)
+
+    return function
+
+
+def is_activation(tensor):
+    return tensor.name[0] not in "bs" and not tensor.weight
+
+
+def check_vmap(row, mapped):
+    """A batch is one more leading dimension of the activations; weights have none to give."""
+    if row.communicates:
+        raise NotImplementedError(
+            "lamella.jax.%s: vmap is refused: a call meets the group's other ranks once; "
+            "it takes any number of leading dimensions, [..., K], itself" % row.name
+        )
+    fixed = [t.name for t in mapped if not is_activation(t)]
+    summed = [t.name for t in row.outputs if t.weight or not is_activation(t)]
+    if fixed or summed:
+        raise NotImplementedError(
+            "lamella.jax.%s: vmap is refused: %s is shared by all of a batch"
+            % (row.name, (fixed or summed)[0])
+        )

@@ -1,0 +1,129 @@
+"""One process of several: `python process.py CASE RANK SIZE PORT FOLDER`, started by
+test_jax_processes.py. Prints "well" when what it claims held.
+
+Invariant: every process runs the same file; a case that differs by rank says so by `rank`.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT / "bindings/python"))
+
+import jax
+import jax.numpy as jnp
+import lamella.jax as lj
+import numpy as np
+
+DEADLINES = {"deadline_ms": 20000, "first_deadline_ms": 60000}
+
+
+def close(got, want):
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert np.max(np.abs(np.asarray(g) - np.asarray(w))) < 1e-4, (g, w)
+
+
+def draw(*shape):
+    return jnp.asarray(np.random.default_rng(len(shape) + shape[0]).standard_normal(shape), "f")
+
+
+def tensor_parallel(rank, size, group):
+    """Each process holds its shards; jit and grad know nothing of the others."""
+    x, w1, w2 = draw(6, 8), draw(8, 12), draw(12, 8)
+    n = 12 // size
+    part = slice(rank * n, (rank + 1) * n)
+    mine = w1[:, part], w2[part]
+
+    def split(x, w1, w2):
+        h, token = lj.linear_col(x, w1, act="relu", group=group, token=lj.new_token())
+        y, token = lj.linear_row(h, w2, group=group, token=token)
+        return lj.after(jnp.sum(y**2), token)
+
+    def whole(x, w1, w2):
+        return jnp.sum((jax.nn.relu(x @ w1) @ w2) ** 2)
+
+    dx, d1, d2 = jax.jit(jax.grad(split, (0, 1, 2)))(x, *mine)
+    want, want1, want2 = jax.grad(whole, (0, 1, 2))(x, w1, w2)
+    close((dx, d1, d2), (want, want1[:, part], want2[part]))
+
+
+def uneven(rank, size, group):
+    """Processes compile for themselves, so shares may differ: 7 features over the ranks."""
+    x, w = draw(4, 5), draw(5, 7)
+    first = sum(7 // size + (r < 7 % size) for r in range(rank))
+    mine = w[:, first : first + 7 // size + (rank < 7 % size)]
+
+    def split(w):
+        y, token = lj.linear_col(x, w, gather=1, total=7, group=group, token=lj.new_token())
+        return lj.after(jnp.sum(y**2), token), y
+
+    dw, y = jax.jit(jax.grad(split, has_aux=True))(mine)
+    close(y, x @ w)
+    close(dw, jax.grad(lambda w: jnp.sum((x @ w) ** 2))(w)[:, first : first + mine.shape[1]])
+
+
+def pipeline(rank, size, group):
+    """Rank 0 sends its activations on; the gradient comes back. Two micro-batches."""
+    xs, w0, w1 = draw(2, 4, 6), draw(6, 5), draw(5, 3)
+
+    def first(w, token):
+        for tag, x in enumerate(xs):
+            h = jnp.tanh(lj.linear(x, w))
+            token = lj.send_activation(h, group=group, peer=1, tag=tag, token=token)
+        return token[0]
+
+    def last(w, token):
+        loss = 0.0
+        for tag in range(2):
+            h, token = lj.recv_activation(
+                shape=(4, 5), dtype=jnp.float32, group=group, peer=0, tag=tag, token=token
+            )
+            loss += jnp.sum(lj.linear(h, w) ** 2)
+        return lj.after(loss, token)
+
+    def whole(w0, w1):
+        return jnp.sum((jnp.tanh(xs @ w0) @ w1) ** 2)
+
+    stage, w = (first, w0) if rank == 0 else (last, w1)
+    step = jax.jit(jax.value_and_grad(stage, (0, 1)))
+    for _ in range(2):
+        loss, (dw, _) = step(w, lj.new_token())
+    close(dw, jax.grad(whole, rank)(w0, w1))
+    if rank == 1:
+        close(loss, whole(w0, w1))
+
+
+def mismatch(rank, size, group):
+    """Ranks that call different shapes both hear of it, at once."""
+    f = jax.jit(lambda x: lj.all_reduce(x, group=group, token=lj.new_token())[0])
+    try:
+        jax.block_until_ready(f(draw(3 + rank)))
+    except jax.errors.JaxRuntimeError as error:
+        assert "FAILED_PRECONDITION" in str(error) and "all_reduce f32 [4]" in str(error), error
+        return
+    raise AssertionError("no exception")
+
+
+def distributed(rank, size, group):
+    """The group was made of jax.distributed's processes."""
+    assert (jax.process_index(), jax.process_count()) == (rank, size)
+    y = jax.jit(lambda x: lj.all_reduce(x, group=group, token=lj.new_token())[0])(draw(3) * rank)
+    close(y, draw(3) * sum(range(size)))
+
+
+def open_group(case, rank, size, port, folder):
+    if case == "distributed":
+        jax.distributed.initialize("127.0.0.1:%s" % port, size, rank)
+        return lj.Group.distributed(**DEADLINES)
+    return lj.Group.create((Path(folder) / "id").read_bytes(), rank, size, **DEADLINES)
+
+
+def main(case, rank, size, port, folder):
+    rank, size = int(rank), int(size)
+    group = open_group(case, rank, size, port, folder)
+    globals()[case](rank, size, group)
+    print("well", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,254 @@
+"""Operators in JAX on one rank: numbers and gradients beside jax.numpy's, and what is refused."""
+
+import inspect
+import os
+
+import jax
+import jax.numpy as jnp
+import lamella.jax as lj
+import numpy as np
+import pytest
+from lamella.jax import grads, rows
+
+SEED = int(os.environ.get("LAMELLA_TEST_SEED", np.random.SeedSequence().entropy % 2**32))
+ACTS = {
+    "": lambda x: x,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": jax.nn.gelu,
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jax.nn.relu(x) ** 2,
+}
+
+
+@pytest.fixture
+def draw():
+    print("LAMELLA_TEST_SEED=%d" % SEED)
+    chance = np.random.default_rng(SEED)
+
+    def array(*shape, dtype=jnp.float32):
+        return jnp.asarray(chance.standard_normal(shape), dtype)
+
+    return array
+
+
+def close(got, want, bits=18):
+    jax.tree.map(lambda g, w: close_array(np.asarray(g, "d"), np.asarray(w, "d"), bits), got, want)
+
+
+def close_array(got, want, bits):
+    assert got.shape == want.shape
+    worst = np.max(np.abs(got - want), initial=0)
+    assert worst <= 2.0**-bits * (1 + np.max(np.abs(want), initial=0)), worst
+
+
+def gradients(f, *arrays):
+    """Of all arrays, under jit."""
+    return jax.jit(jax.grad(lambda *a: jnp.sum(f(*a) ** 2), tuple(range(len(arrays)))))(*arrays)
+
+
+# -- linear --
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("lead", [(), (5,), (2, 3)])
+def test_linear_and_its_gradients_are_those_of_jax(draw, act, lead):
+    x, w, b = draw(*lead, 7), draw(7, 4), draw(4)
+    if not lead:
+        x = x[None]  # a row's x has at least one leading dimension
+
+    def ours(x, w, b):
+        return lj.linear(x, w, b, act=act)
+
+    def theirs(x, w, b):
+        return ACTS[act](x @ w + b)
+
+    close(jax.jit(ours)(x, w, b), theirs(x, w, b))
+    close(gradients(ours, x, w, b), gradients(theirs, x, w, b))
+
+
+def test_linear_in_bfloat16_rounds_once_and_keeps_float32_biases(draw):
+    x, w, b = draw(6, 16, dtype=jnp.bfloat16), draw(16, 8, dtype=jnp.bfloat16), draw(8)
+    y = jax.jit(lj.linear)(x, w, b)
+    want = np.asarray(x, "d") @ np.asarray(w, "d") + np.asarray(b, "d")
+    assert y.dtype == jnp.bfloat16
+    close(y, want, bits=8)
+    dx, dw, db = gradients(lj.linear, x, w, b)
+    assert (dx.dtype, dw.dtype, db.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    wide = lj.linear(x, w, b, dtype=jnp.float32)
+    assert wide.dtype == jnp.float32
+    close(wide, want, bits=16)
+
+
+def test_a_saved_pre_activation_comes_out_and_carries_no_gradient(draw):
+    x, w = draw(3, 5), draw(5, 4)
+    y, aux = lj.linear(x, w, act="relu", save=1)
+    close(aux, x @ w)
+    close(y, jax.nn.relu(x @ w))
+    dx = jax.grad(lambda x: lj.linear(x, w, act="relu", save=1)[1].sum())(x)
+    assert not dx.any()
+
+
+def test_only_the_gradient_that_is_asked_for_is_computed(draw):
+    x, w, b = draw(3, 5), draw(5, 4), draw(4)
+
+    def rows_of(argument):
+        f = jax.grad(lambda *a: lj.linear(*a).sum(), argument)
+        text = str(jax.make_jaxpr(f)(x, w, b))
+        return {name for name in rows.table() if "lamella_%s\n" % name in text.replace(" ", "\n")}
+
+    assert rows_of(0) == {"linear", "linear_dgrad"}
+    assert rows_of(1) == {"linear", "linear_wgrad"}
+
+
+# -- ffn --
+
+
+@pytest.mark.parametrize("gated", [0, 1])
+def test_ffn_and_its_gradients_are_those_of_jax(draw, gated):
+    x, w1, b1, w2, b2 = draw(2, 3, 6), draw(6, 10), draw(10), draw(10 >> gated, 6), draw(6)
+
+    def ours(x, w1, b1, w2, b2):
+        return lj.ffn(x, w1, b1, w2, b2, act="silu", gated=gated)
+
+    def theirs(x, w1, b1, w2, b2):
+        h = x @ w1 + b1
+        gate, up = jnp.split(h, 2, -1) if gated else (h, 1)
+        return (jax.nn.silu(gate) * up) @ w2 + b2
+
+    close(jax.jit(ours)(x, w1, b1, w2, b2), theirs(x, w1, b1, w2, b2))
+    close(gradients(ours, x, w1, b1, w2, b2), gradients(theirs, x, w1, b1, w2, b2))
+
+
+def test_ffn_without_biases_differentiates_for_one_argument(draw):
+    x, w1, w2 = draw(3, 6), draw(6, 8), draw(8, 6)
+
+    def ours(x, w1, w2):
+        return lj.ffn(x, w1, None, w2, act="relu").sum()
+
+    def theirs(x, w1, w2):
+        return (jax.nn.relu(x @ w1) @ w2).sum()
+
+    for argument in range(3):
+        found = jax.grad(ours, argument)(x, w1, w2)
+        close(found, jax.grad(theirs, argument)(x, w1, w2))
+
+
+# -- as JAX functions --
+
+
+def test_scan_checkpoint_and_value_and_grad_compose(draw):
+    x, ws = draw(4, 6), draw(3, 6, 6)
+
+    def deep(layer):
+        def step(x, w):
+            return jax.checkpoint(layer)(x, w), None
+
+        return lambda x, ws: (jax.lax.scan(step, x, ws)[0] ** 2).sum()
+
+    ours = deep(lambda x, w: lj.linear(x, w, act="gelu_tanh"))
+    theirs = deep(lambda x, w: jax.nn.gelu(x @ w))
+    found = jax.jit(jax.value_and_grad(ours, (0, 1)))(x, ws)
+    close(found, jax.value_and_grad(theirs, (0, 1))(x, ws), bits=16)
+
+
+def test_vmap_over_activations_is_one_call(draw):
+    xs, w, b = draw(4, 3, 5), draw(5, 2), draw(2)
+    f = jax.vmap(lambda x: lj.linear(x, w, b, act="relu"))
+    close(jax.jit(f)(xs), jax.nn.relu(xs @ w + b))
+    assert str(jax.make_jaxpr(jax.jit(f))(xs)).count("target_name=lamella_linear") == 1
+
+
+@pytest.mark.parametrize(
+    "f, shapes, reason",
+    [
+        (lambda x, w: lj.linear(x, w), [(2, 3, 5), (2, 5, 4)], "w is shared by all of a batch"),
+        (lambda dy, x: lj.linear_wgrad(dy, x)[0], [(2, 3, 4), (2, 3, 5)], "dw is shared"),
+        (lambda x, w: lj.linear_col(x, w), [(2, 3, 5), (2, 5, 4)], "linear_col: vmap is refused"),
+    ],
+)
+def test_vmap_is_refused_where_it_makes_no_sense(draw, f, shapes, reason):
+    with pytest.raises(NotImplementedError, match=reason):
+        jax.jit(jax.vmap(f))(*[draw(*shape) for shape in shapes])
+
+
+# -- the table --
+
+
+def test_every_row_is_a_function_with_words_and_a_target():
+    for name, row in rows.table().items():
+        function = getattr(lj, name)
+        assert function.__doc__ and name in lj.__all__
+        names = list(inspect.signature(function).parameters)
+        assert names[: len(row.inputs)] or row.own_token
+        assert "acc" not in names and ("token" in names) == row.communicates
+
+
+def test_every_row_with_a_backward_of_its_own_is_in_the_table_of_gradients():
+    table = rows.table()
+    backwards = ("_dgrad", "_wgrad", "_bwd")
+    bases = {name[: -len(end)] for name in table for end in backwards if name.endswith(end)}
+    assert bases & set(table) <= set(grads.GRADS)
+    known = set(grads.GRADS) & set(table)
+    others = {"pack_weight", "codec_pack", "codec_unpack"}
+    assert {n for n in table if not n.endswith(backwards)} - known - others == set()
+
+
+def test_packed_weights_pass_through(draw):
+    import ctypes
+
+    from lamella.jax import native
+
+    x, w = draw(3, 16), draw(16, 8)
+    cols = ctypes.c_int64()
+    size = native.libraries()[0].lam_packed_size
+    size.argtypes = [ctypes.c_void_p, native.DataType, *[ctypes.c_int64] * 2, ctypes.c_int32]
+    size.argtypes += [ctypes.POINTER(ctypes.c_int64)]
+    native.check(size(None, native.data_type("float32"), 8, 16, 0, ctypes.byref(cols)))
+    packed = jax.jit(lambda w: lj.pack_weight(w, cols=cols.value))(w)
+    assert packed.dtype == jnp.uint8 and packed.shape == (8, cols.value)
+    close(jax.jit(lj.linear)(x, packed), x @ w)
+
+
+# -- refusals --
+
+
+def test_what_no_shape_rule_fits_is_refused_while_tracing(draw):
+    with pytest.raises(lj.Error, match="^linear: w: ") as caught:
+        jax.jit(lj.linear)(draw(3, 5), draw(5))
+    assert caught.value.status & 0xFF == 3
+
+
+def test_what_the_operator_refuses_is_an_exception_with_its_line(draw):
+    line = "INVALID_ARGUMENT: linear: x's last dimension is 5, expected 4: w's in features"
+    with pytest.raises(jax.errors.JaxRuntimeError, match=line):
+        jax.jit(lj.linear)(draw(3, 5), draw(4, 2))
+
+
+@pytest.mark.parametrize(
+    "kwargs, error, reason",
+    [
+        ({"act": "tanh"}, lj.Error, "act: found 'tanh', expected one of"),
+        ({"nosuch": 1}, TypeError, "nosuch"),
+        ({"dtype": jnp.complex64}, TypeError, "complex64"),
+    ],
+)
+def test_a_wrong_attribute_is_refused(draw, kwargs, error, reason):
+    with pytest.raises(error, match=reason):
+        lj.linear(draw(3, 5), draw(5, 2), **kwargs)
+
+
+def test_a_destroyed_groups_calls_fail_and_say_so(draw):
+    group = lj.Group.create(lj.new_id(), 0, 1)
+    f = jax.jit(lambda x: lj.all_reduce(x, group=group, token=lj.new_token())[0])
+    x = draw(3)
+    close(f(x), x)
+    group.destroy()
+    line = "NOT_FOUND: all_reduce: .*no open group has"
+    with pytest.raises(jax.errors.JaxRuntimeError, match=line):
+        jax.block_until_ready(f(x))
+
+
+def test_a_call_of_a_group_without_a_token_is_refused(draw):
+    with pytest.raises(TypeError, match="recv_activation: token: found None"):
+        lj.recv_activation(shape=(3,))

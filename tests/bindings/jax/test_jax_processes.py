@@ -1,0 +1,56 @@
+"""Groups whose ranks are processes, each with a JAX of its own."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import lamella.jax as lj
+import pytest
+
+SCRIPT = Path(__file__).with_name("process.py")
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def start(case, rank, size, port, folder):
+    return subprocess.Popen(
+        [sys.executable, "-B", str(SCRIPT), case, str(rank), str(size), str(port), str(folder)],
+        env=dict(os.environ, XLA_FLAGS="", JAX_PLATFORMS="cpu"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(case, size, folder):
+    (folder / "id").write_bytes(lj.new_id())
+    port = free_port()
+    ranks = [start(case, rank, size, port, folder) for rank in range(size)]
+    try:
+        said = [rank.communicate(timeout=120)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    for text in said:
+        assert "well\n" in text, text
+
+
+@pytest.mark.parametrize(
+    "case, size",
+    [
+        ("tensor_parallel", 2),
+        ("uneven", 2),
+        ("pipeline", 2),
+        ("mismatch", 2),
+        ("distributed", 2),
+    ],
+)
+def test_processes(case, size, tmp_path):
+    run(case, size, tmp_path)
