@@ -124,7 +124,7 @@ lam_status lam_device_decode(const lam_device *d, const lam_workers *w, int code
 
 /* -- vocabulary -- */
 
-static bool same_count(lam_matrix per_token, int64_t n) {
+static inline bool same_count(lam_matrix per_token, int64_t n) {
   return per_token.rows * per_token.cols == n;
 }
 
