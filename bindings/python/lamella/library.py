@@ -15,7 +15,11 @@ PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parents[2]
 NAME = "liblamella.so.0"
 # Where each file lies in a checkout; an installed package has all of them in `lib`.
-BUILT = {NAME: "bazel-bin/abi", "lamella_torch.so": "bazel-bin/bindings/torch"}
+BUILT = {
+    NAME: "bazel-bin/abi",
+    "lamella_torch.so": "bazel-bin/bindings/torch",
+    "liblamella_xla.so": "bazel-bin/bindings/xla",
+}
 
 
 def path(name):

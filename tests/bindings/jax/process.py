@@ -12,6 +12,7 @@ sys.path.insert(0, str(ROOT / "bindings/python"))
 
 import jax
 import jax.numpy as jnp
+import lamella
 import lamella.jax as lj
 import numpy as np
 
@@ -114,8 +115,8 @@ def distributed(rank, size, group):
 def open_group(case, rank, size, port, folder):
     if case == "distributed":
         jax.distributed.initialize("127.0.0.1:%s" % port, size, rank)
-        return lj.Group.distributed(**DEADLINES)
-    return lj.Group.create((Path(folder) / "id").read_bytes(), rank, size, **DEADLINES)
+        return lj.distributed_group(**DEADLINES)
+    return lamella.Group.create((Path(folder) / "id").read_bytes(), rank, size, **DEADLINES)
 
 
 def main(case, rank, size, port, folder):

@@ -1,14 +1,17 @@
 """Operators in JAX on one rank: numbers and gradients beside jax.numpy's, and what is refused."""
 
+import ctypes
 import inspect
 import os
 
 import jax
 import jax.numpy as jnp
+import lamella
 import lamella.jax as lj
 import numpy as np
 import pytest
-from lamella.jax import grads, rows
+from lamella import library
+from lamella.jax import grads, native, rows
 
 SEED = int(os.environ.get("LAMELLA_TEST_SEED", np.random.SeedSequence().entropy % 2**32))
 ACTS = {
@@ -180,7 +183,7 @@ def test_every_row_is_a_function_with_words_and_a_target():
         function = getattr(lj, name)
         assert function.__doc__ and name in lj.__all__
         names = list(inspect.signature(function).parameters)
-        assert names[: len(row.inputs)] or row.own_token
+        assert names[: len(row.inputs)] or rows.own_token(row)
         assert "acc" not in names and ("token" in names) == row.communicates
 
 
@@ -195,16 +198,12 @@ def test_every_row_with_a_backward_of_its_own_is_in_the_table_of_gradients():
 
 
 def test_packed_weights_pass_through(draw):
-    import ctypes
-
-    from lamella.jax import native
-
-    x, w = draw(3, 16), draw(16, 8)
     cols = ctypes.c_int64()
-    size = native.libraries()[0].lam_packed_size
+    size = library.native().lam_packed_size
     size.argtypes = [ctypes.c_void_p, native.DataType, *[ctypes.c_int64] * 2, ctypes.c_int32]
     size.argtypes += [ctypes.POINTER(ctypes.c_int64)]
-    native.check(size(None, native.data_type("float32"), 8, 16, 0, ctypes.byref(cols)))
+    library.check(size(None, native.data_type("float32"), 8, 16, 0, ctypes.byref(cols)))
+    x, w = draw(3, 16), draw(16, 8)
     packed = jax.jit(lambda w: lj.pack_weight(w, cols=cols.value))(w)
     assert packed.dtype == jnp.uint8 and packed.shape == (8, cols.value)
     close(jax.jit(lj.linear)(x, packed), x @ w)
@@ -214,7 +213,7 @@ def test_packed_weights_pass_through(draw):
 
 
 def test_what_no_shape_rule_fits_is_refused_while_tracing(draw):
-    with pytest.raises(lj.Error, match="^linear: w: ") as caught:
+    with pytest.raises(lamella.Error, match="^linear: w: ") as caught:
         jax.jit(lj.linear)(draw(3, 5), draw(5))
     assert caught.value.status & 0xFF == 3
 
@@ -228,7 +227,7 @@ def test_what_the_operator_refuses_is_an_exception_with_its_line(draw):
 @pytest.mark.parametrize(
     "kwargs, error, reason",
     [
-        ({"act": "tanh"}, lj.Error, "act: found 'tanh', expected one of"),
+        ({"act": "tanh"}, lamella.Error, "act: found 'tanh', expected one of"),
         ({"nosuch": 1}, TypeError, "nosuch"),
         ({"dtype": jnp.complex64}, TypeError, "complex64"),
     ],
@@ -239,11 +238,11 @@ def test_a_wrong_attribute_is_refused(draw, kwargs, error, reason):
 
 
 def test_a_destroyed_groups_calls_fail_and_say_so(draw):
-    group = lj.Group.create(lj.new_id(), 0, 1)
+    group = lamella.Group.create(lamella.Group.new_id(), 0, 1)
     f = jax.jit(lambda x: lj.all_reduce(x, group=group, token=lj.new_token())[0])
     x = draw(3)
     close(f(x), x)
-    group.destroy()
+    group.close()
     line = "NOT_FOUND: all_reduce: .*no open group has"
     with pytest.raises(jax.errors.JaxRuntimeError, match=line):
         jax.block_until_ready(f(x))

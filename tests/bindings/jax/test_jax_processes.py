@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lamella
 import lamella.jax as lj
 import pytest
 
@@ -30,7 +31,7 @@ def start(case, rank, size, port, folder):
 
 
 def run(case, size, folder):
-    (folder / "id").write_bytes(lj.new_id())
+    (folder / "id").write_bytes(lamella.Group.new_id())
     port = free_port()
     ranks = [start(case, rank, size, port, folder) for rank in range(size)]
     try:

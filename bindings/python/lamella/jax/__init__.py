@@ -2,7 +2,7 @@
 
     import lamella.jax as lj
 
-    group = lj.Group.local(2, axis="tp")            # or .from_env(), .distributed(), .create(...)
+    group = lj.LocalGroup(2, axis="tp")             # or a lamella.Group: one rank per process
     token = lj.new_token()
     h, token = lj.linear_col(x, w1, b1, act="gelu", group=group, token=token)
     y, token = lj.linear_row(h, w2, b2, group=group, token=token)
@@ -12,7 +12,7 @@ Weights are JAX's [in, out]; embedding tables [vocabulary, hidden]. They work un
 shard_map (check_vma=False) and in several processes. A call with a group takes and gives a token,
 which orders it: thread one chain through all of a rank's calls. Where activations travel between
 ranks (send_activation, recv_activation), differentiate for the token too: it carries the edge.
-Failures are lamella.jax.Error while tracing and JaxRuntimeError while running, with Lamella's line.
+Failures are lamella.Error while tracing and JaxRuntimeError while running, with Lamella's line.
 """
 
 import inspect
@@ -25,8 +25,7 @@ from lamella.jax import native as _native
 from lamella.jax import rows as _rows
 from lamella.jax.call import new_token
 from lamella.jax.grads import after
-from lamella.jax.group import Group, new_id
-from lamella.jax.native import Error
+from lamella.jax.group import LocalGroup, distributed_group
 
 # JAX's arrays are not written to, so nothing is added into one.
 _HIDDEN = ("group", "acc")
@@ -43,7 +42,7 @@ def _register():
 def _attr(row, attr, value):
     if attr.name == "dtype" and not isinstance(value, int):
         return _native.dtype_number(value)
-    return tuple(value) if attr.kind == "I" else value
+    return tuple(value) if attr.type == "I" else value
 
 
 def _signature(row):
@@ -53,10 +52,9 @@ def _signature(row):
         default = None if optional else kinds.empty
         if t.name != "token":
             parameters.append(kinds(t.name, kinds.POSITIONAL_OR_KEYWORD, default=default))
-    defaults = {"i": lambda a: a.default, "s": lambda a: "", "f": lambda a: 0.0, "I": lambda a: ()}
     parameters += [
-        kinds(a.name, kinds.KEYWORD_ONLY, default=defaults[a.kind](a))
-        for a in row.attrs
+        kinds(a.name, kinds.KEYWORD_ONLY, default=a.default)
+        for a in row.attributes
         if a.name not in _HIDDEN
     ]
     if row.communicates:
@@ -69,7 +67,7 @@ def _document(row):
         return ", ".join(t.name + ("?" if t.optional else "") for t in tensors)
 
     text = "%s -> %s." % (names(row.inputs), names(row.outputs))
-    weights = [t.name for t in row.inputs + row.outputs if t.weight]
+    weights = [t.name for t in row.inputs + row.outputs if _rows.is_weight(row, t)]
     if weights:
         text += " %s: [in, out]." % ", ".join(weights)
     if row.communicates:
@@ -85,7 +83,7 @@ def _make(row):
     def function(*args, **kwargs):
         bound = signature.bind(*args, **kwargs).arguments
         group, token = bound.pop("group", None), bound.pop("token", None)
-        if token is None and (row.own_token or group is not None and group.size > 1):
+        if token is None and (_rows.own_token(row) or group is not None and group.size > 1):
             raise TypeError(
                 "lamella.jax.%s: token: found None, expected the token that the call before gave, "
                 "or lamella.jax.new_token() for the first: it orders the group's calls" % row.name
@@ -94,10 +92,10 @@ def _make(row):
         arrays = {k: None if x is None else jax.numpy.asarray(x) for k, x in arrays.items()}
         attrs = tuple(
             (a.name, _attr(row, a, bound[a.name]))
-            for a in row.attrs
+            for a in row.attributes
             if a.name in bound and bound[a.name] != defaults[a.name]
         )
-        return _result(row, _run(_grads.Site(row, attrs, group), arrays, token), token)
+        return _result(row, _run(_grads.Site(row.name, attrs, group), arrays, token), token)
 
     function.__name__ = function.__qualname__ = row.name
     function.__signature__, function.__doc__ = signature, _document(row)
@@ -105,7 +103,7 @@ def _make(row):
 
 
 def _run(site, arrays, token):
-    if site.row.name in _grads.GRADS:
+    if site.name in _grads.GRADS:
         return _grads.apply(site, arrays, token)
     return _call.call(site.row, arrays, dict(site.attrs), site.group, token)
 
@@ -123,4 +121,4 @@ _register()
 for _name, _row in _rows.table().items():
     globals()[_name] = _make(_row)
 
-__all__ = ["Error", "Group", "after", "new_id", "new_token", *_rows.table()]
+__all__ = ["LocalGroup", "after", "distributed_group", "new_token", *_rows.table()]

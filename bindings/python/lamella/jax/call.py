@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy
 
-from lamella.jax import native
+from lamella import errors
+from lamella.jax import native, rows
 
 PREFIX = "lamella_"
 AS_NUMPY = {
@@ -36,22 +37,23 @@ def call(row, inputs, attrs, group=None, token=None, dtypes=None, skip=()):
     """
     tensors = [token if t.name == "token" else inputs.get(t.name) for t in row.inputs]
     attrs = dict(attrs, **({"group": group.handle} if group else {}))
-    transposed = [t.weight and is_plain(x) for t, x in zip(row.inputs, tensors)]
+    transposed = [rows.is_weight(row, t) and is_plain(x) for t, x in zip(row.inputs, tensors)]
     shapes = infer(row, tensors, transposed, attrs, group)
+    turned = [rows.is_weight(row, t) for t in row.outputs]
     results = [
-        result_type(t, shape, (dtypes or {}).get(t.name), t.name in skip)
-        for t, shape in zip(row.outputs, shapes)
+        result_type(None if t.name in skip else shape, (dtypes or {}).get(t.name), turn)
+        for t, shape, turn in zip(row.outputs, shapes, turned)
     ]
-    extra = not row.own_token and row.communicates
+    extra = row.communicates and not rows.own_token(row)
     arguments = [empty() if x is None else x for x in tensors]
     if extra:
         results.append(jax.ShapeDtypeStruct((1,), jnp.float32))
         arguments.append(new_token() if token is None else token)
     if holds_several(group):
         arguments.append(rank_of(group))
-    bits = transposed + [t.weight for t in row.outputs]
-    given = {a.name: AS_NUMPY[a.kind](attrs[a.name]) for a in row.attrs if a.name in attrs}
-    given["transposed"] = numpy.int64(sum(1 << i for i, bit in enumerate(bits) if bit))
+    given = {a.name: AS_NUMPY[a.type](attrs[a.name]) for a in row.attributes if a.name in attrs}
+    bits = sum(1 << i for i, turn in enumerate(transposed + turned) if turn)
+    given["transposed"] = numpy.int64(bits)
     found = bind(row, results, given, group, attrs)(*arguments)
     outputs = {
         t.name: None if shape is None or t.name in skip else value
@@ -68,11 +70,10 @@ def empty():
     return jnp.zeros((0,), jnp.float32)
 
 
-def result_type(tensor, shape, dtype, skipped):
-    if shape is None or skipped:
+def result_type(shape, dtype, turned):
+    if shape is None:  # absent
         return jax.ShapeDtypeStruct((0,), jnp.float32)
-    dims = shape[0][::-1] if tensor.weight else shape[0]
-    return jax.ShapeDtypeStruct(dims, dtype or shape[1])
+    return jax.ShapeDtypeStruct(shape[0][::-1] if turned else shape[0], dtype or shape[1])
 
 
 def infer(row, tensors, transposed, attrs, group):
@@ -82,27 +83,25 @@ def infer(row, tensors, transposed, attrs, group):
     ]
     if not holds_several(group):
         return native.infer(row, given, attrs)
-    found = {}
-    for rank in group.local_ranks:
-        native.check(native.libraries()[0].lam_group_use(group.handle, rank))
-        found[rank] = native.infer(row, given, attrs)
-    first = group.local_ranks[0]
-    for rank, shapes in found.items():
-        if shapes != found[first]:
-            raise native.Error(
-                3,
-                "%s: rank %d gets %s, rank %d %s: under shard_map all ranks have the same shapes, "
-                "so the split dimension must divide evenly"
-                % (row.name, first, found[first], rank, shapes),
+    found = []
+    for rank in range(group.size):
+        native.use_rank(group, rank)
+        found.append(native.infer(row, given, attrs))
+    for rank, shapes in enumerate(found):
+        if shapes != found[0]:
+            raise errors.InvalidArgument(
+                "%s: rank 0 gets %s, rank %d %s: under shard_map all ranks have the same shapes, "
+                "so the split dimension must divide evenly" % (row.name, found[0], rank, shapes),
+                status=3,
             )
-    return found[first]
+    return found[0]
 
 
 # -- ranks --
 
 
 def holds_several(group):
-    return group is not None and group.axis is not None
+    return hasattr(group, "axis")  # a LocalGroup
 
 
 def rank_of(group):
@@ -124,7 +123,7 @@ def bind(row, results, attrs, group, named):
         check_vmap(row, mapped)
         inputs = {}
         for t, x, batched in zip(row.inputs, arrays, in_batched):
-            if is_activation(t) and not batched:
+            if rows.is_activation(row, t) and not batched:
                 x = jnp.broadcast_to(x, (axis_size, *x.shape))
             if not (t.optional and x.shape == (0,)):
                 inputs[t.name] = x
@@ -135,10 +134,6 @@ def bind(row, results, attrs, group, named):
     return function
 
 
-def is_activation(tensor):
-    return tensor.name[0] not in "bs" and not tensor.weight
-
-
 def check_vmap(row, mapped):
     """A batch is one more leading dimension of the activations; weights have none to give."""
     if row.communicates:
@@ -146,8 +141,8 @@ def check_vmap(row, mapped):
             "lamella.jax.%s: vmap is refused: a call meets the group's other ranks once; "
             "it takes any number of leading dimensions, [..., K], itself" % row.name
         )
-    fixed = [t.name for t in mapped if not is_activation(t)]
-    summed = [t.name for t in row.outputs if t.weight or not is_activation(t)]
+    fixed = [t.name for t in mapped if not rows.is_activation(row, t)]
+    summed = [t.name for t in row.outputs if not rows.is_activation(row, t)]
     if fixed or summed:
         raise NotImplementedError(
             "lamella.jax.%s: vmap is refused: %s is shared by all of a batch"

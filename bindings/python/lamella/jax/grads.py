@@ -21,18 +21,22 @@ from lamella.jax.call import call
 
 @dataclass(frozen=True)
 class Site:
-    """A call, without its arrays: what JAX compiles for."""
+    """A call, without its arrays: what JAX compiles for. group: anything with handle and size."""
 
-    row: rows.Row
+    name: str
     attrs: tuple  # of (name, value)
     group: object
+
+    @property
+    def row(self):
+        return rows.table()[self.name]
 
     def get(self, name, otherwise=0):
         return dict(self.attrs).get(name, otherwise)
 
     def kept(self, row, changes):
         """Those of its attributes that `row` has too, with changes."""
-        kept = {name: value for name, value in self.attrs if row.has_attr(name)}
+        kept = {name: value for name, value in self.attrs if rows.has_attr(row, name)}
         return {name: value for name, value in dict(kept, **changes).items() if value is not None}
 
 
@@ -52,7 +56,7 @@ class Backward:
             row,
             inputs,
             self.site.kept(row, dict(dict(dtype=None, codec=None), **changes)),
-            self.site.group if row.has_attr("group") else None,
+            self.site.group if rows.has_attr(row, "group") else None,
             token,
             dtypes,
             skip,
@@ -189,7 +193,7 @@ def forward(site, inputs, token):
     values = {name: None if x is None else x.value for name, x in inputs.items()}
     wanted = frozenset(name for name, x in inputs.items() if x is not None and x.perturbed)
     token = None if token is None else token.value
-    saves = wanted and (site.row.name == "ffn" or site.get("act", ""))
+    saves = wanted and (site.name == "ffn" or site.get("act", ""))
     attrs = dict(site.attrs, **({"save": 1} if saves else {}))
     outputs, after = call(site.row, values, attrs, site.group, token)
     saved = {name: outputs[name] for name in SAVED if outputs.get(name) is not None}
@@ -205,12 +209,12 @@ def backward(site, kept, cotangents):
     outputs = {name: None if d is None else whole(d) for name, d in outputs.items()}
     if isinstance(token, SymbolicZero):
         token = saved["token"]  # nothing follows: at least after its own forward
-    elif site.row.own_token:
+    elif rows.own_token(site.row):
         token = token + saved["token"]  # a token may be all that a rank's loss is made of
     b = Backward(site, inputs, saved, wanted.names, token)
     found = {}
-    if wanted.names or site.row.own_token:
-        found = GRADS[site.row.name](b, outputs)
+    if wanted.names or rows.own_token(site.row):
+        found = GRADS[site.name](b, outputs)
     given = {
         name: None if x is None or found.get(name) is None else found[name].astype(x.dtype)
         for name, x in inputs.items()

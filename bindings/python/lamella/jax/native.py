@@ -1,68 +1,30 @@
-"""The C library through ctypes: its operator table, shape inference, groups, and its errors.
+"""The C library's shape inference, through ctypes, and dtypes as it counts them.
 
-Invariant: liblamella.so.0 is loaded once, before liblamella_xla.so, which finds it by its name.
-Leaves JAX to the other files.
+Leaves finding the library, its errors and groups to lamella.library and lamella.group.
 """
 
 import ctypes
-import os
-from functools import lru_cache
-from pathlib import Path
+from functools import cache
 
 import numpy
 
-HERE = Path(__file__).resolve().parent
-CHECKOUT = HERE.parents[3]
-MAX_DIMS, MAX_OUTPUTS, ID_BYTES = 8, 8, 128
+from lamella import library
+
+MAX_DIMS, MAX_OUTPUTS = 8, 8
 
 
-class Error(RuntimeError):
-    """What Lamella refused, in its own words; `status` is the lam_status."""
-
-    def __init__(self, status, message):
-        super().__init__(message)
-        self.status = status
-
-
-# -- finding the libraries --
-
-
-def candidates():
-    """Folders of both libraries: named by the user, inside the package, or built in a checkout."""
-    named = os.environ.get("LAMELLA_LIBRARY_DIR")
-    if named:
-        yield Path(named), Path(named)
-        return
-    yield HERE.parent / "lib", HERE.parent / "lib"
-    yield CHECKOUT / "bazel-bin/abi", CHECKOUT / "bazel-bin/bindings/xla"
-
-
-def find():
-    tried = []
-    for library, adapter in candidates():
-        pair = library / "liblamella.so.0", adapter / "liblamella_xla.so"
-        if all(path.exists() for path in pair):
-            return pair
-        tried += [str(path) for path in pair if not path.exists()]
-    raise ImportError(
-        "lamella.jax: not found: %s; in a checkout, ./lamella build makes them" % ", ".join(tried)
-    )
-
-
-@lru_cache(maxsize=None)
+@cache
 def libraries():
-    """liblamella.so.0 and liblamella_xla.so, loaded."""
-    library, adapter = find()
-    lam = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-    for name, (result, arguments) in FUNCTIONS.items():
-        function = getattr(lam, name)
-        function.restype, function.argtypes = result, arguments
-    return lam, ctypes.CDLL(str(adapter))
+    """liblamella.so.0 and liblamella_xla.so, which finds the first by its name, loaded."""
+    lam, adapter = library.native(), ctypes.CDLL(library.path("liblamella_xla.so"))
+    lam.lam_infer.argtypes = [ctypes.c_void_p, ctypes.POINTER(Call), ctypes.POINTER(Inferred)]
+    lam.lam_group_use.argtypes = [ctypes.c_int64, ctypes.c_int32]
+    return lam, adapter
 
 
-def check(status):
-    if status != 0:
-        raise Error(status, libraries()[0].lam_last_error().decode(errors="replace"))
+def use_rank(group, rank):
+    """This thread's calls of a group are those of `rank` from here on."""
+    library.check(libraries()[0].lam_group_use(group.handle, rank))
 
 
 # -- structs, as in lamella.h --
@@ -138,55 +100,6 @@ class Inferred(ctypes.Structure):
     ]
 
 
-class GroupId(ctypes.Structure):
-    _fields_ = [("bytes", ctypes.c_uint8 * ID_BYTES)]
-
-
-class GroupDesc(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", ctypes.c_uint32),
-        ("rank", ctypes.c_int32),
-        ("size", ctypes.c_int32),
-        ("deadline_ms", ctypes.c_uint32),
-        ("first_deadline_ms", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
-        ("engine", ctypes.c_char_p),
-        ("id", GroupId),
-    ]
-
-
-class GroupInfo(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", ctypes.c_uint32),
-        ("rank", ctypes.c_int32),
-        ("size", ctypes.c_int32),
-        ("poison", ctypes.c_int32),
-        ("engine", ctypes.c_char_p),
-        ("error", ctypes.c_char_p),
-        ("operations", ctypes.c_uint64),
-        ("waits", ctypes.c_uint64),
-        ("sleeps", ctypes.c_uint64),
-    ]
-
-
-POINTER, STATUS = ctypes.c_void_p, ctypes.c_int32
-FUNCTIONS = {
-    "lam_last_error": (ctypes.c_char_p, []),
-    "lam_version": (ctypes.c_uint32, []),
-    "lam_op_row": (ctypes.c_char_p, [ctypes.c_uint32]),
-    "lam_infer": (STATUS, [POINTER, ctypes.POINTER(Call), ctypes.POINTER(Inferred)]),
-    "lam_group_id_create": (STATUS, [ctypes.POINTER(GroupId)]),
-    "lam_group_create": (
-        STATUS,
-        [POINTER, ctypes.POINTER(GroupDesc), ctypes.POINTER(POINTER)],
-    ),
-    "lam_group_create_from_env": (STATUS, [POINTER, POINTER, ctypes.POINTER(POINTER)]),
-    "lam_group_get_info": (STATUS, [POINTER, ctypes.POINTER(GroupInfo)]),
-    "lam_group_handle": (ctypes.c_int64, [POINTER]),
-    "lam_group_use": (STATUS, [ctypes.c_int64, ctypes.c_int32]),
-    "lam_group_destroy": (None, [POINTER]),
-}
-
 # -- dtypes: DLPack's (code, bits) --
 
 BY_CODE = {
@@ -259,14 +172,14 @@ def infer(row, inputs, attrs):
     pointers = (ctypes.POINTER(Tensor) * len(made))(
         *(ctypes.pointer(m[0]) if m else None for m in made)
     )
-    listed = [make_attr(a.kind, attrs.get(a.name)) for a in row.attrs]
+    listed = [make_attr(a.type, attrs.get(a.name)) for a in row.attributes]
     values = (Attr * max(1, len(listed)))(*(value for value, _ in listed))
     call = Call(struct_size=ctypes.sizeof(Call), op=row.id)
     call.inputs, call.n_inputs = pointers, len(made)
     call.attrs, call.n_attrs = values, len(listed)
     shapes = (Shape * MAX_OUTPUTS)()
     out = Inferred(ctypes.sizeof(Inferred), MAX_OUTPUTS, shapes)
-    check(libraries()[0].lam_infer(None, ctypes.byref(call), ctypes.byref(out)))
+    library.check(libraries()[0].lam_infer(None, ctypes.byref(call), ctypes.byref(out)))
     return [read_shape(shapes[i]) for i in range(out.n_outputs)]
 
 
