@@ -14,7 +14,8 @@ typedef struct lam_schedule lam_schedule;
 /* name: layerwise, gpipe, 1f1b, zb-h1, zb-h2: v is 1. interleaved, interleaved-zb: any v, stage
  * c p + r is rank r's. zbv, v-half, v-min, dualpipev: v is 2, stages r and 2p-1-r are rank r's;
  * dualpipev's m is at least 2p. p ranks, v stages per rank, m micro-batches. auto: what
- * lam_schedule_choose picks without a cap for stages that split their backward, with at most v. */
+ * lam_schedule_choose picks without a cap for stages that split their backward, with at most v: a
+ * host whose stages cannot, or that has a cap, asks lam_schedule_choose. */
 LAM_API lam_status lam_schedule_build(const char *name, int32_t p, int32_t v, int32_t m,
                                       lam_schedule **out_schedule);
 /* Name of and one line about each schedule that can be built, from i = 0 on; NULL past the last. */
@@ -228,7 +229,8 @@ typedef struct lam_explained {
   uint64_t n_ranks, text_bytes; /* in: room; out: how many there are, the text's length */
 } lam_explained;
 #define LAM_EXPLAINED_INIT {sizeof(lam_explained), 0, 0, 0, 0, 0, 0, 0, 0, 0}
-/* Where the last step went on all ranks: each of them calls this after the same step. */
+/* Where the last step went on all ranks: each of them calls this after the same step. With
+ * LAM_PIPELINE_FORWARD_ONLY forwards alone are predicted. */
 LAM_API lam_status lam_pipeline_explain(lam_pipeline *p, lam_explained *out);
 
 /* How messages of an edge travel, as lam_pipeline_create decided. */

@@ -31,11 +31,13 @@ static bool whole_in_two(const lam_choice_desc *d) { return !splits(d) && d->v >
 static bool splits_linear(const lam_choice_desc *d) { return splits(d) && d->v == 1; }
 static bool always(const lam_choice_desc *d) { return d != NULL; }
 
+/* Where 1f1b's bubble is small, or can be made so, the plain schedule is taken, even though a
+ * measured overlap would save more. */
 static const rule rules[] = {
     {"1f1b", 1, one_rank, "one rank: there is no bubble to shrink"},
-    {"dualpipev", 2, overlaps, "a forward and a backward together were measured to take less time"},
     {"1f1b", 1, many_micro, "with 4 p micro-batches or more its bubble is small"},
     {"1f1b", 1, loose, "memory is loose, so m can grow until its bubble is small"},
+    {"dualpipev", 2, overlaps, "a forward and a backward together were measured to take less time"},
     {"zbv", 2, splits_in_two, "backward splits and a rank can have two stages: least bubble"},
     {"interleaved", 0, whole_in_two,
      "backward does not split: several stages per rank shrink the "

@@ -26,6 +26,11 @@ TEST(choose, follows_the_rule) {
       {1, 2, 8, SPLITS, 0, "1f1b", "one rank", 1},
       {4, 2, 8, SPLITS | OVERLAPS, 0, "dualpipev", "measured", 2},
       {4, 2, 7, SPLITS | OVERLAPS, 0, "zbv", "backward splits", 2}, /* m < 2p */
+      {4, 2, 15, SPLITS | OVERLAPS, 0, "dualpipev", "measured", 2},
+      {4, 2, 16, SPLITS | OVERLAPS, 0, "1f1b", "4 p micro-batches", 1},
+      {4, 2, 16, OVERLAPS, 0, "1f1b", "4 p micro-batches", 1},
+      {4, 2, 8, SPLITS | OVERLAPS | LOOSE, 0, "1f1b", "memory is loose", 1},
+      {4, 2, 8, OVERLAPS, 0, "dualpipev", "measured", 2},
       {4, 1, 8, SPLITS | OVERLAPS, 0, "zb-h1", "one stage per rank", 1},
       {4, 2, 15, SPLITS, 0, "zbv", "backward splits", 2},
       {4, 2, 16, SPLITS, 0, "1f1b", "4 p micro-batches", 1},
