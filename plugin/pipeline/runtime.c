@@ -45,17 +45,18 @@ lam_status lam_pipeline_alloc(lam_pipeline *p, uint64_t n, uint64_t size, void *
 /* -- create and destroy -- */
 
 static lam_status read_and_agree(lam_pipeline *p, const lam_pipeline_desc *desc,
-                                 uint8_t **out_keeps) {
+                                 uint8_t **out_traits) {
   LAM_TRY(lam_pipeline_read(p, desc));
-  LAM_TRY(lam_pipeline_alloc(p, (uint64_t)p->schedule->n_stages, 1, out_keeps));
-  return lam_pipeline_agree(p, *out_keeps);
+  LAM_TRY(lam_pipeline_alloc(p, (uint64_t)p->schedule->n_stages, 1, out_traits));
+  return lam_pipeline_agree(p, *out_traits);
 }
 
 static lam_status prepare(lam_pipeline *p, const lam_pipeline_desc *desc) {
-  uint8_t *keeps = NULL;
-  LAM_TRY(lam_pipeline_share_verdict(p, desc->tensor, read_and_agree(p, desc, &keeps)));
+  uint8_t *traits = NULL;
+  LAM_TRY(lam_pipeline_share_verdict(p, desc->tensor, read_and_agree(p, desc, &traits)));
+  lam_pipeline_tell_of_fallbacks(p, traits);
   LAM_TRY(lam_forms_choose(p, desc));
-  LAM_TRY(lam_pipeline_plan(p, keeps));
+  LAM_TRY(lam_pipeline_plan(p, traits));
   LAM_TRY(lam_tied_open(p));
   /* An action waits for its input, waits for a slot, and runs. */
   p->meter.room = 3 * (uint64_t)p->n_actions;

@@ -191,13 +191,20 @@ static inline bool lam_makes_gradient(const lam_action *a) {
   return a->kind == LAM_KIND_B || a->kind == LAM_KIND_I;
 }
 
-/* runtime_agree.c: copies and checks what the host gave; then all ranks compare. keeps [n_stages]:
- * which stages of the whole pipeline keep their inputs. */
+static inline bool lam_stage_splits(const lam_pipe_stage *s) {
+  return s->calls[LAM_KIND_W][0].function;
+}
+
+/* What every rank must know of a stage, of the whole pipeline: a set of bits. */
+enum { LAM_TRAIT_KEEPS = 1, /* its inputs */ LAM_TRAIT_SPLITS = 2 /* its backward */ };
+/* runtime_agree.c: copies and checks what the host gave; then all ranks compare, and learn each
+ * other's traits [n_stages]. */
 lam_status lam_pipeline_read(lam_pipeline *p, const lam_pipeline_desc *desc);
-lam_status lam_pipeline_agree(lam_pipeline *p, uint8_t *keeps);
-/* runtime_order.c: may weight gradients be summed in the list's order? Tells of what runs otherwise
- * than the list says. */
+lam_status lam_pipeline_agree(lam_pipeline *p, uint8_t *traits);
+/* runtime_order.c: may weight gradients be summed in the list's order? */
 lam_status lam_pipeline_fit(lam_pipeline *p, uint32_t flags);
+/* runtime_order.c: logs what runs otherwise than the list says, and the bubble that this costs. */
+void lam_pipeline_tell_of_fallbacks(const lam_pipeline *p, const uint8_t *traits);
 /* runtime_tied.c: read before ranks agree, opened (a collective) after; reduce ends a step. */
 lam_status lam_tied_read(lam_pipeline *p, const lam_pipeline_desc *desc);
 lam_status lam_tied_open(lam_pipeline *p);
@@ -206,7 +213,7 @@ void lam_tied_close(lam_pipeline *p);
 /* Whether all ranks of g (may be NULL) came through with LAM_OK; else the first failure, on all. */
 lam_status lam_pipeline_share_verdict(lam_pipeline *p, lam_group *g, lam_status own);
 /* runtime_plan.c: rings and local slots of every edge that touches this rank. */
-lam_status lam_pipeline_plan(lam_pipeline *p, const uint8_t *keeps);
+lam_status lam_pipeline_plan(lam_pipeline *p, const uint8_t *traits);
 /* runtime.c: ends the group's world with this thread's message, and keeps it for every later step.
  * Returns status. */
 lam_status lam_pipeline_end_world(lam_pipeline *p, lam_status status);

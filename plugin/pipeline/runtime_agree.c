@@ -2,7 +2,7 @@
  * ranks.
  *
  * Invariant: after lam_pipeline_agree every rank knows that all run the same schedule over the
- * same edges, and which stages keep their inputs; a rank that differs is named on all ranks, with
+ * same edges, and the traits of all stages; a rank that differs is named on all ranks, with
  * both sides, and so is one that was given what cannot be.
  * Leaves what a table makes of the stages to runtime_order.c, slots to runtime_plan.c. */
 #include <fcntl.h>
@@ -168,7 +168,7 @@ typedef struct edge_row {
   char text[LAM_EDGE_TEXT_BYTES];
 } edge_row;
 
-/* Then come edge_row[n_edges], then one byte per stage: is it this rank's, and keeps its inputs? */
+/* Then come edge_row[n_edges], then one byte per stage: the traits of those of this rank. */
 typedef struct rank_row {
   uint64_t schedule, machine;
   uint64_t forward_only, tied;
@@ -205,8 +205,12 @@ static uint64_t machine_id(void) {
 static edge_row *edge_rows(void *row) {
   return (edge_row *)((unsigned char *)row + sizeof(rank_row));
 }
-static uint8_t *keep_flags(const lam_pipeline *p, void *row) {
+static uint8_t *traits_in(const lam_pipeline *p, void *row) {
   return (uint8_t *)(edge_rows(row) + (p->schedule->n_stages - 1));
+}
+
+static uint8_t traits_of(const lam_pipe_stage *s) {
+  return (uint8_t)((s->keeps ? LAM_TRAIT_KEEPS : 0) | (lam_stage_splits(s) ? LAM_TRAIT_SPLITS : 0));
 }
 
 static void fill_row(const lam_pipeline *p, void *row) {
@@ -221,7 +225,7 @@ static void fill_row(const lam_pipeline *p, void *row) {
     lam_edge_plan_text(&p->edges[e], edge_rows(row)[e].text);
   }
   for (int i = 0; i < p->n_stages; i++)
-    keep_flags(p, row)[p->stages[i].number] = p->stages[i].keeps;
+    traits_in(p, row)[p->stages[i].number] = traits_of(&p->stages[i]);
 }
 
 static lam_status compare_rows(lam_pipeline *p, void *first, void *row, int rank) {
@@ -248,13 +252,13 @@ static lam_status compare_rows(lam_pipeline *p, void *first, void *row, int rank
   return LAM_OK;
 }
 
-static lam_status judge_rows(lam_pipeline *p, unsigned char *rows, uint8_t *keeps) {
+static lam_status judge_rows(lam_pipeline *p, unsigned char *rows, uint8_t *traits) {
   const size_t bytes = row_bytes(p);
   p->one_clock = ((rank_row *)(void *)rows)->machine != 0;
   for (int r = 1; r < p->schedule->n_ranks; r++)
     LAM_TRY(compare_rows(p, rows, rows + (size_t)r * bytes, r));
   for (int i = 0; i < p->schedule->n_stages; i++)
-    keeps[i] = keep_flags(p, rows + (size_t)p->schedule->rank_of_stage[i] * bytes)[i];
+    traits[i] = traits_in(p, rows + (size_t)p->schedule->rank_of_stage[i] * bytes)[i];
   return LAM_OK;
 }
 
@@ -275,14 +279,14 @@ static lam_status gather_rows(lam_pipeline *p, const void *own, void *rows) {
              : LAM_OK;
 }
 
-lam_status lam_pipeline_agree(lam_pipeline *p, uint8_t *keeps) {
+lam_status lam_pipeline_agree(lam_pipeline *p, uint8_t *traits) {
   unsigned char *own = NULL, *rows = NULL;
   const uint64_t n_ranks = (uint64_t)p->schedule->n_ranks;
   LAM_TRY(lam_pipeline_alloc(p, 1, row_bytes(p), &own));
   fill_row(p, own);
-  if (!p->group) return judge_rows(p, own, keeps);
+  if (!p->group) return judge_rows(p, own, traits);
   LAM_TRY(lam_pipeline_alloc(p, n_ranks, row_bytes(p), &rows));
   LAM_TRY(gather_rows(p, own, rows));
-  const lam_status status = judge_rows(p, rows, keeps);
+  const lam_status status = judge_rows(p, rows, traits);
   return status ? lam_pipeline_end_world(p, status) : LAM_OK;
 }

@@ -12,9 +12,8 @@
 
 /* A stage that cannot split its backward adds all of it in I, and nothing in W. */
 static bool adds_weight_gradient(const lam_pipe_stage *s, const lam_action *a) {
-  const bool splits = s->calls[LAM_KIND_W][0].function;
   return a->stage == s->number &&
-         (a->kind == LAM_KIND_B || a->kind == (splits ? LAM_KIND_W : LAM_KIND_I));
+         (a->kind == LAM_KIND_B || a->kind == (lam_stage_splits(s) ? LAM_KIND_W : LAM_KIND_I));
 }
 
 static lam_status check_stage_order(const lam_pipeline *p, const lam_pipe_stage *s) {
@@ -36,8 +35,6 @@ static lam_status check_stage_order(const lam_pipeline *p, const lam_pipe_stage 
 
 /* -- fall-backs -- */
 
-static bool lacks_split(const lam_pipe_stage *s) { return !s->calls[LAM_KIND_W][0].function; }
-
 static double bubble_of(const lam_schedule *s, const double *costs) {
   const size_t n = (size_t)s->n_stages;
   lam_costs c = LAM_COSTS_INIT;
@@ -47,27 +44,25 @@ static double bubble_of(const lam_schedule *s, const double *costs) {
   return lam_schedule_simulate(s, &c, &out) ? 0 : out.bubble;
 }
 
-/* The bubble with F, I and W of 1 each, and with what stages of this rank that cannot split make
- * of it: an I of 2, and nothing for W. Both 0 where there is no memory. */
-static void lost_bubble(const lam_pipeline *p, double *out_meant, double *out_is) {
+/* The bubble with F, I and W of 1 each, and with what stages that cannot split make of it, on
+ * whatever rank: an I of 2, and nothing for W. Both 0 where there is no memory. */
+static void lost_bubble(const lam_pipeline *p, const uint8_t *traits, double *out_meant,
+                        double *out_is) {
   const size_t n = (size_t)p->schedule->n_stages;
   double *costs = malloc(3 * n * sizeof *costs);
   *out_meant = *out_is = 0;
   if (!costs) return;
   for (size_t i = 0; i < 3 * n; i++) costs[i] = 1;
   *out_meant = bubble_of(p->schedule, costs);
-  for (int i = 0; i < p->n_stages; i++) {
-    if (!lacks_split(&p->stages[i])) continue;
-    costs[n + (size_t)p->stages[i].number] = 2;
-    costs[2 * n + (size_t)p->stages[i].number] = 0;
-  }
+  for (size_t i = 0; i < n; i++)
+    if (!(traits[i] & LAM_TRAIT_SPLITS)) costs[n + i] = 2, costs[2 * n + i] = 0;
   *out_is = bubble_of(p->schedule, costs);
   free(costs);
 }
 
-static void tell_of_split(const lam_pipeline *p, int stage) {
+static void tell_of_split(const lam_pipeline *p, int stage, const uint8_t *traits) {
   double meant, is;
-  lost_bubble(p, &meant, &is);
+  lost_bubble(p, traits, &meant, &is);
   lam_context_log(p->ctx, 1,
                   "pipeline, rank %d: stage %d cannot split its backward, as the schedule would: "
                   "I does all of it, W nothing; with F, I and W of equal length the bubble is "
@@ -87,12 +82,12 @@ static const lam_pipe_stage *stage_of(const lam_pipeline *p, const lam_action *a
 }
 
 /* Each once, of the first stage that it befalls. */
-static void tell_of_fallbacks(const lam_pipeline *p) {
+void lam_pipeline_tell_of_fallbacks(const lam_pipeline *p, const uint8_t *traits) {
   bool split = false, pairs = false;
-  for (int64_t i = 0; i < p->n_actions; i++) {
+  for (int64_t i = 0; i < p->n_actions && !p->forward_only; i++) {
     const lam_action *a = &p->actions[i];
-    if (!split && a->kind == LAM_KIND_W && lacks_split(stage_of(p, a)))
-      split = true, tell_of_split(p, a->stage);
+    if (!split && a->kind == LAM_KIND_W && !lam_stage_splits(stage_of(p, a)))
+      split = true, tell_of_split(p, a->stage, traits);
     if (!pairs && a->paired && !stage_of(p, a)->is.forward_backward)
       pairs = true, tell_of_pairs(p, a->stage);
   }
@@ -105,6 +100,5 @@ lam_status lam_pipeline_fit(lam_pipeline *p, uint32_t flags) {
   for (int64_t i = 0; i < p->n_actions; i++)
     if (p->actions[i].kind == LAM_KIND_REDUCE_GRAD)
       p->stages[p->stage_index[p->actions[i].stage]].reduces_by_list = true;
-  tell_of_fallbacks(p);
   return LAM_OK;
 }

@@ -159,7 +159,7 @@ static lam_status copy_order(lam_pipeline *p, const int32_t **out) {
   return status;
 }
 
-lam_status lam_pipeline_plan(lam_pipeline *p, const uint8_t *keeps) {
+lam_status lam_pipeline_plan(lam_pipeline *p, const uint8_t *traits) {
   const int n_edges = p->schedule->n_stages - 1;
   const uint64_t serial =
       p->group ? p->group->sequence : 0; /* equal on all ranks, and no other pipeline's */
@@ -167,7 +167,8 @@ lam_status lam_pipeline_plan(lam_pipeline *p, const uint8_t *keeps) {
   LAM_TRY(copy_order(p, &order));
   LAM_TRY(lam_pipeline_alloc(p, 2 * (uint64_t)n_edges, sizeof *p->ports, &p->ports));
   for (int e = 0; e < n_edges; e++) {
-    const flow f = {e, LAM_KIND_F, e, e + 1, keeps[e + 1]}, g = {e, LAM_KIND_I, e + 1, e, false};
+    const flow f = {e, LAM_KIND_F, e, e + 1, traits[e + 1] & LAM_TRAIT_KEEPS},
+               g = {e, LAM_KIND_I, e + 1, e, false};
     LAM_TRY(open_flow(p, &f, order, serial));
     if (!p->forward_only) LAM_TRY(open_flow(p, &g, order, serial));
   }

@@ -119,6 +119,19 @@ TEST(runtime_schedules, what_a_stage_can_do_changes_no_gradient) {
       }
 }
 
+/* p = 2: 7 micro-batches are few, 8 are many. */
+TEST(runtime_schedules, auto_runs_what_was_chosen) {
+  FOR_EACH(m, 7, 8) FOR_EACH(v, 1, 2) {
+    lam_schedule *s = try_build("auto", 2, v, m);
+    REQUIRE(s != NULL);
+    CHECK_EQ(s->n_stages, m == 8 ? 2 : 2 * v);
+    model d = small_model(s->n_stages, m);
+    d.functions = MODEL_SPLIT;
+    run_schedule(s, d, false);
+    lam_schedule_destroy(s);
+  }
+}
+
 /* -- the order of sums -- */
 
 static lam_status open_alone(const char *text, unsigned functions, uint32_t flags) {
@@ -198,6 +211,47 @@ static void keep_line(void *user, int32_t level, const char *line) {
   (void)level;
   if (s->n < 4) snprintf(s->lines[s->n], sizeof s->lines[0], "%s", line);
   s->n++;
+}
+
+typedef struct one_whole { /* ranks of which one, or all (-1), cannot split */
+  setup at;
+  int which;
+  const char *bubble;
+} one_whole;
+
+static void hear_of_split(int rank, int size, void *arg) {
+  const one_whole *o = arg;
+  said log = {0};
+  setup at = o->at;
+  worker k;
+  at.hooks = (lam_context_desc)LAM_CONTEXT_DESC_INIT;
+  at.hooks.user = &log, at.hooks.log = keep_line;
+  const bool whole = o->which < 0 || o->which == rank;
+  at.m.functions = whole ? MODEL_WHOLE : MODEL_SPLIT;
+  REQUIRE_OK(worker_open(&k, &at, rank, size));
+  CHECK_EQ(log.n, whole ? 1 : 0);
+  if (whole) CHECK_CONTAINS(log.lines[0], "cannot split its backward");
+  if (whole) CHECK_CONTAINS(log.lines[0], o->bubble);
+  worker_close(&k);
+}
+
+/* p 4, m 8, F = I = W: 27 units, or with B in one 33, of which 24 are work. Where stage 1 alone
+ * cannot split it is 29, where stage 3 cannot 31. */
+TEST(runtime_schedules, the_bubble_lost_is_that_of_all_ranks_that_cannot_split) {
+  static const struct {
+    int which;
+    const char *bubble;
+  } rows[] = {{-1, "the bubble is 27.3 % instead of 11.1 %"},
+              {1, "the bubble is 17.2 % instead of 11.1 %"},
+              {3, "the bubble is 22.6 % instead of 11.1 %"}};
+  lam_schedule *s = build("zb-h1", 4, 8);
+  for (int i = 0; i < 3; i++) {
+    one_whole o = {.at = {.m = small_model(4, 8), .s = s}, .which = rows[i].which};
+    o.bubble = rows[i].bubble;
+    CHECK_OK(lam_group_id_create(&o.at.id));
+    run_threads(4, hear_of_split, &o);
+  }
+  lam_schedule_destroy(s);
 }
 
 TEST(runtime_schedules, fall_backs_are_named_with_the_bubble_they_cost) {
