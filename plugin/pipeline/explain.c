@@ -13,6 +13,7 @@
 
 #include "plugin/comm/comm.h"
 #include "plugin/core/struct.h"
+#include "plugin/pipeline/walk.h"
 
 #define WHO "lam_pipeline_explain: "
 
@@ -148,27 +149,48 @@ static void level_costs(const lam_explanation *x, double *level) {
   }
 }
 
-static lam_status simulate(const lam_explanation *x, const double *costs, double *out_step,
+/* What a run without backwards heeds of a schedule. */
+static lam_status forwards_of(const lam_schedule *s, lam_schedule **out) {
+  LAM_TRY(lam_schedule_alloc(s->n_ranks, s->n_stages, s->n_micro, out));
+  for (int r = 0; r < s->n_ranks; r++)
+    for (int64_t i = s->first[r]; i < s->first[r + 1]; i++)
+      if (s->actions[i].kind == LAM_KIND_F)
+        lam_schedule_push(*out, r, LAM_KIND_F, s->actions[i].stage, s->actions[i].micro);
+  return lam_schedule_seal(*out);
+}
+
+/* The schedule was checked, so its forwards alone can run as well. */
+static lam_status simulate(const lam_schedule *s, const double *costs, double *out_step,
                            lam_rank_time *out_ranks) {
-  const size_t n = (size_t)x->s->n_stages;
+  const size_t n = (size_t)s->n_stages;
   lam_costs c = LAM_COSTS_INIT;
   lam_simulated out = LAM_SIMULATED_INIT;
+  lam_walk w;
   c.n_stages = (uint32_t)n;
   c.forward = costs, c.backward_input = costs + n, c.backward_weight = costs + 2 * n;
   c.forward_backward = costs + 3 * n, c.reduce_grad = costs + 4 * n;
-  out.ranks = out_ranks, out.n_ranks = (uint64_t)x->s->n_ranks;
-  LAM_TRY(lam_schedule_simulate(x->s, &c, &out));
+  LAM_TRY(lam_walk_run(s, &c, LAM_NOTED_NOTHING, &w));
+  lam_walk_measure(&w, &out);
+  for (int r = 0; r < s->n_ranks; r++) out_ranks[r] = lam_walk_time(&w, r, out.makespan);
+  lam_walk_finish(&w);
   *out_step = out.makespan;
   return LAM_OK;
 }
 
-static lam_status predict(lam_explanation *x) {
+static lam_status predict_on(const lam_schedule *s, const double *level, lam_explanation *x) {
+  LAM_TRY(simulate(s, x->costs, &x->predicted_step, x->predicted));
+  return simulate(s, level, &x->level_step, x->level);
+}
+
+static lam_status predict(const lam_pipeline *p, lam_explanation *x) {
+  lam_schedule *forwards = NULL;
   double *level = calloc((size_t)LAM_COSTS * (size_t)x->s->n_stages, sizeof *level);
   if (!level) return lam_fail(LAM_RESOURCE_EXHAUSTED, WHO "no memory");
   measure_costs(x);
   level_costs(x, level);
-  lam_status status = simulate(x, x->costs, &x->predicted_step, x->predicted);
-  if (!status) status = simulate(x, level, &x->level_step, x->level);
+  lam_status status = p->forward_only ? forwards_of(x->s, &forwards) : LAM_OK;
+  if (!status) status = predict_on(forwards ? forwards : x->s, level, x);
+  lam_schedule_destroy(forwards);
   free(level);
   return status;
 }
@@ -265,7 +287,7 @@ static lam_status explain(const lam_pipeline *p, lam_explanation *x) {
   LAM_TRY(gather(p, x->own, x->rows));
   LAM_TRY(check_rows(x));
   merge_rows(x);
-  LAM_TRY(predict(x));
+  LAM_TRY(predict(p, x));
   place_ranks(p, x);
   for (int r = 0; r < x->s->n_ranks; r++) explain_rank(x, r, &x->ranks[r]);
   return LAM_OK;
@@ -274,8 +296,6 @@ static lam_status explain(const lam_pipeline *p, lam_explanation *x) {
 lam_status lam_pipeline_explain(lam_pipeline *p, lam_explained *out) {
   if (!p) return lam_fail(LAM_INVALID_ARGUMENT, WHO "pipeline is NULL");
   LAM_TRY(lam_struct_check("lam_pipeline_explain", "lam_explained", out, sizeof *out));
-  if (p->forward_only)
-    return lam_fail(LAM_UNIMPLEMENTED, WHO "of forwards alone nothing is predicted");
   lam_explanation x;
   lam_status status = take_memory(p->schedule, &x);
   if (!status) status = explain(p, &x);

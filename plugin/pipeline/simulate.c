@@ -87,7 +87,7 @@ static void add_waits(const lam_walk *w, int rank, double *waits, uint64_t room)
 }
 
 /* A rank that has nothing to do spends the whole time in the drain. */
-static lam_rank_time time_of(const lam_walk *w, int rank, double makespan) {
+lam_rank_time lam_walk_time(const lam_walk *w, int rank, double makespan) {
   const double first = w->first[rank], last = w->clock[rank], busy = w->busy[rank];
   if (first < 0) return (lam_rank_time){.drain = makespan};
   const double waiting = fmax(0, last - first - busy); /* a sum of roundings, too */
@@ -99,7 +99,7 @@ static void explain_idle(const lam_walk *w, lam_simulated *out) {
   for (uint64_t i = 0; out->waits && i < n_waits && i < out->n_waits; i++) out->waits[i] = 0;
   for (uint64_t r = 0; r < n_ranks && (out->waits || out->ranks); r++) {
     if (out->waits) add_waits(w, (int)r, out->waits, out->n_waits);
-    if (out->ranks && r < out->n_ranks) out->ranks[r] = time_of(w, (int)r, out->makespan);
+    if (out->ranks && r < out->n_ranks) out->ranks[r] = lam_walk_time(w, (int)r, out->makespan);
   }
   out->n_ranks = n_ranks, out->n_waits = n_waits;
 }

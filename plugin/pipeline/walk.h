@@ -95,6 +95,8 @@ double lam_walk_arrival(const lam_walk *w, const lam_action *a);
 
 /* simulate.c: the makespan and the bubbles of a walk that is complete. */
 void lam_walk_measure(const lam_walk *w, lam_simulated *out);
+/* simulate.c: a rank's part of that makespan. */
+lam_rank_time lam_walk_time(const lam_walk *w, int rank, double makespan);
 
 /* The order in which each stage makes its outputs: [LAM_FLOWS][n_stages][n_micro] micro-batches.
  * Caller frees it. */

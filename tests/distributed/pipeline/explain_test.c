@@ -3,6 +3,7 @@
  * The timed waits in stages are their work; nothing here depends on how exact they are.
  * Leaves what one rank says of itself to report_test.c. */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -40,6 +41,33 @@ static void check_sums(const told *t, int n_ranks) {
 
 /* -- whatever the schedule -- */
 
+/* The table's cells are the numbers, to the digit that is shown: "   0     60.1%     ...". */
+static void check_table(const told *t, int n_ranks) {
+  const char *head = strchr(t->text, '\n');
+  REQUIRE(head != NULL);
+  CHECK(!strncmp(head + 1,
+                 "rank      work   warm-up     drain   waiting imbalance     other  predicted  "
+                 "waits most on\n",
+                 91));
+  const char *line = strchr(head + 1, '\n');
+  for (int r = 0; r < n_ranks && line; r++, line = strchr(line + 1, '\n')) {
+    const lam_idle *i = &t->ranks[r];
+    const double of_step[] = {i->work, i->warm_up, i->drain, i->waiting, i->imbalance, i->other};
+    char want[256];
+    int n = snprintf(want, sizeof want, "%4d", r);
+    for (int c = 0; c < 6; c++)
+      n += snprintf(want + n, sizeof want - (size_t)n, " %8.1f%%", 100 * of_step[c] / t->is.step);
+    n += snprintf(want + n, sizeof want - (size_t)n, " %9.1f%%",
+                  100 * i->predicted / t->is.predicted_step);
+    if (i->worst_edge >= 0)
+      n += snprintf(want + n, sizeof want - (size_t)n, "  %d->%d %s %.1f%%", i->worst_edge,
+                    i->worst_edge + 1, i->worst_kind == LAM_KIND_F ? "forward" : "backward",
+                    100 * i->worst / t->is.step);
+    snprintf(want + n, sizeof want - (size_t)n, "\n");
+    CHECK(!strncmp(line + 1, want, strlen(want)));
+  }
+}
+
 static void explain_steps(int rank, int size, void *arg) {
   const setup *at = arg;
   worker k;
@@ -51,6 +79,7 @@ static void explain_steps(int rank, int size, void *arg) {
     CHECK_OK(lam_pipeline_run(k.pipeline, step, NULL));
     REQUIRE_OK(ask(&k, &t));
     check_sums(&t, size);
+    check_table(&t, size);
     CHECK_CONTAINS(t.text, step ? "step 1 took" : "step 0 took");
   }
   worker_close(&k);
@@ -141,16 +170,54 @@ TEST(pipeline_explain, predicts_the_bubble_of_stages_that_are_alike) {
   lam_schedule_destroy(s);
 }
 
+/* -- forwards alone -- */
+
+static void one_slow_forward(const lam_stage_io *io, int kind) {
+  CHECK_EQ(kind, LAM_KIND_F);
+  usleep(io->stage == 1 ? 12000 : 4000);
+}
+
+static void explain_forwards(int rank, int size, void *arg) {
+  worker k;
+  told t;
+  REQUIRE_OK(worker_open(&k, arg, rank, size));
+  CHECK_OK(lam_pipeline_run(k.pipeline, 0, NULL));
+  REQUIRE_OK(ask(&k, &t));
+  check_sums(&t, size);
+  check_table(&t, size);
+  CHECK(t.ranks[2].warm_up >= 8 * MS); /* less where it started late */
+  CHECK(t.ranks[0].drain >= 15 * MS); /* stages 1 and 2 of the last micro-batch */
+  CHECK_EQ(t.ranks[2].worst_edge, 1);
+  CHECK_EQ(t.ranks[2].worst_kind, LAM_KIND_F);
+  CHECK(t.ranks[2].imbalance > t.ranks[1].imbalance);
+  CHECK_CONTAINS(t.text, "% on edge 1->2 forward: stage 1 is ");
+  /* p + m - 1 forwards, m of them a rank's own, however long they took */
+  CHECK_CONTAINS(t.text, "with all stages alike: 33.3 %");
+  CHECK(t.is.level_step < t.is.predicted_step && t.is.predicted_step < 1.5 * t.is.step);
+  worker_close(&k);
+}
+
+/* Whatever the table's backwards would wait for: layerwise's forwards for all of them. */
+TEST(pipeline_explain, forwards_alone_are_predicted_without_backwards) {
+  FOR_EACH(i, 0, 1) {
+    lam_schedule *s = build(i ? "layerwise" : "zb-h1", 3, 4);
+    setup at = {.m = small_model(3, 4), .s = s, .flags = LAM_PIPELINE_FORWARD_ONLY};
+    at.m.on_call = one_slow_forward;
+    CHECK_OK(lam_group_id_create(&at.id));
+    run_threads(3, explain_forwards, &at);
+    lam_schedule_destroy(s);
+  }
+}
+
 /* -- what cannot be -- */
 
 TEST(pipeline_explain, what_cannot_be_explained_is_refused) {
   lam_schedule *s = build("gpipe", 1, 2);
-  setup at = {.m = small_model(1, 2), .s = s, .flags = LAM_PIPELINE_FORWARD_ONLY};
+  setup at = {.m = small_model(1, 2), .s = s};
   worker k;
-  told t;
+  told t = {.is = LAM_EXPLAINED_INIT};
   REQUIRE_OK(worker_open(&k, &at, 0, 1));
   CHECK_OK(lam_pipeline_run(k.pipeline, 0, NULL));
-  CHECK_STATUS(ask(&k, &t), LAM_UNIMPLEMENTED);
   CHECK_STATUS(lam_pipeline_explain(NULL, &t.is), LAM_INVALID_ARGUMENT);
   t.is.struct_size = 4;
   CHECK_STATUS(lam_pipeline_explain(k.pipeline, &t.is), LAM_INVALID_ARGUMENT);
