@@ -297,6 +297,35 @@ TEST(partition, as_many_stages_as_layers_are_cut_at_once) {
   }
 }
 
+/* As large as a model gets; whether the cut is the best is checked on small ones. */
+TEST(partition, a_thousand_layers_on_64_stages_are_cut_exactly) {
+  enum { LAYERS = 1000, STAGES = 64, MICROS = 256 };
+  static lam_layer layers[LAYERS];
+  int32_t first[STAGES + 1];
+  rng r = {seed()};
+  lam_schedule *s = built("1f1b", STAGES, MICROS);
+  for (int capped = 0; capped < 2; capped++) {
+    uint64_t caps[STAGES];
+    lam_partition_desc desc = LAM_PARTITION_DESC_INIT;
+    lam_partition out = LAM_PARTITION_INIT;
+    for (int i = 0; i < STAGES; i++) caps[i] = 4000; /* a stage of the mean size holds 1600 */
+    for (int i = 0; i < LAYERS; i++)
+      layers[i] = (lam_layer){.forward = 1e6 * (1.5 + rng_float(&r)),
+                              .backward_input = 2e6 * (1.5 + rng_float(&r)),
+                              .cut_time = 3e5 * (1 + rng_float(&r)),
+                              .static_bytes = (uint64_t)rng_int(&r, 0, 200),
+                              .activation_bytes = (uint64_t)rng_int(&r, 0, 6)};
+    desc.layers = layers, desc.n_layers = LAYERS, desc.schedule = s;
+    desc.caps = capped ? caps : NULL, out.first_layer = first;
+    REQUIRE_OK(lam_partition_solve(&desc, &out));
+    CHECK(out.proven && is_near(out.bound, out.step));
+    CHECK_CONTAINS(out.proof, "exact");
+    CHECK(first[0] == 0 && first[STAGES] == LAYERS);
+    for (int i = 0; i < STAGES; i++) CHECK(first[i + 1] > first[i]);
+  }
+  lam_schedule_destroy(s);
+}
+
 /* -- a model that one can follow -- */
 
 /* Embedding, six layers, head; the head takes as long as three layers. */
