@@ -38,7 +38,8 @@ static void zbv_steady(vee *v, int n) {
  * and a backward of each chunk in turn, then the I that others wait for before the W that none
  * does. With costs all the same, no rank waits between its first and its last action and the
  * makespan's bubble is (p-1) F of a chunk for m >= 2p-1; 2p chunks are in flight on every rank for
- * m >= 2p. It is written for at least 2p-1 micro-batches, those past the last left out. */
+ * m >= 2p. With m = p only, ranks wait 2(p-1) F of a chunk between their actions, by simulation. It
+ * is written for at least 2p-1 micro-batches, those past the last left out. */
 void lam_build_zbv(const lam_list *l) {
   const int p = l->p, r = l->r, n = l->m > 2 * p - 1 ? l->m : 2 * p - 1;
   vee v = {.l = l};

@@ -195,7 +195,8 @@ static void squeeze(plan *z, bool tail) {
     }
 }
 
-/* Keeps each rank's order, and takes out the gaps in which it waits for nobody. */
+/* Keeps each rank's order, and takes out the gaps in which it waits for nobody. Without this V-Min
+ * of p 3, m 6 takes 21 units of a rank's F, not the published 20.5. */
 static void close_gaps(plan *z) {
   for (int t = 0; t < z->n; t++)
     for (int r = 0; r < z->p; r++) {
