@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 
 from lamella import library, shapes
 
+# Indices, values per token, tokens, scales and biases
+NO_LEADER = re.compile("ids|targets|dloss|lse|token|s.*|b.*")
+
 
 @dataclass
 class Tensor:
@@ -55,6 +58,12 @@ class Row:
         self.defaults = {i.name: None for i in self.inputs if i.optional}
         self.defaults.update({a.name: a.default for a in attributes})
         self.defaults.update({name: 1 for name in asked})
+
+    @property
+    def leader(self):
+        """The input whose dtype is the call's: the first activation or weight, else the first."""
+        names = [i.name for i in self.inputs]
+        return next((name for name in names if not NO_LEADER.fullmatch(name)), names[0])
 
     def bind(self, args, kwargs):
         """name -> value of every argument, defaults filled in."""

@@ -6,15 +6,15 @@ every row of the library, so that a new row without a sample fails a test.
 
 import torch
 
-T, K, N, F = 5, 7, 3, 6  # tokens, in, out, ffn width
+T, K, N, F, V = 5, 7, 3, 6, 9  # tokens, in, out, ffn width, vocabulary
 
 
 def rand(*dims):
     return torch.randn(*dims)
 
 
-def token():
-    return torch.zeros(1)
+def ids(*dims):
+    return torch.randint(V, dims)
 
 
 def collective(**more):
@@ -84,6 +84,13 @@ SAMPLES = {
         [rand(T, N), rand(T, K), rand(T, F), rand(F, K), rand(N, F)],
         dict(act="gelu", db1=0),
     ),
+    "embedding_vocab": lambda: ([ids(2, T), rand(V, K)], {}),
+    "embedding_vocab_wgrad": lambda: ([rand(2, T, K), ids(2, T)], dict(total=V)),
+    "cross_entropy_vocab": lambda: ([rand(2, T, V), ids(2, T)], dict(total=V)),
+    "cross_entropy_vocab_bwd": lambda: (
+        [rand(T), rand(T, V), ids(T), torch.full((T,), 3.0)],
+        dict(total=V),
+    ),
     "pack_weight": packed,
     "codec_pack": lambda: ([rand(T, 130)], dict(codec=2)),
     "codec_unpack": lambda: (
@@ -105,6 +112,7 @@ MORE = {
         lambda: ([rand(T, K), rand(F, K), None, rand(N, F), None], dict(act="gelu")),
         lambda: ([rand(T, K), rand(F, K), rand(F), rand(N, F), rand(N)], dict(act="relu", seq=T)),
     ],
+    "cross_entropy_vocab": [lambda: ([rand(3, V), torch.tensor([1, -100, 8])], {})],
     "scatter_sequence": [lambda: ([rand(6)], {})],
 }
 

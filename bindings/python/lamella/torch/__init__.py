@@ -1,4 +1,4 @@
-"""Lamella in PyTorch: every operator as torch.ops.lamella.<name>.
+"""Lamella in PyTorch: every operator as torch.ops.lamella.<name>, and modules made of them.
 
 Importing this registers schemas and kernels (native, over torch's stable ABI), fakes and autograd
 for every row of the operator table; `torch.compile(fullgraph=True)` works, and operators that
@@ -6,11 +6,31 @@ communicate keep their order in it, backward included. An optional input that is
 0, is absent; an absent output is a tensor of size 0.
 
     import torch, lamella.torch
-    group = lamella.torch.group()                          # torchrun, or an initialised
-    y, _ = torch.ops.lamella.linear_col(x, w, b, group=group.handle)    # torch.distributed
+    group = lamella.torch.group()             # of torchrun, or an initialised torch.distributed
+    y, _ = torch.ops.lamella.linear_col(x, w, b, group=group.handle)
+    ffn = lamella.torch.ParallelFFN(576, 1536, "silu", gated=True, bias=False, group=group)
+    ffn.load_state_dict(unsplit)              # each rank keeps its part
+    lamella.torch.whole_state_dict(ffn)       # and back, on every rank
 """
 
 from lamella.torch.register import ops
 from lamella.torch.distributed import group
+from lamella.torch.modules import (
+    ColumnParallelLinear,
+    ParallelFFN,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    vocab_parallel_cross_entropy,
+    whole_state_dict,
+)
 
-__all__ = ["group", "ops"]
+__all__ = [
+    "ColumnParallelLinear",
+    "ParallelFFN",
+    "RowParallelLinear",
+    "VocabParallelEmbedding",
+    "group",
+    "ops",
+    "vocab_parallel_cross_entropy",
+    "whole_state_dict",
+]

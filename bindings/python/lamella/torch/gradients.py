@@ -20,8 +20,9 @@ BACKWARD = {}
 
 
 class Saved:
-    """One operator's call in its backward: saved tensors and attributes by name; `dy`, the first
-    result's gradient; `grads` of all results; `needs`, the inputs whose gradient is wanted."""
+    """One operator's call in its backward: saved tensors and attributes by name; `shapes` and
+    `dtypes` of its inputs; `dy`, the first result's gradient; `grads` of all results; `needs`, the
+    inputs whose gradient is wanted."""
 
     def __init__(self, values, tensors, grads, needs):
         self.__dict__.update(values)
@@ -44,21 +45,22 @@ def register(row, operator):
     entry = BACKWARD.get(row.name)
     if not entry:
         return
-    inputs = [i.name for i in row.inputs]
+    inputs_of_row = [i.name for i in row.inputs]
     results = [o.name for o in row.outputs]
-    flags = [name for name in row.arguments if name not in inputs]
+    flags = [name for name in row.arguments if name not in inputs_of_row]
 
     def setup_context(ctx, inputs, output):
         values = dict(zip(row.arguments, inputs))
         outputs = output if isinstance(output, tuple) else (output,)
         tensors = {**dict(zip(results, outputs)), **values}
         for name, tensor in zip(results, outputs):
-            if name == "aux":
+            if name in ("aux", "lse"):
                 ctx.mark_non_differentiable(tensor)
         ctx.save_for_backward(*[tensors[name] for name in entry.saves])
         ctx.values = {name: values[name] for name in flags}
-        first = values[row.inputs[0].name]
-        ctx.values.update(x_shape=first.shape, x_dtype=first.dtype)
+        given = {name: values[name] for name in inputs_of_row if values[name] is not None}
+        ctx.values["shapes"] = {name: tensor.shape for name, tensor in given.items()}
+        ctx.values["dtypes"] = {name: tensor.dtype for name, tensor in given.items()}
 
     def run(ctx, *grads):
         needs = {name for name, need in zip(row.arguments, ctx.needs_input_grad) if need}
@@ -80,8 +82,8 @@ def _(c):
         peer=c.peer,
         kind=1 - c.kind,
         tag=c.tag,
-        shape=c.x_shape,
-        dtype=dtypes.CODES[c.x_dtype],
+        shape=c.shapes["x"],
+        dtype=dtypes.CODES[c.dtypes["x"]],
         codec=c.codec,
     )
     return {"x": dx, "token": token}
@@ -114,7 +116,7 @@ def _(c):
 
 @backward("reduce_scatter")
 def _(c):
-    whole = c.x_shape[c.dim]
+    whole = c.shapes["x"][c.dim]
     return {"x": ops.all_gather(c.dy, group=c.group, dim=c.dim, total=whole, unit=c.unit)}
 
 
@@ -150,7 +152,7 @@ def _(c):
 
 @backward("scatter_to_group")
 def _(c):
-    whole = c.x_shape[-1]
+    whole = c.shapes["x"][-1]
     return {"x": ops.gather_from_group(c.dy, group=c.group, total=whole, unit=c.unit)}
 
 
@@ -161,7 +163,7 @@ def _(c):
 
 @backward("scatter_sequence")
 def _(c):
-    whole = c.x_shape[0]
+    whole = c.shapes["x"][0]
     return {"x": ops.gather_sequence(c.dy, group=c.group, total=whole, unit=c.unit)}
 
 
@@ -185,7 +187,7 @@ def _wants(c, bias):
 
 @backward("linear", "x w b aux")
 def _(c):
-    dz = _before_act(c, c.dy.to(c.x_dtype), lambda: ops.linear(c.x, c.w, c.b)[0])
+    dz = _before_act(c, c.dy.to(c.dtypes["x"]), lambda: ops.linear(c.x, c.w, c.b)[0])
     grads = {}
     if "x" in c.needs:
         grads["x"] = ops.linear_dgrad(dz, c.w)
@@ -197,7 +199,7 @@ def _(c):
 @backward("linear_col", "x w b aux")
 def _(c):
     common = dict(group=c.group, seq=c.seq, chunks=c.chunks)
-    dy = c.dy.to(c.x_dtype)
+    dy = c.dy.to(c.dtypes["x"])
     if c.gather:
         dy = ops.scatter_to_group(dy, group=c.group, total=c.total, unit=c.unit)
     dz = _before_act(c, dy, lambda: ops.linear_col(c.x, c.w, c.b, **common)[0])
@@ -210,7 +212,7 @@ def _(c):
     common = dict(
         group=c.group, split=c.split, seq=c.seq, total=c.total, unit=c.unit, chunks=c.chunks
     )
-    dy = c.dy.to(c.x_dtype)
+    dy = c.dy.to(c.dtypes["x"])
     rows = ops.linear_row_dgrad, ops.linear_row_wgrad, ops.linear_row_bwd
     return _split_linear(c, dy, rows, common)
 
@@ -232,7 +234,7 @@ def _split_linear(c, dy, rows, common):
 @backward("ffn", "x w1 b1 w2 aux")
 def _(c):
     common = dict(group=c.group, seq=c.seq, chunks=c.chunks)
-    dy = c.dy.to(c.x_dtype)
+    dy = c.dy.to(c.dtypes["x"])
     aux = c.aux if c.save else ops.linear_col(c.x, c.w1, c.b1, **common)[0]
     common.update(act=c.act, gated=c.gated)
     if not c.needs & {"w1", "b1", "w2", "b2"}:
@@ -240,3 +242,19 @@ def _(c):
     wanted = dict(db1=_wants(c, "b1"), db2=_wants(c, "b2"))
     grads = ops.ffn_bwd(dy, c.x, aux, c.w1, c.w2, **common, **wanted)
     return _weights(["x", "w1", "b1", "w2", "b2"], grads)
+
+
+# -- vocabulary --
+
+
+@backward("embedding_vocab", "ids")
+def _(c):
+    total = c.total or c.shapes["w"][0] * place(c.group)[1]
+    common = dict(group=c.group, total=total, unit=c.unit, seq=c.seq)
+    return {"w": ops.embedding_vocab_wgrad(c.dy.to(c.dtypes["w"]), c.ids, **common)}
+
+
+@backward("cross_entropy_vocab", "logits targets lse")
+def _(c):
+    common = dict(group=c.group, total=c.total, unit=c.unit, ignore=c.ignore)
+    return {"logits": ops.cross_entropy_vocab_bwd(c.dy, c.logits, c.targets, c.lse, **common)}

@@ -28,6 +28,8 @@ def fake_of(row):
     """The operator on tensors without data: shapes by the row's rules, sizes maybe symbols."""
 
     def fake(*args, **kwargs):
+        if row.communicates:
+            order.enforce()
         values = row.bind(args, kwargs)
         call = describe(row, values)
         like = values[row.inputs[0].name]
@@ -45,7 +47,7 @@ def describe(row, values):
         shapes={name: tensor.shape for name, tensor in given.items()},
         dtypes={name: tensor.dtype for name, tensor in given.items()},
         values=values,
-        first=row.inputs[0].name,
+        first=row.leader,
         rank=rank,
         size=size,
         packed=frozenset(name for name, tensor in given.items() if tensor.dtype == torch.uint8),

@@ -1,0 +1,58 @@
+"""Operators split over ranks that are processes: torch_ranks.py holds what each rank checks."""
+
+import os
+import random
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from torch_ranks import CASES
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+ALONE = {"opcheck_transfer", "order_without_tokens"}  # a world of their own
+TOGETHER = [name for name in CASES if name not in ALONE]
+NEED_PEERS = {"transfer", "transfer_compiled"}
+
+
+def start(ranks, names):
+    seed = random.randrange(2**31)
+    command = [str(ROOT / "lamella"), "run", "-n", str(ranks), sys.executable, "-B"]
+    done = subprocess.run(
+        [*command, str(HERE / "torch_ranks.py"), *names],
+        env=dict(os.environ, LAMELLA_TEST_SEED=str(seed)),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    return done, "seed %d\n%s%s" % (seed, done.stdout[-6000:], done.stderr[-6000:])
+
+
+def cases(ranks):
+    return [name for name in TOGETHER if ranks > 1 or name not in NEED_PEERS]
+
+
+@cache
+def outcome(ranks):
+    return start(ranks, cases(ranks))
+
+
+@pytest.mark.parametrize("ranks, name", [(p, name) for p in (1, 2, 3) for name in cases(p)])
+def test_ranks_together_do_what_torch_does_alone(ranks, name):
+    done, text = outcome(ranks)
+    for rank in range(ranks):
+        assert "[%d] ok %s\n" % (rank, name) in done.stdout, text
+
+
+def test_opcheck_of_transfers():
+    done, text = start(2, ["opcheck_transfer"])
+    assert done.returncode == 0, text
+
+
+def test_without_effect_tokens_ranks_fall_out_of_step():
+    done, text = start(2, ["order_without_tokens"])
+    assert done.returncode != 0 and "order_without_tokens" in done.stdout, text
