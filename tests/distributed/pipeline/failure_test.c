@@ -1,6 +1,7 @@
 /* failure_test.c: pipelines that cannot go on: every rank ends with an error that says where,
  * soon, and can be closed.
  * Leaves how an engine finds out about its peers to the tests of comm/. */
+#include <regex.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -171,6 +172,29 @@ static void end_here(const lam_stage_io *io, int kind) {
   if (my_rank == my_end && kind == LAM_KIND_F && io->step == 1 && io->micro == 2) raise(my_signal);
 }
 
+static void check_matches(const char *text, const char *pattern) {
+  regex_t r;
+  REQUIRE(regcomp(&r, pattern, REG_EXTENDED | REG_NOSUB) == 0);
+  if (regexec(&r, text, 0, NULL, 0) != 0) check_fail(CHECK_AT, "\"%s\" is not %s", text, pattern);
+  regfree(&r);
+}
+
+/* In the words of whoever noticed first, who may have waited for a rank that waits for the lost
+ * one. */
+static void check_loss_is_told(const doomed *d) {
+  check_matches(lam_last_error(),
+                "rank [012], step 1, [012][FB][0-5]: (receiv|send)ing the (activation|gradient) of "
+                "micro-batch [0-5] over edge [01], peer rank [012]; last completed: [012][FB][0-5]");
+  if (d->signal == SIGKILL) {
+    char died[40];
+    snprintf(died, sizeof died, "rank %d \\(pid [0-9]+, [a-z ]+\\) died", d->victim);
+    check_matches(lam_last_error(), died);
+  } else {
+    check_matches(lam_last_error(),
+                  "rank [012] \\(pid [0-9]+, (stopped|sleeping|running)\\) did not come within 1000 ms");
+  }
+}
+
 static void lose_a_rank(int rank, int size, void *arg) {
   const doomed *d = arg;
   worker k;
@@ -181,6 +205,7 @@ static void lose_a_rank(int rank, int size, void *arg) {
   for (int step = 0; step < 3 && !status; step++) status = lam_pipeline_run(k.pipeline, step, NULL);
   CHECK(seconds_now() - start < 8);
   CHECK_STATUS(status, d->signal == SIGKILL ? LAM_PEER_DEAD : LAM_PEER_STALLED);
+  check_loss_is_told(d);
   CHECK_STATUS(lam_pipeline_run(k.pipeline, 3, NULL), status);
   worker_close(&k);
 }
@@ -203,6 +228,63 @@ TEST(pipeline_failure, a_killed_rank_ends_the_others) {
 
 TEST(pipeline_failure, a_stopped_rank_ends_the_others_at_the_deadline) {
   FOR_EACH(victim, 0, 1, 2) lose(victim, SIGSTOP);
+}
+
+/* -- what a late rank does -- */
+
+typedef struct late {
+  setup at;
+  const char *state;        /* that its peer must read in the message */
+  _Atomic int *n_given_up;
+  int resume[2];            /* a pipe: a byte ends the wait of a sleeping one */
+} late;
+
+static const late *lateness; /* ranks are processes here */
+
+/* Stage 0 keeps rank 1 waiting, in the state that is asked for. */
+static void be_late(const lam_stage_io *io, int kind) {
+  char byte;
+  if (io->stage != 0 || kind != LAM_KIND_F || io->step != 1 || io->micro != 1) return;
+  if (strcmp(lateness->state, "sleeping") == 0) CHECK_EQ(read(lateness->resume[0], &byte, 1), 1);
+  if (strcmp(lateness->state, "running") == 0)
+    while (*lateness->n_given_up == 0) continue;
+  if (strcmp(lateness->state, "stopped") == 0) raise(SIGSTOP);
+}
+
+static void wait_for_rank0(int rank, int size, void *arg) {
+  const late *l = lateness = arg;
+  char said[60];
+  worker k;
+  snprintf(said, sizeof said, "rank 0 \\(pid [0-9]+, %s\\) did not come within 1000 ms", l->state);
+  REQUIRE_OK(worker_open(&k, &l->at, rank, size));
+  CHECK_OK(lam_pipeline_run(k.pipeline, 0, NULL));
+  CHECK_STATUS(lam_pipeline_run(k.pipeline, 1, NULL), LAM_PEER_STALLED);
+  if (rank == 1) {
+    check_matches(lam_last_error(), said);
+    ++*l->n_given_up;
+    CHECK_EQ(write(l->resume[1], "", 1), 1);
+  }
+  worker_close(&k);
+}
+
+TEST(pipeline_failure, what_a_late_rank_does_is_told) {
+  static const char *const states[] = {"sleeping", "running", "stopped"};
+  lam_schedule *s = build("1f1b", 2, 4);
+  late l = {.at = {.m = small_model(2, 4), .s = s, .deadline_ms = 1000}};
+  l.at.m.on_call = be_late;
+  FOR_EACH(i, 0, 1, 2) {
+    l.state = states[i];
+    l.n_given_up = shared_memory(sizeof *l.n_given_up);
+    REQUIRE(l.n_given_up && pipe(l.resume) == 0);
+    NOTE("%s", l.state);
+    CHECK_OK(lam_group_id_create(&l.at.id));
+    if (i < 2)
+      run_processes(2, wait_for_rank0, &l);
+    else
+      run_processes_doomed(2, 1u << 0, wait_for_rank0, &l); /* it stays stopped */
+    close(l.resume[0]), close(l.resume[1]);
+  }
+  lam_schedule_destroy(s);
 }
 
 static _Atomic int n_given_up; /* ranks are threads here */
