@@ -2,8 +2,10 @@
  * operation: the others end with one error, soon, and nothing is left behind. Ranks are
  * processes. */
 #include <dirent.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
+#include <sys/mount.h>
 #include <sys/time.h>
 
 #include "tests/distributed/comm/ranks.h"
@@ -301,17 +303,40 @@ TEST(death, the_host_can_interrupt_a_wait) {
 
 /* ---- Nothing left ---------------------------------------------------------------------------- */
 
-static int count_files(const char *folder) {
-  int n = 0;
-  DIR *d = opendir(folder);
-  for (const struct dirent *e; d && (e = readdir(d));)
-    n += strstr(e->d_name, "lamella") != NULL || strstr(e->d_name, "lam_") != NULL;
-  if (d) closedir(d);
-  return n;
+/* Folders of this process alone where it may mount them, so that what others do is not seen; else
+ * those that all share. TMPDIR is new in any case. */
+static void take_own_folders(char *tmp) {
+  if (unshare(CLONE_NEWNS) == 0 && mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0)
+    CHECK_EQ(mount("tmpfs", "/dev/shm", "tmpfs", 0, NULL), 0);
+  REQUIRE(mkdtemp(tmp) != NULL);
+  CHECK_EQ(setenv("TMPDIR", tmp, 1), 0);
+}
+
+/* Every name in the folder, in order. */
+static void list_folder(const char *folder, char *text, size_t room) {
+  struct dirent **entries = NULL;
+  const int n = scandir(folder, &entries, NULL, alphasort);
+  CHECK(n >= 2); /* itself and its parent */
+  text[0] = 0;
+  for (int i = 0; i < n; i++) {
+    const size_t at = strlen(text);
+    CHECK((size_t)snprintf(text + at, room - at, "%s\n", entries[i]->d_name) < room - at);
+    free(entries[i]);
+  }
+  free(entries);
 }
 
 TEST(death, nothing_is_left_in_shared_folders) {
-  const int before = count_files("/dev/shm") + count_files("/tmp");
+  enum { ROOM = 1 << 16 };
+  static char before[2][ROOM], after[ROOM];
+  char tmp[] = "/tmp/death_test_XXXXXX";
+  const char *const folders[] = {tmp, "/dev/shm"};
+  take_own_folders(tmp);
+  for (int i = 0; i < 2; i++) list_folder(folders[i], before[i], ROOM);
   run_processes_doomed(3, 1u << 2, killed_rank, scene_create(large_sum));
-  CHECK_EQ(count_files("/dev/shm") + count_files("/tmp"), before);
+  for (int i = 0; i < 2; i++) {
+    list_folder(folders[i], after, ROOM);
+    CHECK_STR(after, before[i]);
+  }
+  CHECK_EQ(rmdir(tmp), 0);
 }
