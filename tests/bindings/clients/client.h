@@ -25,39 +25,42 @@
     }                                                                         \
   } while (0)
 
-/* Every initializer, in both languages, without a warning. */
+/* Every initializer: clients.sh compares with the headers. */
+#define INITIALIZERS(X)                   \
+  X(CONTEXT_DESC, lam_context_desc)       \
+  X(CONTEXT_STATS, lam_context_stats)     \
+  X(CALL, lam_call)                       \
+  X(INFERRED, lam_inferred)               \
+  X(SHARD_INFO, lam_shard_info)           \
+  X(GROUP_DESC, lam_group_desc)           \
+  X(CALLBACKS, lam_callbacks)             \
+  X(GROUP_INFO, lam_group_info)           \
+  X(SCHEDULE_INFO, lam_schedule_info)     \
+  X(COSTS, lam_costs)                     \
+  X(SIMULATED, lam_simulated)             \
+  X(STAGE, lam_stage)                     \
+  X(EDGE, lam_edge)                       \
+  X(TIED, lam_tied)                       \
+  X(PIPELINE_DESC, lam_pipeline_desc)     \
+  X(PIPELINE_REPORT, lam_pipeline_report) \
+  X(EXPLAINED, lam_explained)             \
+  X(EDGE_INFO, lam_edge_info)             \
+  X(PARTITION_DESC, lam_partition_desc)   \
+  X(PARTITION, lam_partition)             \
+  X(PROFILE_DESC, lam_profile_desc)       \
+  X(LAYOUT, lam_layout)                   \
+  X(CHOICE_DESC, lam_choice_desc)         \
+  X(CHOICE, lam_choice)
+
+/* In both languages, without a warning. */
 static inline int initializers_set_the_size(void) {
-  lam_context_desc context = LAM_CONTEXT_DESC_INIT;
-  lam_context_stats stats = LAM_CONTEXT_STATS_INIT;
-  lam_call call = LAM_CALL_INIT;
-  lam_inferred inferred = LAM_INFERRED_INIT;
-  lam_shard_info shard = LAM_SHARD_INFO_INIT;
-  lam_group_desc group = LAM_GROUP_DESC_INIT;
-  lam_callbacks callbacks = LAM_CALLBACKS_INIT;
-  lam_group_info group_info = LAM_GROUP_INFO_INIT;
-  lam_schedule_info schedule = LAM_SCHEDULE_INFO_INIT;
-  lam_costs costs = LAM_COSTS_INIT;
-  lam_simulated simulated = LAM_SIMULATED_INIT;
-  lam_stage stage = LAM_STAGE_INIT;
-  lam_edge edge = LAM_EDGE_INIT;
-  lam_pipeline_desc pipeline = LAM_PIPELINE_DESC_INIT;
-  lam_pipeline_report report = LAM_PIPELINE_REPORT_INIT;
-  EXPECT(context.struct_size == sizeof context);
-  EXPECT(stats.struct_size == sizeof stats);
-  EXPECT(call.struct_size == sizeof call);
-  EXPECT(inferred.struct_size == sizeof inferred);
-  EXPECT(shard.struct_size == sizeof shard);
-  EXPECT(group.struct_size == sizeof group);
-  EXPECT(callbacks.struct_size == sizeof callbacks);
-  EXPECT(group_info.struct_size == sizeof group_info);
-  EXPECT(schedule.struct_size == sizeof schedule);
-  EXPECT(costs.struct_size == sizeof costs);
-  EXPECT(simulated.struct_size == sizeof simulated);
-  EXPECT(stage.struct_size == sizeof stage);
-  EXPECT(edge.struct_size == sizeof edge);
-  EXPECT(pipeline.struct_size == sizeof pipeline);
-  EXPECT(report.struct_size == sizeof report);
-  EXPECT(report.worst_edge == -1 && report.worst_kind == -1);
+#define MAKE(NAME, type) type made_##type = LAM_##NAME##_INIT;
+  INITIALIZERS(MAKE)
+#undef MAKE
+#define CHECK_SIZE(NAME, type) EXPECT(made_##type.struct_size == sizeof(type));
+  INITIALIZERS(CHECK_SIZE)
+#undef CHECK_SIZE
+  EXPECT(made_lam_pipeline_report.worst_edge == -1 && made_lam_pipeline_report.worst_kind == -1);
   return 0;
 }
 

@@ -26,15 +26,11 @@ build_and_run() {
   $compiler $warnings $flags -Iabi $source -o $program -L$out -llamella -ldl && $program "$@"
 }
 
-# The same as one test: no warning, and exit status 0.
-client() {
-  local name=clients.$1 compiler=$2 said
-  case $name in *"$filter"*) ;; *) return ;; esac
-  if ! command -v $compiler > /dev/null; then
-    echo "skip $name: $compiler is not installed"
-  elif [[ $name == *_1.x* && ! -e $dlpack1/dlpack/dlpack.h ]]; then
-    echo "skip $name: torch, which carries DLPack 1.x, is not here (./lamella setup test)"
-  elif said=$(build_and_run "$@" 2>&1); then
+# verdict NAME COMMAND...: the command as one test; what it says is shown where it fails.
+verdict() {
+  local name=$1 said
+  shift
+  if said=$("$@" 2>&1); then
     echo "ok $name"
     n_passed=$((n_passed + 1))
   else
@@ -42,6 +38,30 @@ client() {
     echo "FAIL $name"
     n_failed=$((n_failed + 1))
   fi
+}
+
+wanted() { [[ $1 == *"$filter"* ]]; }
+
+# build_and_run as one test: no warning, and exit status 0.
+client() {
+  local name=clients.$1 compiler=$2
+  if ! wanted $name; then
+    return
+  elif ! command -v $compiler > /dev/null; then
+    echo "skip $name: $compiler is not installed"
+  elif [[ $name == *_1.x* && ! -e $dlpack1/dlpack/dlpack.h ]]; then
+    echo "skip $name: torch, which carries DLPack 1.x, is not here (./lamella setup test)"
+  else
+    verdict $name build_and_run "$@"
+  fi
+}
+
+# INITIALIZERS of client.h names those that the public headers define, all of them.
+list_is_whole() {
+  grep -oh "^#define LAM_[A-Z0-9_]*_INIT\b" abi/lamella.h abi/lamella_pipeline.h |
+    sed "s/#define LAM_//; s/_INIT//" | sort > $out/defined
+  grep -oh "^  X([A-Z0-9_]*," $here/client.h | sed "s/  X(//; s/,//" | sort > $out/listed
+  [ -s $out/defined ] && diff $out/defined $out/listed
 }
 
 for dlpack in "${dlpacks[@]}"; do
@@ -52,5 +72,8 @@ done
 for c in gcc clang; do
   client dlopen_$c $c client_dlopen.c "-std=c11 -Wl,--as-needed" "$PWD/abi/liblamella.so.0"
 done
+if wanted clients.every_initializer_is_tried; then
+  verdict clients.every_initializer_is_tried list_is_whole
+fi
 echo "$n_passed passed, $n_failed failed"
 [ $n_failed -eq 0 ]
