@@ -3,8 +3,8 @@
  * Conventions
  * - Every call returns lam_status: 0 is success; the text of a failure is lam_last_error() of the
  *   calling thread.
- * - Every public struct starts with struct_size and is made by its LAM_..._INIT macro; it only grows
- *   at its end; zero means default; non-zero bytes past what the library knows are refused.
+ * - Every public struct starts with struct_size and is made by its LAM_..._INIT macro; it only
+ *   grows at its end; zero means default; non-zero bytes past what the library knows are refused.
  *   (lam_attr, lam_shape, lam_event, lam_rank_time and lam_layer are frozen.)
  * - Tensors are borrowed for the call; outputs are allocated by the caller; out parameters come
  *   last, are set to NULL or zero on entry and filled on success. Destroy functions take NULL.
@@ -93,8 +93,8 @@ enum { /* LAM_OP_linear = 32, ... from the operator table */
        LAM_OP_END_ = 128
 };
 
-/* Wire codecs (attribute codec): an activation in fewer bits, for slow links. An element x in a tile
- * of 128 along the last dimension whose largest magnitude is m comes back within
+/* Wire codecs (attribute codec): an activation in fewer bits, for slow links. An element x in a
+ * tile of 128 along the last dimension whose largest magnitude is m comes back within
  *   bf16     2^-8 |x|
  *   f8e4m3   2^-4 |x| + 2^-10 m / 448          f8e5m2   2^-3 |x| + 2^-17 m / 57344
  *   int8     m / 254

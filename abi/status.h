@@ -15,11 +15,12 @@ lam_status lam_fail(lam_status code, const char *format, ...) __attribute__((for
 
 /* Puts "context: " before this thread's message, when a layer above knows what the first one could
  * not. Returns `code`. */
-lam_status lam_fail_within(lam_status code, const char *format, ...) __attribute__((format(printf, 2, 3)));
+lam_status lam_fail_within(lam_status code, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 
-#define LAM_TRY(expr)                     \
-  do {                                    \
-    const lam_status try_status_ = (expr); \
+#define LAM_TRY(expr)                              \
+  do {                                             \
+    const lam_status try_status_ = (expr);         \
     if (try_status_ != LAM_OK) return try_status_; \
   } while (0)
 

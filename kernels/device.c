@@ -41,7 +41,9 @@ static lam_status enter(const lam_device *d, bool has_slot, const char *slot) {
   return lam_device_on_call ? lam_device_on_call(d, slot) : LAM_OK;
 }
 
-static inline bool same_shape(lam_matrix a, lam_matrix b) { return a.rows == b.rows && a.cols == b.cols; }
+static inline bool same_shape(lam_matrix a, lam_matrix b) {
+  return a.rows == b.rows && a.cols == b.cols;
+}
 
 lam_status lam_device_gemm(const lam_device *d, const lam_workers *w, const lam_gemm *g,
                            void *stream) {

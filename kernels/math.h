@@ -111,7 +111,8 @@ LAM_INLINE float lam_exp(float x) {
 }
 
 /* ln x within 2 ulp, for 0, infinity and what is not below 2^-126. x = 2^k m, m between 1/sqrt 2
- * and sqrt 2; ln m = 2 artanh(s), s = (m - 1) / (m + 1), by five terms of its series (s^2 < 0.03). */
+ * and sqrt 2; ln m = 2 artanh(s), s = (m - 1) / (m + 1), by five terms of its series (s^2 <
+ * 0.03). */
 LAM_INLINE float lam_log(float x) {
   const int32_t k = (int32_t)(lam_bits_of_f32(x) - 0x3f3504f3u) >> 23;
   const float f = lam_f32_of_bits(lam_bits_of_f32(x) - ((uint32_t)k << 23)) - 1.0f;

@@ -52,7 +52,8 @@ typedef struct lam_library {
   uint32_t (*instruction_set)(void); /* a number that packed data depends on */
   bool (*takes)(const lam_gemm *g);  /* strides and dtypes it can work on; d by rows, no aux */
   lam_status (*run)(const lam_workers *w, const lam_gemm *g, lam_weight_layout b_layout);
-  lam_weight_layout (*layout)(lam_dtype dtype, int64_t n, int64_t k); /* what it likes best for b [N, K] */
+  /* what it likes best for b [N, K] */
+  lam_weight_layout (*layout)(lam_dtype dtype, int64_t n, int64_t k);
   lam_status (*pack)(const lam_workers *w, lam_matrix b, lam_weight_layout layout, void *data);
 } lam_library;
 

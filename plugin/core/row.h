@@ -13,15 +13,16 @@
 #define LAM_MAX_ATTRS 12
 #define LAM_NAME_BYTES 8
 
-typedef enum lam_role {                      /* what a tensor is, told by its name */
-                        LAM_ROLE_ACTIVATION, /* [..., n] */
-                        LAM_ROLE_WEIGHT, /* [N, K], either dimension contiguous; as an input also packed */
-                        LAM_ROLE_BIAS,   /* [N] */
-                        LAM_ROLE_SCALE,  /* f32, for fp8 */
-                        LAM_ROLE_TOKEN,  /* f32 [1] */
-                        LAM_ROLE_PACKED, /* uint8 [R, cols], written by pack_weight */
-                        LAM_ROLE_INDEX,  /* [...] of int32 or int64 */
-                        LAM_ROLE_VALUE,  /* [...] of f32: one number per token */
+/* What a tensor is, told by its name. */
+typedef enum lam_role {
+  LAM_ROLE_ACTIVATION, /* [..., n] */
+  LAM_ROLE_WEIGHT,     /* [N, K], either dimension contiguous; as an input also packed */
+  LAM_ROLE_BIAS,       /* [N] */
+  LAM_ROLE_SCALE,      /* f32, for fp8 */
+  LAM_ROLE_TOKEN,      /* f32 [1] */
+  LAM_ROLE_PACKED,     /* uint8 [R, cols], written by pack_weight */
+  LAM_ROLE_INDEX,      /* [...] of int32 or int64 */
+  LAM_ROLE_VALUE,      /* [...] of f32: one number per token */
 } lam_role;
 
 typedef struct lam_row_tensor {

@@ -1,11 +1,13 @@
-/* call_bench.c: what a call costs above its kernel. y [1, 1] = x [1, 1] w [1, 1], through lam_run
- * and through the device's gemm alone, in turn; what is left is finding the row, checking tensors,
- * shapes, memory and attributes, and the operator's own steps.
+/* call_bench.c: what a call costs above its kernel. y [1, 1] = x [1, 1] w [1, 1], through
+ * lam_run and through the device's gemm alone, in turn; what is left is finding the row,
+ * checking tensors, shapes, memory and attributes, and the operator's own steps.
  *
  *   call_bench [rounds]
  *
- * Prints `name figure unit spread`: the median of rounds, and the width of their middle half over it.
- * Invariant: both sides are measured in the same round. Leaves the gemm itself to kernels_bench.c. */
+ * Prints `name figure unit spread`: the median of rounds, and the width of their middle half
+ * over it.
+ * Invariant: both sides are measured in the same round. Leaves the gemm itself to
+ * kernels_bench.c. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>

@@ -45,9 +45,7 @@ static int by_value(const void *a, const void *b) {
 static double median(const double *t, int n) { return t[n / 2]; }
 
 /* Half of what lies between the quartiles, over the median; of sorted times. */
-static double quartiles(const double *t, int n) {
-  return (t[n * 3 / 4] - t[n / 4]) / 2 / t[n / 2];
-}
+static double quartiles(const double *t, int n) { return (t[n * 3 / 4] - t[n / 4]) / 2 / t[n / 2]; }
 
 /* -- workers, and matrices of random numbers -- */
 
@@ -378,7 +376,8 @@ int main(int argc, char **argv) {
     return fprintf(stderr, "kernels_bench [threads] [rounds]\n"), 1;
   lam_cpu_set_team(n_threads);
   workers = (lam_workers){.n_threads = n_threads, .parallel_for = spread};
-  printf("# %s, %d threads, medians of %d rounds\n", lam_device_cpu.describe(), n_threads, n_rounds);
+  printf("# %s, %d threads, medians of %d rounds\n", lam_device_cpu.describe(), n_threads,
+         n_rounds);
   static const lam_dtype dtypes[] = {LAM_BF16, LAM_F32};
   static const int64_t rows[] = {512, 64, 8, 1};
   for (int t = 0; t < 2; t++)

@@ -1,5 +1,5 @@
-/* ops_bench.c: the ffn at tp=2, two processes of one thread each, against oneDNN's own time for its two
- * gemms on packed weights with both cores.
+/* ops_bench.c: the ffn at tp=2, two processes of one thread each, against oneDNN's own time for
+ * its two gemms on packed weights with both cores.
  *
  *   ops_bench [rounds] [filter] [chunks]     default: 7 rounds, all cases, chunks chosen by size
  *

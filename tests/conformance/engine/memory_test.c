@@ -13,7 +13,8 @@ static lam_wire header_of(uint64_t bytes) {
 }
 
 static void make(unsigned char *data, uint64_t bytes, int salt) {
-  for (uint64_t i = 0; i < bytes; i++) data[i] = (unsigned char)(i * 11 + (i >> 9) + (unsigned)salt);
+  for (uint64_t i = 0; i < bytes; i++)
+    data[i] = (unsigned char)(i * 11 + (i >> 9) + (unsigned)salt);
 }
 
 static void holds(const unsigned char *data, uint64_t bytes, int salt) {

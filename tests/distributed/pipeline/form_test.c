@@ -133,8 +133,9 @@ static lam_status start(side *s) {
   s->shapes[0] = (lam_shape){2, {kDLFloat, 32, 1}, {ROWS, COLS}};
   s->shapes[1] = (lam_shape){2, {kDLBfloat, 16, 1}, {ROWS, COLS}};
   s->shapes[2] = (lam_shape){1, {kDLInt, 64, 1}, {9}};
-  s->edge = (lam_edge){sizeof s->edge, TENSORS, s->shapes, differs && at->others_codec ? at->others_codec : at->codec,
-                       at->gradient_codec};
+  s->edge =
+      (lam_edge){sizeof s->edge, TENSORS, s->shapes,
+                 differs && at->others_codec ? at->others_codec : at->codec, at->gradient_codec};
   s->functions = (lam_stage)LAM_STAGE_INIT;
   s->functions.user = s, s->functions.forward = forward, s->functions.backward = backward;
   lam_pipeline_desc d = LAM_PIPELINE_DESC_INIT;

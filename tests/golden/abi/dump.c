@@ -15,8 +15,10 @@ typedef struct line {
   size_t offset, size;
 } line;
 
-#define S(type) {#type, NULL, 0, sizeof(type)}
-#define F(type, field) {#type, #field, offsetof(type, field), sizeof(((type *)0)->field)}
+#define S(type) \
+  { #type, NULL, 0, sizeof(type) }
+#define F(type, field) \
+  { #type, #field, offsetof(type, field), sizeof(((type *)0)->field) }
 
 static const line lines[] = {
     S(lam_context_desc),
@@ -323,7 +325,8 @@ static const line lines[] = {
  * */
 static int hole_before(size_t i, size_t end, size_t at) {
   if (at == end) return 0;
-  fprintf(stderr, "%s: bytes %zu to %zu are no field of the list in dump.c\n", lines[i].type, end, at);
+  fprintf(stderr, "%s: bytes %zu to %zu are no field of the list in dump.c\n", lines[i].type, end,
+          at);
   return 1;
 }
 

@@ -1,5 +1,6 @@
-/* surface.c: the exported functions with nothing behind them. The ABI baseline is made from this, so
- * that it holds what lamella.h says and no type of ours; the real library is compared with it.
+/* surface.c: the exported functions with nothing behind them. The ABI baseline is made from
+ * this, so that it holds what lamella.h says and no type of ours; the real library is compared
+ * with it.
  * Invariant: one empty function for each row of lamella_api.def. Leaves meaning to the library. */
 #include "abi/lamella.h"
 
