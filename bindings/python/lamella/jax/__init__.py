@@ -32,7 +32,7 @@ _HIDDEN = ("group", "acc")
 
 
 def _register():
-    """Every row as an FFI target, and one call to see that JAX took them: it does not say."""
+    """Every row as an FFI target. JAX's backends are not touched: jax.distributed comes first."""
     _, adapter = _native.libraries()
     for name in _rows.table():
         handler = jax.ffi.pycapsule(getattr(adapter, "lam_xla_" + name))
