@@ -4,7 +4,10 @@ Ratios are ours over the peer's time, so smaller is better, unless a row says ot
 Invariant: both sides of a ratio come from the same round.
 """
 
+import json
 import os
+import subprocess
+from itertools import combinations
 
 from bindings.cli.bench import alone, compare, rounds
 from bindings.cli.common import ROOT
@@ -72,13 +75,27 @@ def pipeline(n):
     """what an action of a pipeline costs above its function; more workers than cores, synthetic, against the simulator"""
     figures = rounds({"pipeline": program("pipeline_bench"), "synthetic": program("synthetic_bench", "3")}, n)
     rows = [alone(line, "us", values, "<= 2") for line, values in figures["pipeline"].items()]
-    note = "synthetic: a stage's work is a timed wait, forward 2 ms, backward 4 ms"
+    note = "synthetic: a rank's work is timed waits, forward 4 ms, backward 8 ms"
+    worlds = {}
     for line, values in figures["synthetic"].items():
         name, _, way = line.rpartition("_")
         if way == "measured":
             simulated = figures["synthetic"][f"{name}_simulated"]
             rows.append(compare(name, "us", values, "simulated", simulated, "<= 1.05", note))
-    return rows
+            worlds.setdefault("_".join(name.split("_")[-2:]), []).append((values, simulated))
+    return rows + [ordered(f"synthetic_order_{world}", steps, note) for world, steps in worlds.items()]
+
+
+def ordered(name, steps, note=""):
+    """A row: how many pairs of schedules, of steps [(measured, simulated)], come otherwise than they were predicted."""
+    wrong = [misordered([(measured[i], simulated[i]) for measured, simulated in steps]) for i in range(len(steps[0][0]))]
+    return alone(name, "pairs", wrong, "<= 0", "; ".join([*([note] if note else []), "whose steps differ by over 5 %, in another order"]))
+
+
+def misordered(steps):
+    """Pairs of (measured, simulated) whose measured steps differ by over 5 %, and whose simulated ones have another order."""
+    pairs = [sorted(pair) for pair in combinations(steps, 2)]
+    return sum(slow[0] > 1.05 * fast[0] and slow[1] <= fast[1] for fast, slow in pairs)
 
 
 def schedule(n):
@@ -122,6 +139,19 @@ def demo(n):
     for name in commands:
         lines = figures[name]
         rows.append(compare(f"peak bytes, {name}", "B", lines["peak_bytes"], "predicted", lines["predicted_bytes"], "<= 1.05"))
+    return rows + by_schedule(n, note)
+
+
+def by_schedule(n, note):
+    """Two workers with real compute: the step of a smaller model under every schedule, against the simulator."""
+    plan = json.loads(subprocess.run([DEMO, "--check"], capture_output=True, check=True).stdout)
+    two = [*LAUNCH, "2", DEMO, "--bench", "--threads", "1", "--pp", "2", "--layers", "4", "--micro-batches", "8"]
+    figures = rounds({name: [*two, "--schedule", name] for name in plan["schedules"]}, n)
+    steps = {name: (lines["observed"], lines["simulated"]) for name, lines in figures.items()}
+    rows = [compare(f"demo step of 4 layers, pp=2 {name}", "ms", ours, "simulated", theirs, "<= 1.05", note) for name, (ours, theirs) in steps.items()]
+    rows.append(ordered("demo step of 4 layers, pp=2, order of schedules", list(steps.values()), note))
+    peaks = max(figures.values(), key=lambda lines: max(lines["peak_bytes"]))
+    rows.append(compare("peak bytes, the schedule with most", "B", peaks["peak_bytes"], "predicted", peaks["predicted_bytes"], "<= 1.05"))
     return rows
 
 

@@ -1,12 +1,13 @@
 /* synthetic_bench.c: every schedule that can be built by name, on more workers than there may be
  * cores: a stage's work is a timed wait, forward f, backward 2 f (of which f for the input, f for
- * the weight), so what is measured is order, hand-over and waiting, and nothing of products.
+ * the weight), a fused pair of both 2.5 f, so what is measured is order, hand-over and waiting, and
+ * nothing of products.
  *
  *   synthetic_bench [steps]       default: 5
  *
  * Ranks are threads of one process. Beside the measured step stands the one that the simulator
- * predicts from the stages' own measured times. A schedule that wants several stages a rank gets
- * as many as it asks for.
+ * predicts from the stages' own measured times. A rank has two stages of half the work where the
+ * schedule takes two, so a rank's work is the same under every schedule.
  * Prints `synthetic_<schedule>_p<ranks>_m<micro-batches>_{measured,simulated} us`; measured is the
  * median of the steps.
  * Invariant: costs are medians over all steps, never the figure that they stand beside.
@@ -22,9 +23,9 @@
 
 #include "plugin/pipeline/schedule.h"
 
-enum { MOST_RANKS = 8, MOST_V = 4, MOST_STAGES = MOST_RANKS * MOST_V, MOST_STEPS = 50, WARM = 1 };
-enum { FORWARD_NS = 2000000, EDGE_FLOATS = 1024 };
-enum { F, I, W, B, N_WORK }; /* what a stage's function did */
+enum { MOST_RANKS = 8, MOST_V = 2, MOST_STAGES = MOST_RANKS * MOST_V, MOST_STEPS = 50, WARM = 1 };
+enum { FORWARD_NS = 4000000, EDGE_FLOATS = 1024 }; /* of all stages of a rank */
+enum { F, I, W, B, PAIR, N_WORK }; /* what a stage's function did; a pair by its forward's stage */
 
 #define MUST(call)                                                            \
   do {                                                                        \
@@ -38,11 +39,11 @@ typedef struct samples {
 
 typedef struct bench {
   const char *name;
-  int p, m, steps;
+  int p, m, steps, v;
   lam_schedule *schedule;
   lam_group_id id;
   pthread_barrier_t step;
-  samples work[MOST_STAGES][N_WORK]; /* of a stage, so of one rank's thread */
+  samples work[MOST_STAGES][N_WORK];          /* of a stage, so of one rank's thread */
   double first[MOST_RANKS], last[MOST_RANKS]; /* ns: this step's first start and last end */
   double length[MOST_STEPS];
 } bench;
@@ -86,10 +87,11 @@ static void wait_ns(int64_t ns) {
   while (clock_nanosleep(CLOCK_MONOTONIC, 0, &left, &left) == EINTR) continue;
 }
 
+/* ns: of all stages of a rank */
 static lam_status work(void *user, const lam_stage_io *io, int kind, int64_t ns) {
   rank *r = user;
   const double start = now_ns();
-  wait_ns(ns);
+  wait_ns(ns / r->b->v);
   const double end = now_ns();
   if (r->b->first[r->rank] == 0) r->b->first[r->rank] = start;
   r->b->last[r->rank] = end;
@@ -109,6 +111,10 @@ static lam_status backward_input(void *user, const lam_stage_io *io) {
 static lam_status backward_weight(void *user, const lam_stage_io *io) {
   return work(user, io, W, FORWARD_NS);
 }
+static lam_status forward_backward(void *user, const lam_stage_io *f, const lam_stage_io *b) {
+  (void)b;
+  return work(user, f, PAIR, 5 * FORWARD_NS / 2);
+}
 
 /* -- a rank -- */
 
@@ -124,6 +130,7 @@ static lam_pipeline *open_pipeline(rank *r, lam_group *g) {
     stages[i].user = r;
     stages[i].forward = forward, stages[i].backward = backward;
     stages[i].backward_input = backward_input, stages[i].backward_weight = backward_weight;
+    stages[i].forward_backward = forward_backward;
   }
   lam_pipeline_desc d = LAM_PIPELINE_DESC_INIT;
   d.group = g, d.schedule = s;
@@ -170,18 +177,20 @@ static void *run_rank(void *arg) {
 
 /* Where a schedule has I and W their times stand for B too; else B is halved. */
 static double simulate(bench *b) {
-  double forward[MOST_STAGES], input[MOST_STAGES], weight[MOST_STAGES];
+  double forward[MOST_STAGES], input[MOST_STAGES], weight[MOST_STAGES], pair[MOST_STAGES];
   for (int s = 0; s < b->schedule->n_stages; s++) {
     samples *of = b->work[s];
     const double full = median(of[B].ns, of[B].n);
     forward[s] = median(of[F].ns, of[F].n);
     input[s] = of[I].n ? median(of[I].ns, of[I].n) : full / 2;
     weight[s] = of[W].n ? median(of[W].ns, of[W].n) : full / 2;
+    pair[s] = median(of[PAIR].ns, of[PAIR].n);
   }
   lam_costs costs = LAM_COSTS_INIT;
   lam_simulated out = LAM_SIMULATED_INIT;
   costs.n_stages = (uint32_t)b->schedule->n_stages;
   costs.forward = forward, costs.backward_input = input, costs.backward_weight = weight;
+  costs.forward_backward = pair; /* where a stage has none, its table has no pairs */
   MUST(lam_schedule_simulate(b->schedule, &costs, &out));
   return out.makespan;
 }
@@ -195,10 +204,10 @@ static void print(bench *b) {
   fflush(stdout);
 }
 
-/* The fewest stages a rank that the builder takes; NULL where it takes none of them. */
+/* With the most stages a rank that the builder takes; NULL where it takes none of them. */
 static lam_schedule *build(const char *name, int p, int m) {
   lam_schedule *s = NULL;
-  for (int v = 1; v <= MOST_V && !s; v++)
+  for (int v = MOST_V; v >= 1 && !s; v--)
     if (lam_schedule_build(name, p, v, m, &s) != LAM_OK) s = NULL;
   return s;
 }
@@ -222,6 +231,7 @@ static void run(const char *name, int p, int m, int steps) {
   b->name = name, b->p = p, b->m = m, b->steps = steps;
   b->schedule = build(name, p, m);
   if (b->schedule) {
+    b->v = b->schedule->n_stages / p;
     run_ranks(b);
     print(b);
   } else {

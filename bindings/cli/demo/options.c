@@ -241,5 +241,7 @@ void print_plan(const options *o) {
   for (int s = 0; s < o->n_stages; s++)
     emit("%s[%d, %d, %d]", s ? ", " : "", o->first_layer[s] + 1, o->first_layer[s + 1],
          o->rank_of_stage[s]);
+  emit("], \"schedules\": [");
+  for (int i = 0; lam_schedule_name(i); i++) emit("%s\"%s\"", i ? ", " : "", lam_schedule_name(i));
   emit("], \"parameters\": %lld}\n", (long long)count_parameters(o));
 }

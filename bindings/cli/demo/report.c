@@ -66,13 +66,16 @@ typedef struct costs {
   double forward[MAX_STAGES], input[MAX_STAGES], weight[MAX_STAGES];
 } costs;
 
-/* A backward that is never done in two counts as the input's. */
+/* To the simulator a whole backward is the input's and the weight's part. Where one is never done in
+ * two it counts as the input's; where both happen, most are whole, and the parts add up to that. */
 static void cost_stage(const observed *o, int stage, int part, costs *c) {
   const double whole = median_cost(o, stage, part, LAM_KIND_B);
   const double input = median_cost(o, stage, part, LAM_KIND_I);
+  const double weight = median_cost(o, stage, part, LAM_KIND_W);
+  const double share = input > 0 ? input / (input + weight) : 1;
   c->forward[stage] = median_cost(o, stage, part, LAM_KIND_F);
-  c->input[stage] = input > 0 ? input : whole;
-  c->weight[stage] = input > 0 ? median_cost(o, stage, part, LAM_KIND_W) : 0;
+  c->input[stage] = whole > 0 ? whole * share : input;
+  c->weight[stage] = whole > 0 ? whole * (1 - share) : weight;
 }
 
 static lam_status simulate_costs(const observed *o, const costs *c, lam_simulated *out) {

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bindings.cli import bench
+from bindings.cli import bench, bench_rows
 from bindings.cli.common import Problem
 
 ROUNDS = [1.0, 1.2, 1.1]
@@ -48,3 +48,12 @@ def test_a_program_that_fails_or_is_not_there_is_one_line():
 
 def test_lines_of_a_program_are_its_figures():
     assert bench.measure(["printf", "# a comment\na 1.5 us 0.1\nnonsense\nb/2 3 ns 0\n"]) == {"a": 1.5, "b/2": 3.0}
+
+
+def test_pairs_of_schedules_in_another_order_are_counted_where_they_differ():
+    assert bench_rows.misordered([(100, 100), (120, 110), (140, 130)]) == 0
+    assert bench_rows.misordered([(100, 100), (104, 90)]) == 0  # nearly the same
+    assert bench_rows.misordered([(100, 100), (120, 90)]) == 1
+    assert bench_rows.misordered([(120, 90), (100, 100), (140, 80)]) == 3
+    row = bench_rows.ordered("order", [([100, 100, 100], [100, 100, 100]), ([120, 120, 120], [90, 90, 110])])
+    assert (row.figure, row.met) == (1, False)
