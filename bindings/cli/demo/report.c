@@ -66,8 +66,8 @@ typedef struct costs {
   double forward[MAX_STAGES], input[MAX_STAGES], weight[MAX_STAGES];
 } costs;
 
-/* To the simulator a whole backward is the input's and the weight's part. Where one is never done in
- * two it counts as the input's; where both happen, most are whole, and the parts add up to that. */
+/* To the simulator a whole backward is the input's and the weight's part. Where it is never done in
+ * two, all is the input's; where both happen, most are whole, and the parts add up to that. */
 static void cost_stage(const observed *o, int stage, int part, costs *c) {
   const double whole = median_cost(o, stage, part, LAM_KIND_B);
   const double input = median_cost(o, stage, part, LAM_KIND_I);
