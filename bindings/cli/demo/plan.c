@@ -184,6 +184,9 @@ lam_status plan_shape(options *o, int stages) {
   const char *name = find_name(o->schedule, strlen(o->schedule));
   if (!name) return fail_name("--schedule", o->schedule, strlen(o->schedule));
   if (!o->per_worker) o->per_worker = takes(name, 2) ? 2 : 1;
+  if (!o->pp && stages % o->per_worker)
+    return fail(LAM_INVALID_ARGUMENT, "--assign: found %d stages, %s has %d on each worker", stages,
+                name, o->per_worker);
   if (!o->pp) o->pp = stages >= o->per_worker ? stages / o->per_worker : 1;
   if (o->pp > MAX_PIPELINE || o->per_worker > MAX_HELD)
     return fail(LAM_INVALID_ARGUMENT, "found %d workers of %d stages, expected at most %d of %d",

@@ -159,6 +159,7 @@ TEST(options, mistakes_are_refused_with_the_option_and_what_was_expected) {
       {"--stages-per-rank 9", "expected a number from 1 to 4"},
       {"--schedule zbv --pp 5", "--pp 5: with 2 stages each, as zbv has them, more stages than la"},
       {"--schedule zbv --pp 2 --assign 1-2|3-8", "names 2 stages, the schedule has 4"},
+      {"--schedule zbv --assign 1-2|3|4-8", "--assign: found 3 stages, zbv has 2 on each worker"},
       {"--schedule zbv --pp 2 --draw interleaved", "--draw: interleaved places stages otherwise"},
       {"--dtype f64", "found 'f64', expected one of f32, bf16"},
       {"--hidden 100", "--hidden: found 100, expected a multiple of 32"},
