@@ -31,22 +31,33 @@ static void must(lam_status status, lam_status wanted, const char *what) {
 
 /* -- the operations -- */
 
-static lam_status all_reduce(lam_group *g) {
+typedef struct member {
+  lam_group *g;
+  lam_channel *channel; /* from rank 1 to rank 0, as pipelines have them */
+} member;
+
+static lam_status all_reduce(const member *m) {
   float x = 1;
   const lam_comm_op op = {.op = LAM_OP_all_reduce, .dtype = LAM_F32, .ndim = 1, .dims = {1}};
-  return lam_group_all_reduce(g, &op, &x, &x, 1, LAM_F32);
+  return lam_group_all_reduce(m->g, &op, &x, &x, 1, LAM_F32);
 }
 
-static lam_status recv_from_1(lam_group *g) {
+static lam_status recv(const member *m) {
   float x = 0;
   lam_wire header = {.bytes = sizeof x, .dtype = LAM_F32, .ndim = 1, .shape = {1}};
-  return lam_group_recv(g, 1, 0, &header, &x, sizeof x);
+  return lam_group_recv(m->g, 1, 0, &header, &x, sizeof x);
+}
+
+static lam_status pull(const member *m) {
+  lam_wire header;
+  const void *data = NULL;
+  return lam_channel_pull(m->channel, &header, &data);
 }
 
 static const struct {
   const char *name;
-  lam_status (*run)(lam_group *g);
-} operations[] = {{"all_reduce", all_reduce}, {"recv", recv_from_1}};
+  lam_status (*run)(const member *m);
+} operations[] = {{"all_reduce", all_reduce}, {"recv", recv}, {"pull", pull}};
 
 /* -- one trial -- */
 
@@ -76,16 +87,17 @@ static void *kill_rank1(void *arg) {
   return NULL;
 }
 
-static lam_group *open_rank(const lam_group_id *id, int rank) {
+static member open_rank(const lam_group_id *id, int rank) {
   lam_group_desc desc = LAM_GROUP_DESC_INIT;
-  lam_group *g = NULL;
+  member m = {0};
   desc.rank = rank, desc.size = 2, desc.id = *id;
-  must(lam_group_create(NULL, &desc, &g), LAM_OK, "create");
-  must(lam_group_warmup(g), LAM_OK, "warmup");
-  return g;
+  must(lam_group_create(NULL, &desc, &m.g), LAM_OK, "create");
+  must(lam_channel_open(m.g, 1 - rank, rank == 1, 1, 2, 64, &m.channel), LAM_OK, "open");
+  must(lam_group_warmup(m.g), LAM_OK, "warmup"); /* from here on both ends are open */
+  return m;
 }
 
-static double trial(lam_status (*run)(lam_group *g), int pause_us) {
+static double trial(lam_status (*run)(const member *m), int pause_us) {
   lam_group_id id;
   pthread_t thread;
   must(lam_group_id_create(&id), LAM_OK, "id");
@@ -96,15 +108,16 @@ static double trial(lam_status (*run)(lam_group *g), int pause_us) {
     for (;;) pause();
   }
   if (child < 0) perror("death_bench: fork"), exit(1);
-  lam_group *g = open_rank(&id, 0);
+  const member m = open_rank(&id, 0);
   killer k = {.rank0 = gettid(), .rank1 = child, .pause_us = pause_us};
   if (pthread_create(&thread, NULL, kill_rank1, &k) != 0) abort();
-  const lam_status status = run(g);
+  const lam_status status = run(&m);
   const double end = now_ms();
   pthread_join(thread, NULL);
   must(status, LAM_PEER_DEAD, "the wait for a killed rank");
   waitpid(child, NULL, 0);
-  lam_group_destroy(g);
+  lam_channel_close(m.channel);
+  lam_group_destroy(m.g);
   return end - k.killed;
 }
 
