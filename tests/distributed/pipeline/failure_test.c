@@ -184,14 +184,16 @@ static void check_matches(const char *text, const char *pattern) {
 static void check_loss_is_told(const doomed *d) {
   check_matches(lam_last_error(),
                 "rank [012], step 1, [012][FB][0-5]: (receiv|send)ing the (activation|gradient) of "
-                "micro-batch [0-5] over edge [01], peer rank [012]; last completed: [012][FB][0-5]");
+                "micro-batch [0-5] over edge [01], peer rank [012]; last completed: "
+                "[012][FB][0-5]");
   if (d->signal == SIGKILL) {
     char died[40];
     snprintf(died, sizeof died, "rank %d \\(pid [0-9]+, [a-z ]+\\) died", d->victim);
     check_matches(lam_last_error(), died);
   } else {
     check_matches(lam_last_error(),
-                  "rank [012] \\(pid [0-9]+, (stopped|sleeping|running)\\) did not come within 1000 ms");
+                  "rank [012] \\(pid [0-9]+, (stopped|sleeping|running)\\) did not come within "
+                  "1000 ms");
   }
 }
 
