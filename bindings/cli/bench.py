@@ -72,6 +72,13 @@ def rounds(commands: dict[str, list[str]], n: int, timeout: int = 300) -> dict[s
     return figures
 
 
+def require(figures: dict, *names: str) -> None:
+    """Goals are found by a figure's name: one that a program calls otherwise must not lose its goal unnoticed."""
+    missing = [name for name in names if name not in figures]
+    if missing:
+        raise Problem(f"a goal is on {', '.join(missing)}, which no program printed")
+
+
 def spread(values: list[float]) -> float:
     middle = abs(statistics.median(values))
     return (max(values) - min(values)) / middle if middle else 0.0
@@ -100,6 +107,11 @@ def machine() -> dict:
         pass
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "kernel": platform.release(), "commit": commit}
+
+
+def document(rows: list[Row], about: dict) -> dict:
+    """What --json writes."""
+    return {"machine": about, "rows": [asdict(row) for row in rows]}
 
 
 def table(rows: list[Row]) -> str:
@@ -159,7 +171,7 @@ def main(args):
             say(f"bench {name}: {problem}")
     print(table(rows))
     if args.json:
-        write(args.json, json.dumps({"machine": machine(), "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+        write(args.json, json.dumps(document(rows, machine()), indent=1) + "\n")
     if args.markdown:
         write(args.markdown, markdown(rows, machine()))
     return 1 if failed else 0

@@ -9,7 +9,7 @@ import os
 import subprocess
 from itertools import combinations
 
-from bindings.cli.bench import alone, compare, rounds
+from bindings.cli.bench import alone, compare, require, rounds
 from bindings.cli.common import ROOT
 
 PROGRAMS = ROOT / "bazel-bin" / "tests" / "bench"
@@ -26,6 +26,8 @@ def comm(n):
     """all-reduce and transfer between 2 ranks, against Open MPI (both pinned) and memcpy"""
     figures = rounds({"lamella": program("comm_bench"), "open mpi": [*MPI, *program("comm_bench_mpi")]}, n)
     ours, theirs, rows = figures["lamella"], figures["open mpi"], []
+    for side in (ours, theirs):
+        require(side, "all_reduce/64", "all_reduce/4096", "one_way/1048576", "one_way/16777216")
     for line in ours:
         kind, _, size = line.partition("/")
         if line not in theirs:
@@ -42,7 +44,9 @@ def comm(n):
             rows.append(compare(f"{way}/{size}", "us", ours[f"{way}/{size}"], "memcpy", copied, "<= 1.25", note))
         rows.append(compare(f"crossing/{size}", "us", floor, "memcpy", copied,
                             note="the floor: one CPU copies what the other has just written"))
-    for line, values in rounds({"a killed rank": program("death_bench")}, n)["a killed rank"].items():
+    killed = rounds({"a killed rank": program("death_bench")}, n)["a killed rank"]
+    require(killed, "killed_worst/all_reduce", "killed_worst/recv", "killed_worst/pull")
+    for line, values in killed.items():
         rows.append(alone(line, "ms", values, "<= 100", "from SIGKILL to the waiting rank's PEER_DEAD"))
     return rows
 
@@ -52,6 +56,7 @@ def ffn(n):
     figures = rounds({"ffn": program("ops_bench", "5")}, n, timeout=560)["ffn"]
     goals = {("512", "packed"): "<= 1.03", ("512", "plain"): "<= 1.10"}
     rows = []
+    require(figures, *(f"ffn_{dtype}_m512_{way}" for dtype in ("bf16", "f32") for way in ("packed", "plain")))
     for line, values in figures.items():
         name, _, way = line.rpartition("_")
         if way == "onednn":
@@ -68,6 +73,7 @@ def ffn(n):
 def call(n):
     """what calling an operator costs above its kernel"""
     figures = rounds({"call": program("call_bench")}, n)["call"]
+    require(figures, "above_linear", "above_linear_row_tp1", "above_linear_row_group_of_1", "above_ffn_group_of_1")
     return [alone(line, "ns", values, "<= 100" if line.startswith("above") else "") for line, values in figures.items()]
 
 
@@ -102,12 +108,14 @@ def schedule(n):
     """what it costs to prove and to time a schedule, by its number of actions"""
     figures = rounds({"schedule": program("schedule_bench")}, n)["schedule"]
     goals = {"simulate/131072": "<= 2000", "events/131072": "<= 2000", "check/1048576": "<= 50000"}
+    require(figures, *goals)
     return [alone(line, "us", values, goals.get(line, "")) for line, values in figures.items()]
 
 
 def partition(n):
     """how long it takes to cut 1,000 layers into 64 stages"""
     figures = rounds({"partition": program("partition_bench")}, n)["partition"]
+    require(figures, "partition_1000_64")
     return [alone(line, "ms", values, "<= 1000") for line, values in figures.items()]
 
 

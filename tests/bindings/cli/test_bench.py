@@ -33,6 +33,17 @@ def test_rows_come_as_text_as_markdown_and_as_json(tmp_path):
     assert (tmp_path / "rows").read_text() == "1"
 
 
+def test_json_has_the_machine_and_for_each_row_these_keys():
+    rows = [bench.alone("a", "ms", [2.0]), bench.compare("b", "us", [2.0], "peer", [1.0], "<= 1.1", "why")]
+    written = json.loads(json.dumps(bench.document(rows, bench.machine())))
+    assert set(written) == {"machine", "rows"}
+    assert set(written["machine"]) == {"cpu", "cores", "kernel", "commit"}
+    keys = ["name", "figure", "unit", "spread", "peer", "peer_figure", "ratio", "goal", "met", "note"]
+    assert [list(row) for row in written["rows"]] == [keys, keys]
+    assert list(written["rows"][0].values()) == ["a", 2.0, "ms", 0.0, "", None, None, "", None, ""]
+    assert list(written["rows"][1].values()) == ["b", 2.0, "us", 0.0, "peer", 1.0, 2.0, "<= 1.1", False, "why"]
+
+
 @pytest.mark.parametrize("path", ["/no/such/folder/x", "/"])
 def test_a_file_that_cannot_be_written_is_one_line(path):
     with pytest.raises(Problem, match="cannot write"):

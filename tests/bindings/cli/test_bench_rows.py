@@ -1,0 +1,110 @@
+"""The bench's rows: which figures of which programs get which goals.
+
+The programs do not run here: `rounds` is faked with the names that they print. The groups that need
+the demo's program are tested with it.
+"""
+
+import re
+
+import pytest
+
+from bindings.cli import bench_rows
+from bindings.cli.common import ROOT, Problem
+
+SIZES = (64, 256, 1024, 2048, 4096, 16384, 65536, 262144, 1 << 20, 4 << 20, 16 << 20)
+MOVED = (64, 4096, 65536, 1 << 20, 16 << 20)
+CALLS = ("linear", "linear_row_tp1", "linear_col_group_of_1", "linear_row_group_of_1")
+CALLS += ("linear_row_whole_x_group_of_1", "ffn_group_of_1")
+SCHEDULES = ("simulate/131072", "events/131072", "lower/131072", "parse/131072", "refuse/131072")
+SCHEDULES += ("check/1048576",)
+CUTS = ("", "_cuts", "_capped", "_short", "_loop")
+WAITS = ("all_reduce", "recv", "pull")
+
+
+def named(kinds, sizes):
+    return [f"{kind}/{size}" for kind in kinds for size in sizes]
+
+
+# What each command of a group prints.
+SHARED = named(["all_reduce", "all_gather", "reduce_scatter"], SIZES) + named(["one_way"], MOVED)
+PRINTED = {
+    "lamella": SHARED + named(["one_way_given", "memcpy", "crossing"], MOVED) + named(["all_reduce_bf16"], SIZES),
+    "open mpi": SHARED,
+    "a killed rank": [f"{kind}/{wait}" for wait in WAITS for kind in ("killed", "killed_worst")],
+    "ffn": [f"ffn_{dtype}_m{m}_{way}" for dtype in ("f32", "bf16") for m in (512, 64, 8, 1)
+            for way in ("onednn", "packed", "plain")],
+    "call": ["gemm_1x1x1", *(f"above_{call}" for call in CALLS)],
+    "schedule": list(SCHEDULES),
+    "partition": [f"partition_1000_64{cut}" for cut in CUTS],
+    "kernels": ["gemm_f32_512x512x512/onednn", "gemm_f32_512x512x512/packed", "act_gelu_f32"],
+}
+
+# The goals of each group, by the names of their rows.
+GOALS = {
+    "comm": [(f"all_reduce/{size} less Open MPI's", "<= 0.15") for size in SIZES[:4]]
+    + [(f"all_reduce/{size}", "<= 0.80") for size in SIZES[4:]]
+    + [(f"one_way/{size}", "<= 0.833") for size in MOVED[3:]]
+    + [(f"{way}/{size}", "<= 1.25") for size in MOVED[3:] for way in ("one_way", "one_way_given")]
+    + [(f"{kind}/{wait}", "<= 100") for wait in WAITS for kind in ("killed", "killed_worst")],
+    "ffn": [(f"ffn_{dtype}_m512_{way}", goal) for dtype in ("f32", "bf16")
+            for way, goal in (("packed", "<= 1.03"), ("plain", "<= 1.10"))]
+    + [("ffn_bf16_m1_best", "<= 1.10"), ("ffn_f32_m1_best", "<= 1.10")],
+    "call": [(f"above_{call}", "<= 100") for call in CALLS],
+    "schedule": [("simulate/131072", "<= 2000"), ("events/131072", "<= 2000"), ("check/1048576", "<= 50000")],
+    "partition": [(f"partition_1000_64{cut}", "<= 1000") for cut in CUTS],
+    "kernels": [],
+}
+
+
+@pytest.fixture
+def printed(monkeypatch):
+    """The names that rounds gives, to be changed by a test."""
+    names = {command: list(lines) for command, lines in PRINTED.items()}
+
+    def rounds(commands, n, timeout=300):
+        return {command: {line: [1.0] * n for line in names[command]} for command in commands}
+
+    monkeypatch.setattr(bench_rows, "rounds", rounds)
+    return names
+
+
+@pytest.mark.parametrize("group", GOALS)
+def test_each_group_has_its_goals(printed, group):
+    rows = bench_rows.GROUPS[group](3)
+    assert sorted((row.name, row.goal) for row in rows if row.goal) == sorted(GOALS[group])
+    assert all((row.met is None) == (not row.goal) for row in rows)
+
+
+@pytest.mark.parametrize(
+    "command, figure",
+    [
+        ("lamella", "all_reduce/4096"),
+        ("open mpi", "one_way/1048576"),
+        ("a killed rank", "killed_worst/pull"),
+        ("ffn", "ffn_bf16_m512_plain"),
+        ("call", "above_linear"),
+        ("schedule", "check/1048576"),
+        ("partition", "partition_1000_64"),
+    ],
+)
+def test_a_figure_by_another_name_does_not_lose_its_goal_unnoticed(printed, command, figure):
+    group = {"lamella": "comm", "open mpi": "comm", "a killed rank": "comm"}.get(command, command)
+    printed[command][printed[command].index(figure)] = "renamed"
+    with pytest.raises(Problem, match=f"a goal is on {figure}, which no program printed"):
+        bench_rows.GROUPS[group](3)
+
+
+def literals(program):
+    return set(re.findall(r'"([^"\n]*)"', (ROOT / "tests/bench" / program).read_text()))
+
+
+def test_the_programs_print_these_names():
+    kinds = {name.split("/")[0] for name in PRINTED["lamella"]}
+    assert kinds <= literals("comm_bench.c")
+    assert {name.split("/")[0] for name in PRINTED["open mpi"]} <= literals("comm_bench_mpi.c")
+    assert set(WAITS) <= literals("death_bench.c")
+    assert {"killed/%s %.3f ms %.3f\\n", "killed_worst/%s %.3f ms 0\\n"} <= literals("death_bench.c")
+    assert {"onednn", "packed", "plain", "ffn_%s_m%d_%s %.1f us %.3f\\n"} <= literals("ops_bench.c")
+    assert set(PRINTED["call"]) <= literals("call_bench.c")
+    assert set(SCHEDULES) <= literals("schedule_bench.c")
+    assert set(PRINTED["partition"]) <= literals("partition_bench.c")
