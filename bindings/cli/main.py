@@ -29,9 +29,17 @@ COMMANDS = [
 ]
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message):
+        command = self.prog.partition(" ")[2]
+        raise Problem((command + ": " if command else "") + message, 2)
+
+
 def make_parser(chosen):
     """A parser that knows every command's name, and the options of the chosen one only."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lamella",
         description="Run a model split over devices: tensor-parallel layers and pipeline stages.",
     )
