@@ -285,3 +285,18 @@ def test_no_tensor_is_copied():
     with torch.profiler.profile() as profile:  # the profile would show it
         ops.linear(torch.randn(7, 5).t(), torch.randn(3, 7))
     assert "aten::copy_" in {e.key for e in profile.key_averages()}
+
+
+@pytest.mark.parametrize("bias_dtype", [torch.bfloat16, torch.float32])
+def test_bf16_with_its_gradients(bias_dtype):
+    """Each result is rounded once from an f32 sum: 2^-8 of it; gelu adds one rounding of its
+    pre-activation in the backward, whose sums have at most 15 terms near 1."""
+    x, w = [torch.randn(*s, dtype=torch.bfloat16, requires_grad=True) for s in ((5, 7), (3, 7))]
+    b = torch.randn(3, dtype=bias_dtype, requires_grad=True)
+    whole = [t.detach().double().requires_grad_() for t in (x, w, b)]
+    y, exact = first(ops.linear(x, w, b, act="gelu", save=1)), torch_linear(*whole, act="gelu")
+    y.sum().backward()
+    exact.sum().backward()
+    assert [t.grad.dtype for t in (x, w, b)] == [torch.bfloat16, torch.bfloat16, bias_dtype]
+    for ours, theirs in zip((y, x.grad, w.grad, b.grad), (exact, *[t.grad for t in whole])):
+        torch.testing.assert_close(ours.double(), theirs, rtol=4 * 2.0**-8, atol=15 * 2.0**-8)

@@ -28,7 +28,7 @@ def keep(operator):
     if HAS_EFFECTS:
         _register_effectful_op(operator, _EffectType.ORDERED)
     else:
-        torch.compiler.disallow_in_graph(operator)
+        torch._dynamo.disallow_in_graph([operator, operator.overloadpacket])
 
 
 def enforce():

@@ -1,0 +1,118 @@
+"""Groups in PyTorch programs: from torch.distributed, from torchrun, split; and their mistakes."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lamella import errors, group, library
+
+ROOT = Path(__file__).resolve().parents[3]
+HEAD = """
+import sys
+sys.path.insert(0, %r)
+import torch, torch.distributed as dist, lamella, lamella.torch
+all_reduce = torch.ops.lamella.all_reduce
+
+def total(g, x):
+    return all_reduce(torch.tensor([float(x)]), group=g.handle).item()
+""" % str(ROOT / "bindings/python")
+
+
+@pytest.fixture
+def program(tmp_path):
+    def write(body):
+        path = tmp_path / "program.py"
+        path.write_text(HEAD + body)
+        return str(path)
+
+    return write
+
+
+def finish(processes):
+    """What each printed; all must end well."""
+    texts = [process.communicate(timeout=120)[0] for process in processes]
+    for process, text in zip(processes, texts):
+        assert process.returncode == 0, texts
+    return texts
+
+
+def start(command):
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_an_initialised_torch_distributed_carries_the_id(program, tmp_path):
+    path = program(
+        "rank = int(sys.argv[1])\n"
+        "store = dist.FileStore(sys.argv[2], 3)\n"
+        "dist.init_process_group('gloo', store=store, rank=rank, world_size=3)\n"
+        "g = lamella.torch.group()\n"
+        "assert (g.rank, g.size) == (rank, 3)\n"
+        "assert total(g, rank + 1) == 6\n"
+        "last_two = dist.new_group([1, 2])\n"
+        "if rank:\n"
+        "    sub = lamella.torch.group(last_two)\n"
+        "    assert (sub.rank, sub.size) == (rank - 1, 2) and total(sub, rank) == 3\n"
+        "print('done')\n"
+    )
+    command = [sys.executable, path]
+    texts = finish([start([*command, str(r), str(tmp_path / "store")]) for r in range(3)])
+    assert all("done" in text for text in texts)
+
+
+def test_lamella_run_and_splitting(program):
+    path = program(
+        "with lamella.torch.group() as g:\n"
+        "    g.warmup()\n"
+        "    half = g.split(g.rank % 2, -g.rank)\n"
+        "    assert half.size == (2 if g.rank % 2 == 0 else 1)\n"
+        "    assert total(half, g.rank) == (2 if g.rank % 2 == 0 else 1)\n"
+        "    assert g.rank != 2 or half.rank == 0\n"
+        "    assert (g.split(-1) is None) == True\n"
+        "    half.close()\n"
+        "    half.close()\n"
+        "print('done')\n"
+    )
+    command = [str(ROOT / "lamella"), "run", "-n", "3", sys.executable, path]
+    [text] = finish([start(command)])
+    assert text.count("done") == 3
+
+
+def knows_localhost():
+    try:
+        return bool(socket.gethostbyname("localhost"))
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not knows_localhost(), reason="torchrun needs localhost to have an address")
+def test_torchrun(program):
+    path = program("g = lamella.torch.group()\nassert total(g, g.rank + 1) == 3\nprint('done')\n")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    [text] = finish([start([*torchrun, "--nproc-per-node", "2", path])])
+    assert text.count("done") == 2
+
+
+def test_mistakes_have_their_class_and_the_librarys_words(monkeypatch):
+    with pytest.raises(errors.InvalidArgument, match="rank") as caught:
+        group.Group.create(bytes(128), rank=2, size=2)
+    assert isinstance(caught.value, ValueError) and caught.value.status == 3
+    with pytest.raises(errors.NotFound, match="group 12345"):
+        group.place(12345)
+    with pytest.raises(errors.InvalidArgument):
+        library.shard(10, 0, 2, unit=3)
+    for name in [n for n in os.environ if n.startswith(("LAMELLA_", "RANK", "WORLD_SIZE"))]:
+        monkeypatch.delenv(name)
+    with pytest.raises(errors.Error, match="LAMELLA_"):
+        group.Group.from_env()
+
+
+def test_every_status_has_a_class():
+    for status, kind in errors.CLASSES.items():
+        assert type(errors.of_status(status, "x")) is kind
+        assert issubclass(kind, errors.Error)
+    assert type(errors.of_status(3 | 99 << 8, "x")) is errors.InvalidArgument
+    assert type(errors.of_status(77, "x")) is errors.Error
