@@ -202,7 +202,7 @@ static void join(int rank, int size, void *arg) {
   d.rank = rank, d.size = size, d.id = r->id;
   d.deadline_ms = d.first_deadline_ms = 10000;
   REQUIRE_OK(lam_group_create(NULL, &d, &r->group[rank]));
-  r->handle = lam_group_handle(r->group[rank]);
+  if (rank == 0) r->handle = lam_group_handle(r->group[rank]);
 }
 
 static void reduce_as(ranks *r, int32_t rank) {

@@ -115,6 +115,32 @@ def test_a_row_split_of_whole_activations_takes_its_share(group, draw):
     close(found, jax.grad(lambda x, w: jnp.sum((x @ w) ** 2), (0, 1))(x, w))
 
 
+# -- vocabulary --
+
+
+def test_a_split_vocabulary_and_its_loss_are_those_of_one_device(group, draw):
+    vocabulary, hidden = 16, 6
+    table, head = draw(vocabulary, hidden), draw(hidden, vocabulary)
+    ids = jnp.asarray([[3, 0, 15], [7, 8, 3]], jnp.int32)
+    targets = jnp.asarray([[1, 15, 0], [9, -100, 4]], jnp.int32)  # one is ignored
+    at = {"group": group}  # even shares: total need not be said
+
+    def split(table, head):
+        x, token = lj.embedding_vocab(ids, table, token=lj.new_token(), **at)
+        logits, token = lj.linear_col(x, head, group=group, token=token)
+        loss, lse, token = lj.cross_entropy_vocab(logits, targets, token=token, **at)
+        return lj.after(jnp.sum(loss * (1 + jnp.arange(3))), token)
+
+    def whole(table, head):
+        logs = jax.nn.log_softmax(table[ids] @ head)
+        picked = jnp.take_along_axis(logs, jnp.maximum(targets, 0)[..., None], -1)[..., 0]
+        return jnp.sum(jnp.where(targets < 0, 0, -picked) * (1 + jnp.arange(3)))
+
+    specs = P("tp", None), COLS
+    found = sharded(group, jax.value_and_grad(split, (0, 1)), specs, (P(), specs))(table, head)
+    close(found, jax.value_and_grad(whole, (0, 1))(table, head))
+
+
 # -- collectives: row, what XLA's own does in its place, per-rank shapes --
 
 PEERS = {

@@ -12,6 +12,7 @@ Weights are JAX's [in, out]; embedding tables [vocabulary, hidden]. They work un
 shard_map (check_vma=False) and in several processes. A call with a group takes and gives a token,
 which orders it: thread one chain through all of a rank's calls. Where activations travel between
 ranks (send_activation, recv_activation), differentiate for the token too: it carries the edge.
+The outputs aux and lse are for the backward rows and carry no gradient.
 Failures are lamella.Error while tracing and JaxRuntimeError while running, with Lamella's line.
 """
 
@@ -110,8 +111,9 @@ def _run(site, arrays, token):
 
 def _result(row, found, token):
     outputs, after = found
-    if outputs.get("aux") is not None:
-        outputs["aux"] = jax.lax.stop_gradient(outputs["aux"])  # it is for the backward rows alone
+    for name in _grads.SAVED:  # they are for the backward rows alone
+        if outputs.get(name) is not None:
+            outputs[name] = jax.lax.stop_gradient(outputs[name])
     given = [outputs[t.name] for t in row.outputs if outputs.get(t.name) is not None]
     given += [] if token is None else [after]
     return given[0] if len(given) == 1 else tuple(given)

@@ -139,8 +139,10 @@ def receive(b, d):
 
 
 def embedding(b, d):
-    w = b.inputs["w"]
-    found = b.call("embedding_vocab_wgrad", {"dy": d["y"], "ids": b.inputs["ids"]}, {"dw": w})
+    w, ranks = b.inputs["w"], b.site.group.size if b.site.group else 1
+    total = b.site.get("total") or w.shape[0] * ranks
+    given = {"dy": d["y"], "ids": b.inputs["ids"]}
+    found = b.call("embedding_vocab_wgrad", given, {"dw": w}, total=total)
     return {"w": found["dw"]}
 
 
