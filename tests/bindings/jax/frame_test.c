@@ -1,6 +1,7 @@
 /* frame_test.c: the FFI handlers under frames that this test makes, as runtimes of several API
  * versions would: without JAX, and with mistakes that JAX does not make.
  * Leaves what JAX itself does with them to test_jax.py. */
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -194,6 +195,7 @@ typedef struct ranks {
   lam_group *group[2];
   int64_t handle;
   float sum[2];
+  pthread_barrier_t between;
 } ranks;
 
 static void join(int rank, int size, void *arg) {
@@ -219,16 +221,20 @@ static void reduce_as(ranks *r, int32_t rank) {
 }
 
 static void reduce_both_ways(int thread, int size, void *arg) {
+  ranks *r = arg;
   (void)size;
-  reduce_as(arg, thread);
-  reduce_as(arg, 1 - thread); /* XLA's threads serve whichever device comes */
+  reduce_as(r, thread);
+  pthread_barrier_wait(&r->between); /* a rank's calls follow each other: a token's part in XLA */
+  reduce_as(r, 1 - thread);          /* XLA's threads serve whichever device comes */
 }
 
 TEST(xla, the_operand_says_whose_call_it_is) {
   ranks r = {0};
   REQUIRE_OK(lam_group_id_create(&r.id));
+  pthread_barrier_init(&r.between, NULL, 2);
   run_threads(2, join, &r);
   run_threads(2, reduce_both_ways, &r);
+  pthread_barrier_destroy(&r.between);
   CHECK_EQ(r.sum[0], 3);
   CHECK_EQ(r.sum[1], 3);
   CHECK_STATUS(lam_group_use(r.handle, 2), LAM_NOT_FOUND);
