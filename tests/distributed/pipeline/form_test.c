@@ -1,9 +1,9 @@
 /* form_test.c: messages that travel coded, or in parts over a tensor-parallel group: what a stage
  * is handed is what its neighbour made, within the codec's bound; to the bit where there is none.
  *
- * Two stages, three tensors a message (f32, bf16, i64), whose first dimension varies with the
- * micro-batch. Stage 0 makes activations, stage 1 checks them and makes gradients, stage 0 checks
- * those.
+ * Two stages or three, three tensors a message (f32, bf16, i64), whose first dimension varies with
+ * the micro-batch. Every stage makes activations for the next and gradients for the one before, and
+ * checks what it is handed.
  * Leaves the bounds of the codecs themselves to tests/unit/kernels/codec_test.c. */
 #include <math.h>
 #include <string.h>
@@ -18,6 +18,7 @@ enum { MICROS = 5, STEPS = 2, ROWS = 7, COLS = 130, TENSORS = 3, MOST_TP = 3 };
 typedef struct given { /* by a test, to all ranks */
   lam_group_id id;
   uint32_t codec, gradient_codec, split;
+  bool third; /* stage, behind an edge without codecs */
   /* Rank 1's (of its pipeline; of its tensor-parallel group), where ranks are to disagree; 0: as
    * the others' */
   uint32_t others_codec, others_split;
@@ -34,7 +35,7 @@ typedef struct side { /* a rank */
   const given *at;
   int stage, checked;
   lam_shape shapes[TENSORS];
-  lam_edge edge;
+  lam_edge edges[2];
   lam_stage functions;
   lam_group *world, *pipe, *tensor;
   lam_pipeline *pipeline;
@@ -85,8 +86,15 @@ static void make(const side *s, const lam_stage_io *io, int kind) {
   }
 }
 
+static int last_stage(const given *at) { return at->third ? 2 : 1; }
+
+static uint32_t codec_of(const given *at, int edge, int kind) {
+  if (edge) return LAM_CODEC_NONE;
+  return kind ? at->gradient_codec : at->codec;
+}
+
 static void check(side *s, const lam_stage_io *io, int kind) {
-  const uint32_t codec = kind ? s->at->gradient_codec : s->at->codec;
+  const uint32_t codec = codec_of(s->at, kind ? s->stage : s->stage - 1, kind);
   CHECK_EQ(io->n_in, TENSORS);
   for (int t = 0; t < io->n_in; t++) {
     const DLTensor *in = &io->in[t];
@@ -111,7 +119,7 @@ static lam_status forward(void *user, const lam_stage_io *io) {
 
 static lam_status backward(void *user, const lam_stage_io *io) {
   side *s = user;
-  if (!s->stage) check(s, io, GRADIENT);
+  if (s->stage < last_stage(s->at)) check(s, io, GRADIENT);
   make(s, io, GRADIENT);
   return LAM_OK;
 }
@@ -133,14 +141,14 @@ static lam_status start(side *s) {
   s->shapes[0] = (lam_shape){2, {kDLFloat, 32, 1}, {ROWS, COLS}};
   s->shapes[1] = (lam_shape){2, {kDLBfloat, 16, 1}, {ROWS, COLS}};
   s->shapes[2] = (lam_shape){1, {kDLInt, 64, 1}, {9}};
-  s->edge =
-      (lam_edge){sizeof s->edge, TENSORS, s->shapes,
-                 differs && at->others_codec ? at->others_codec : at->codec, at->gradient_codec};
+  const uint32_t codec = differs && at->others_codec ? at->others_codec : at->codec;
+  s->edges[0] = (lam_edge){sizeof(lam_edge), TENSORS, s->shapes, codec, at->gradient_codec};
+  s->edges[1] = (lam_edge){sizeof(lam_edge), TENSORS, s->shapes, 0, 0};
   s->functions = (lam_stage)LAM_STAGE_INIT;
   s->functions.user = s, s->functions.forward = forward, s->functions.backward = backward;
   lam_pipeline_desc d = LAM_PIPELINE_DESC_INIT;
   d.group = s->pipe, d.schedule = at->schedule, d.stages = &s->functions, d.n_stages = 1;
-  d.edges = &s->edge, d.n_edges = 1;
+  d.edges = s->edges, d.n_edges = (uint32_t)last_stage(at);
   d.tensor = at->tp > 1 ? s->tensor : NULL, d.split = at->split;
   d.edge_bytes_per_second = at->speed;
   if (differs && at->others_split) d.split = at->others_split;
@@ -160,7 +168,8 @@ static void train(int rank, int size, void *arg) {
   join(&s, rank, size);
   if (CHECK_OK(start(&s)))
     for (int step = 0; step < STEPS; step++) CHECK_OK(lam_pipeline_run(s.pipeline, step, NULL));
-  CHECK_EQ(s.checked, STEPS * MICROS);
+  const int n_edges = s.stage > 0 && s.stage < last_stage(s.at) ? 2 : 1;
+  CHECK_EQ(s.checked, STEPS * MICROS * n_edges);
   leave(&s);
 }
 
@@ -174,10 +183,11 @@ static void refused(int rank, int size, void *arg) {
 
 static void run(given *at, void (*fn)(int, int, void *)) {
   lam_schedule *s = NULL;
-  REQUIRE_OK(lam_schedule_build("1f1b", 2, 1, MICROS, &s));
+  const int n_stages = last_stage(at) + 1;
+  REQUIRE_OK(lam_schedule_build("1f1b", n_stages, 1, MICROS, &s));
   at->schedule = s;
   REQUIRE_OK(lam_group_id_create(&at->id));
-  run_threads(2 * at->tp, fn, at);
+  run_threads(n_stages * at->tp, fn, at);
   lam_schedule_destroy(s);
 }
 
@@ -186,6 +196,34 @@ TEST(form, every_codec_brings_both_kinds_within_its_bound) {
     given at = {.tp = 1, .codec = (uint32_t)codec, .gradient_codec = (uint32_t)gradient};
     run(&at, train);
   }
+}
+
+TEST(form, a_codec_is_its_edges_own) {
+  FOR_EACH(codec, LAM_CODEC_BF16, LAM_CODEC_INT8) FOR_EACH(gradient, 0, LAM_CODEC_INT8) {
+    given at = {.tp = 1, .codec = (uint32_t)codec, .gradient_codec = (uint32_t)gradient};
+    at.third = true;
+    run(&at, train);
+  }
+}
+
+static void look_at_edges(int rank, int size, void *arg) {
+  side s = {.at = arg};
+  join(&s, rank, size);
+  if (CHECK_OK(start(&s))) FOR_EACH(kind, LAM_KIND_F, LAM_KIND_I) FOR_EACH(edge, 0, 1) {
+      lam_edge_info info = LAM_EDGE_INFO_INIT;
+      const bool mine = s.stage == edge || s.stage == edge + 1;
+      const lam_status status = lam_pipeline_get_edge(s.pipeline, edge, kind, &info);
+      CHECK_STATUS(status, mine ? LAM_OK : LAM_NOT_FOUND);
+      if (!mine) continue;
+      CHECK_EQ(info.codec, edge || kind == LAM_KIND_I ? LAM_CODEC_NONE : LAM_CODEC_INT8);
+      CHECK_EQ(info.wire_bytes < info.slot_bytes, info.codec == LAM_CODEC_INT8);
+    }
+  leave(&s);
+}
+
+TEST(form, an_edge_tells_its_own_codec) {
+  given at = {.tp = 1, .codec = LAM_CODEC_INT8, .third = true};
+  run(&at, look_at_edges);
 }
 
 TEST(form, parts_are_gathered_to_the_same_bits) {

@@ -1,5 +1,6 @@
-/* lean_test.c: a step after the first allocates nothing, whatever the schedule. Allocations are
- * counted by this program's own malloc, in threads that ask for it.
+/* lean_test.c: a step after the first allocates nothing, whatever the schedule, sums of weights
+ * that stages share included. Allocations are counted by this program's own malloc, in threads
+ * that ask for it.
  * Leaves system calls to report_test.c. */
 #include <stdlib.h>
 
@@ -54,6 +55,43 @@ static void count_steps(int rank, int size, void *arg) {
   CHECK_OK(lam_pipeline_run(k.pipeline, 0, NULL));
   for (int step = 1; step < 3; step++) count_step(&k, step);
   worker_close(&k);
+}
+
+/* The ends' weights are shared: by two ranks, or by the one that holds both. */
+static void count_tied_steps(int rank, int size, void *arg) {
+  enum { N = 50 };
+  const setup *at = arg;
+  const int last = at->s->n_stages - 1;
+  const int32_t ends[] = {0, last};
+  const bool holds = at->s->rank_of_stage[0] == rank || at->s->rank_of_stage[last] == rank;
+  float gradient[N] = {0};
+  lam_tied t = LAM_TIED_INIT;
+  worker k;
+  t.stages = ends, t.n_stages = 2;
+  t.shape = (lam_shape){1, {kDLFloat, 32, 1}, {N}};
+  t.gradient = holds ? gradient : NULL;
+  worker_prepare(&k, at, rank, size);
+  k.desc.tied = &t, k.desc.n_tied = 1;
+  REQUIRE_OK(worker_start(&k));
+  CHECK_OK(lam_pipeline_run(k.pipeline, 0, NULL));
+  for (int step = 1; step < 3; step++) count_step(&k, step);
+  worker_close(&k);
+}
+
+TEST(pipeline_lean, sums_of_shared_weights_allocate_nothing) {
+  static const struct {
+    const char *name;
+    int p, v;
+  } rows[] = {{"1f1b", 2, 1}, {"zb-h1", 3, 1}, {"interleaved", 2, 2}, {"zbv", 2, 2}};
+  for (int i = 0; i < 4; i++) {
+    lam_schedule *s = NULL;
+    NOTE("%s p=%d v=%d", rows[i].name, rows[i].p, rows[i].v);
+    REQUIRE_OK(lam_schedule_build(rows[i].name, rows[i].p, rows[i].v, 6, &s));
+    setup at = {.m = small_model(rows[i].p * rows[i].v, 6), .s = s};
+    CHECK_OK(lam_group_id_create(&at.id));
+    run_threads(rows[i].p, count_tied_steps, &at);
+    lam_schedule_destroy(s);
+  }
 }
 
 static void run_lean(const char *name, int p, int v, unsigned functions) {

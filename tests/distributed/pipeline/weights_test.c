@@ -91,6 +91,36 @@ TEST(pipeline_weights, a_rank_that_holds_all_of_them_has_the_sum_already) {
   run_tied("interleaved", 1, 2, 0, 1, -1, false);
 }
 
+/* In f32: rank 0's are thirds, rank 2's sevenths, whose sums round. */
+static void share_f32(int rank, int size, void *arg) {
+  const tied_run *r = arg;
+  float g[N], want[N];
+  worker k;
+  worker_prepare(&k, &r->at, rank, size);
+  lam_tied t = tie(r, NULL);
+  t.shape.dtype.bits = 32;
+  t.gradient = rank == 1 ? NULL : g;
+  k.desc.tied = &t, k.desc.n_tied = 1;
+  REQUIRE_OK(worker_start(&k));
+  for (int step = 0; step < 3; step++) {
+    for (int i = 0; i < N; i++) {
+      const float first = (float)(i + step + 1) / 3, second = (float)(i - 10 * step) / 7;
+      g[i] = rank == 0 ? first : second, want[i] = first + second;
+    }
+    CHECK_OK(lam_pipeline_run(k.pipeline, step, NULL));
+    if (rank != 1) CHECK_SAME_BITS(g, want, sizeof want);
+  }
+  worker_close(&k);
+}
+
+TEST(pipeline_weights, f32_sums_are_rounded_once) {
+  lam_schedule *s = build("1f1b", 3, 5);
+  tied_run r = {.at = {.m = small_model(3, 5), .s = s}, .stages = {0, 2}, .n = 2};
+  CHECK_OK(lam_group_id_create(&r.at.id));
+  run_threads(3, share_f32, &r);
+  lam_schedule_destroy(s);
+}
+
 /* -- what cannot be shared -- */
 
 static void be_refused(const tied_run *r, const lam_tied *tied, lam_status expected,
