@@ -3,6 +3,7 @@
 import ctypes
 import inspect
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +103,14 @@ def test_only_the_gradient_that_is_asked_for_is_computed(draw):
 
     assert rows_of(0) == {"linear", "linear_dgrad"}
     assert rows_of(1) == {"linear", "linear_wgrad"}
+
+
+def test_no_tensor_is_copied_or_transposed_on_its_way(draw):
+    f = jax.jit(jax.grad(lambda x, w: lj.linear(x, w, act="relu").sum(), (0, 1)))
+    text = f.lower(draw(6, 8), draw(8, 4)).compile().as_text()
+    operations = re.findall(r"[})\]] ([\w-]+)\(", text)
+    assert operations.count("custom-call") == 4
+    assert not {"copy", "transpose", "copy-start"} & set(operations)
 
 
 # -- ffn --
