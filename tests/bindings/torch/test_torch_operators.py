@@ -264,18 +264,34 @@ def test_mistakes_are_torchs_errors_with_our_words(call, message):
         call(torch.randn(5, 7), torch.randn(3, 7))
 
 
-def test_failed_calls_leak_nothing():
-    import resource
+def resident_kib():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4
 
-    x, w = torch.randn(64, 1024), torch.randn(8, 1000)
-    for _ in range(50):
+
+def calls_that_work():
+    x, w, b = torch.randn(4, 8), torch.randn(8, 8), torch.randn(8)
+    ops.linear(x, w, b, act="gelu", save=1)  # an optional, a string
+    ops.linear(x[:1].expand(4, 8), w, b)  # a copy
+
+
+def calls_that_fail():
+    for call in (
+        lambda: ops.linear(torch.randn(4, 8), torch.randn(8, 9), torch.randn(8), act="gelu"),
+        lambda: ops.recv_activation(torch.zeros(1), shape=[3, 4, 5]),  # a list
+    ):
         with pytest.raises(RuntimeError):
-            ops.linear(x.t().contiguous().t(), w)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(500):  # 256 KiB each, were it lost
-        with pytest.raises(RuntimeError):
-            ops.linear(x.t().contiguous().t(), w)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10
+            call()
+
+
+@pytest.mark.parametrize("calls", [calls_that_work, calls_that_fail])
+def test_calls_leak_nothing(calls):
+    for _ in range(300):
+        calls()
+    before = resident_kib()
+    for _ in range(60000):  # the smallest thing that could be lost is 32 bytes: 1875 KiB
+        calls()
+    assert resident_kib() - before < 1200
 
 
 def test_no_tensor_is_copied():
