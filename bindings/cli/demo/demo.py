@@ -86,7 +86,7 @@ class Demo:
             value = given[name[2:].replace("-", "_")]
             if value is not None:
                 self.model += [name, value]
-        self.assign = ["--assign", args.assign] if args.assign else []
+        self.assign = ["--assign", args.assign] if args.assign is not None else []
         self.plan = self.check()
         self.make_folder()
         self.pp, self.tp = self.plan["pp"], self.plan["tp"]
@@ -96,8 +96,8 @@ class Demo:
         options = [*self.model, *self.assign]
         for name in ("--pp", "--tp", "--schedule", "--stages-per-rank", "--save"):
             value = vars(self.args)[name[2:].replace("-", "_")]
-            options += [name, value] if value else []
-        options += [] if self.args.pp or self.args.assign else ["--pp", "2"]
+            options += [name, value] if value is not None else []
+        options += [] if self.args.pp or self.args.assign is not None else ["--pp", "2"]
         done = subprocess.run([self.program, *options, "--check"], capture_output=True, text=True)
         if done.returncode != 0:
             raise Problem(done.stderr.strip().replace("lamella demo: ", "", 1), 2)

@@ -177,6 +177,8 @@ def test_the_whole_demo_runs_and_says_what_it_found(tmp_path):
         (["--tp", "9"], "--tp 9: the model has 4 attention heads"),
         (["--layers", "2", "--pp", "3"], "--pp 3: more stages than layers (2)"),
         (["--schedule", "zigzag"], "--schedule: found 'zigzag', expected one of auto, layerwise"),
+        (["--schedule", ""], "--schedule: found '', expected one of auto, layerwise"),
+        (["--assign", ""], "--assign '': expected a layer's number at character 1"),
         (["--schedule", "dualpipev", "--micro-batches", "3"], "m must be at least 2 p, so 4"),
         (["--schedule", "v-half", "--stages-per-rank", "1"], "v must be 2"),
         (["--schedule", "zbv", "--pp", "5"], "more stages than layers (8)"),
