@@ -77,6 +77,18 @@ static void two_threads(int rank, int size, void *arg) {
 
 TEST(threads, two_are_two) { run_processes(1, two_threads, NULL); }
 
+static void as_openmp_says(int rank, int size, void *arg) {
+  (void)rank, (void)size;
+  CHECK_EQ(setenv("OMP_NUM_THREADS", arg, 1), 0); /* read when OpenMP is opened, by the product */
+  multiply_on(0, NULL, MOST_ROWS);
+  CHECK_EQ(count_threads(), atoi(arg));
+}
+
+TEST(threads, where_none_are_given_the_hosts_openmp_decides) {
+  run_processes(1, as_openmp_says, "1");
+  run_processes(1, as_openmp_says, "3");
+}
+
 static void hosts_pool(int rank, int size, void *arg) {
   (void)rank, (void)size, (void)arg;
   FOR_EACH(rows, MOST_ROWS, 4) { /* a product of the library, and one of plain rows */
