@@ -164,12 +164,19 @@ TEST(pipeline_failure, outputs_stay_within_their_slot) {
 typedef struct doomed {
   setup at;
   int victim, signal;
+  _Atomic int *n_under_way; /* ranks that have done some of step 1 */
 } doomed;
 
-static int my_rank, my_end, my_signal; /* ranks are processes here */
+static const doomed *doom; /* ranks are processes here */
+static int my_rank;
 
+/* Not before every rank has something to say of the step. */
 static void end_here(const lam_stage_io *io, int kind) {
-  if (my_rank == my_end && kind == LAM_KIND_F && io->step == 1 && io->micro == 2) raise(my_signal);
+  if (kind != LAM_KIND_F || io->step != 1) return;
+  if (io->micro == 1) ++*doom->n_under_way;
+  if (io->micro != 2 || my_rank != doom->victim) return;
+  await_count(doom->n_under_way, 3);
+  raise(doom->signal);
 }
 
 static void check_matches(const char *text, const char *pattern) {
@@ -198,9 +205,9 @@ static void check_loss_is_told(const doomed *d) {
 }
 
 static void lose_a_rank(int rank, int size, void *arg) {
-  const doomed *d = arg;
+  const doomed *d = doom = arg;
   worker k;
-  my_rank = rank, my_end = d->victim, my_signal = d->signal;
+  my_rank = rank;
   REQUIRE_OK(worker_open(&k, &d->at, rank, size));
   lam_status status = LAM_OK;
   const double start = seconds_now();
@@ -216,7 +223,9 @@ static void lose(int victim, int signal) {
   lam_schedule *s = build("1f1b", 3, 6);
   doomed d = {.at = {.m = small_model(3, 6), .s = s, .deadline_ms = 1000},
               .victim = victim,
-              .signal = signal};
+              .signal = signal,
+              .n_under_way = shared_memory(sizeof *d.n_under_way)};
+  REQUIRE(d.n_under_way != NULL);
   d.at.m.on_call = end_here;
   NOTE("victim %d, signal %d", victim, signal);
   CHECK_OK(lam_group_id_create(&d.at.id));
