@@ -1,7 +1,10 @@
 """The README's programs are compiled and run as they stand there."""
 
+import importlib.util
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +14,9 @@ from bindings.cli import bazel
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def programs():
-    """The C blocks of the README, in order."""
-    return re.findall(r"^```c\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+def programs(language="c"):
+    """The README's blocks in a language, in order."""
+    return re.findall(r"^```%s\n(.*?)^```$" % language, (ROOT / "README.md").read_text(), re.M | re.S)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,20 @@ def test_foreign_function_example_runs(library, tmp_path):
     done = subprocess.run([example], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == re.search(r"prints `([^`]*)` \(foreign\)", (ROOT / "README.md").read_text()).group(1)
+
+
+@pytest.mark.parametrize("host", ["torch", "jax"])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_python_examples_equal_the_unsplit_layer(host, ranks, tmp_path):
+    if not importlib.util.find_spec(host):
+        pytest.skip("no %s in this Python" % host)
+    assert bazel.build(["//abi/...", "//bindings/torch/...", "//bindings/xla/..."]) == 0
+    (tmp_path / "example.py").write_text(programs("python")[["torch", "jax"].index(host)])
+    command = [ROOT / "lamella", "run", "--no-prefix", "-n", str(ranks), sys.executable, tmp_path / "example.py"]
+    path = {**os.environ, "PYTHONPATH": str(ROOT / "bindings" / "python")}
+    done = subprocess.run(command, env=path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("True") == ranks and "False" not in done.stdout
 
 
 def test_readme_names_only_commands_that_exist():
