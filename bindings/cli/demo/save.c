@@ -4,7 +4,8 @@
  * Every worker sends its parts to rank 0 in the order that model_describe gives, so rank 0 knows
  * what comes: it describes the sender's weights itself, and puts each row where it belongs in the
  * whole.
- * Invariant: the file is the same for any pp and tp that computed the same bits. */
+ * Invariant: what computed the same bits, with any pp and tp, gives the same tensors under the same
+ * names; their order in the file is that of the workers. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>

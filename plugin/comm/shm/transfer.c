@@ -99,13 +99,19 @@ static bool slot_soon(const shm_edge *e) {
   return false;
 }
 
+/* A peer may be compiling before its first message. */
+static uint32_t patience_of(const shm_edge *e) {
+  const lam_group *g = e->ring.s->g;
+  return e->messages ? g->deadline_ms : g->first_deadline_ms;
+}
+
 static lam_status slot_wait(shm_edge *e) {
   shm_ring *r = &e->ring;
   const shm_wait w = {.flag = r->freed,
                       .value = e->slot_after[e->next_slot],
                       .peer = r->peer,
                       .between_two = true,
-                      .deadline_ms = r->s->g->deadline_ms,
+                      .deadline_ms = patience_of(e),
                       .gone = &r->head->users_left};
   return shm_wait_for(r->s, &w);
 }
@@ -212,7 +218,7 @@ static lam_status offer_wait(shm_edge *e, shm_message *m) {
                       .value = r->moved,
                       .peer = r->peer,
                       .between_two = true,
-                      .deadline_ms = r->s->g->deadline_ms,
+                      .deadline_ms = patience_of(e),
                       .gone = &r->head->users_left};
   const lam_status status = shm_wait_for(r->s, &w);
   if (status != LAM_OK) await_reader(e, m);
