@@ -89,6 +89,8 @@ def pipeline(n):
             simulated = figures["synthetic"][f"{name}_simulated"]
             rows.append(compare(name, "us", values, "simulated", simulated, "<= 1.05", note))
             worlds.setdefault("_".join(name.split("_")[-2:]), []).append((values, simulated))
+    measuring = [values for line, values in figures["synthetic"].items() if line.endswith("_metering")]
+    rows.append(alone("measuring a step, the most of any schedule", "% of it", [max(each) for each in zip(*measuring)], "<= 1", note))
     return rows + [ordered(f"synthetic_order_{world}", steps, note) for world, steps in worlds.items()]
 
 

@@ -9,7 +9,9 @@
  * predicts from the stages' own measured times. A rank has two stages of half the work where the
  * schedule takes two, so a rank's work is the same under every schedule.
  * Prints `synthetic_<schedule>_p<ranks>_m<micro-batches>_{measured,simulated} us`; measured is the
- * median of the steps.
+ * Prints `synthetic_<schedule>_p<ranks>_m<micro-batches>_{measured,simulated} us`; measured is the
+ * median of the steps; and `_metering %`: what the runtime's own measuring takes of a step, on the
+ * rank where that is most.
  * Invariant: costs are medians over all steps, never the figure that they stand beside.
  * Leaves rows and goals to ./lamella bench. */
 #include <errno.h>
@@ -46,6 +48,7 @@ typedef struct bench {
   samples work[MOST_STAGES][N_WORK];          /* of a stage, so of one rank's thread */
   double first[MOST_RANKS], last[MOST_RANKS]; /* ns: this step's first start and last end */
   double length[MOST_STEPS];
+  double metering[MOST_RANKS]; /* the part of the last step that measuring took */
 } bench;
 
 typedef struct rank {
@@ -168,6 +171,9 @@ static void *run_rank(void *arg) {
     if (i >= 0 && r->rank == 0) b->length[i] = step_length(b);
     pthread_barrier_wait(&b->step);
   }
+  lam_explained told = LAM_EXPLAINED_INIT;
+  MUST(lam_pipeline_explain(p, &told));
+  b->metering[r->rank] = told.metering;
   lam_pipeline_destroy(p);
   lam_group_destroy(g);
   return NULL;
@@ -195,12 +201,20 @@ static double simulate(bench *b) {
   return out.makespan;
 }
 
+static double largest(const double *x, int n) {
+  double most = 0;
+  for (int i = 0; i < n; i++) most = x[i] > most ? x[i] : most;
+  return most;
+}
+
 static void print(bench *b) {
   const double simulated = simulate(b), measured = median(b->length, b->steps);
   const double spread = (b->length[b->steps * 3 / 4] - b->length[b->steps / 4]) / 2 / measured;
   printf("synthetic_%s_p%d_m%d_measured %.1f us %.4f\n", b->name, b->p, b->m, measured / 1e3,
          spread);
   printf("synthetic_%s_p%d_m%d_simulated %.1f us 0\n", b->name, b->p, b->m, simulated / 1e3);
+  printf("synthetic_%s_p%d_m%d_metering %.6f %% 0\n", b->name, b->p, b->m,
+         100 * largest(b->metering, b->p));
   fflush(stdout);
 }
 
