@@ -9,7 +9,6 @@
  * predicts from the stages' own measured times. A rank has two stages of half the work where the
  * schedule takes two, so a rank's work is the same under every schedule.
  * Prints `synthetic_<schedule>_p<ranks>_m<micro-batches>_{measured,simulated} us`; measured is the
- * Prints `synthetic_<schedule>_p<ranks>_m<micro-batches>_{measured,simulated} us`; measured is the
  * median of the steps; and `_metering %`: what the runtime's own measuring takes of a step, on the
  * rank where that is most.
  * Invariant: costs are medians over all steps, never the figure that they stand beside.
