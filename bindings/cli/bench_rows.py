@@ -131,14 +131,16 @@ def demo(n):
         "tp=2": [*two, "--pp", "1", "--tp", "2"],
         "pp=2": [*two, "--pp", "2", "--tp", "1", "--schedule", "1f1b", "--micro-batches", "8"],
     }
-    beside = {f"{dtype}, {t} thread{'s' * (t > 1)}": program("demo_bench", "--dtype", dtype, "--threads", str(t))
+    # Unbound, two threads lose up to a quarter of their rate whenever one is moved: on both sides, unevenly.
+    bound = ["env", "OMP_PROC_BIND=true", "GOMP_SPINCOUNT=20000"]
+    beside = {f"{dtype}, {t} thread{'s' * (t > 1)}": [*bound, *program("demo_bench", "--dtype", dtype, "--threads", str(t))]
               for dtype in ("f32", "bf16") for t in threads}
     figures = rounds({**commands, **beside}, n)
     whole, tp, pp = figures["one worker"], figures["tp=2"], figures["pp=2"]
     note = "" if cores >= 2 else "two workers share one core"
     rows = [
         compare(f"demo step, {name}", "tokens/s", figures[name]["step_rate"], "oneDNN, gemms alone", figures[name]["onednn_rate"], ">= 0.80",
-                "rates; the same gemms straight through oneDNN's C API: plain weights, weight gradients added to")
+                "rates, threads bound to cores; the same gemms straight through oneDNN's C API: plain weights, weight gradients added to")
         for name in beside
     ]
     rows += [
