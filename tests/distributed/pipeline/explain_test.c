@@ -87,18 +87,17 @@ static void explain_steps(int rank, int size, void *arg) {
 
 TEST(pipeline_explain, parts_add_up_to_the_step_for_every_schedule) {
   const char *name;
-  for (int i = 0; (name = lam_schedule_name(i)); i++)
-    FOR_EACH(p, 1, 2, 3)
-    FOR_EACH(v, 1, 2) FOR_EACH(functions, MODEL_WHOLE, MODEL_SPLIT | MODEL_FUSED) {
-      lam_schedule *s = NULL;
-      if (lam_schedule_build(name, p, v, 6, &s)) continue;
-      NOTE("%s p=%d v=%d", name, p, v);
-      setup at = {.m = small_model(p * v, 6), .s = s};
-      at.m.functions = (unsigned)functions;
-      CHECK_OK(lam_group_id_create(&at.id));
-      run_threads(p, explain_steps, &at);
-      lam_schedule_destroy(s);
-    }
+  for (int i = 0; (name = lam_schedule_name(i)); i++) FOR_EACH(p, 1, 2, 3)
+  FOR_EACH(v, 1, 2) FOR_EACH(functions, MODEL_WHOLE, MODEL_SPLIT | MODEL_FUSED) {
+    lam_schedule *s = NULL;
+    if (lam_schedule_build(name, p, v, 6, &s)) continue;
+    NOTE("%s p=%d v=%d", name, p, v);
+    setup at = {.m = small_model(p * v, 6), .s = s};
+    at.m.functions = (unsigned)functions;
+    CHECK_OK(lam_group_id_create(&at.id));
+    run_threads(p, explain_steps, &at);
+    lam_schedule_destroy(s);
+  }
 }
 
 /* -- a slow stage -- */
@@ -132,13 +131,19 @@ static void blame(int rank, int size, void *arg) {
   worker_close(&k);
 }
 
-TEST(pipeline_explain, a_slow_stage_is_blamed_with_the_layer_to_move) {
-  lam_schedule *s = build("1f1b", 3, 6);
-  setup at = {.m = small_model(3, 6), .s = s};
-  at.m.on_call = slow_second_stage;
+/* Runs fn as the ranks of a schedule, which ends with it, one stage a rank. */
+static void explain(lam_schedule *s, uint32_t flags,
+                    void (*on_call)(const lam_stage_io *io, int kind),
+                    void (*fn)(int rank, int size, void *arg)) {
+  setup at = {.m = small_model(s->n_stages, s->n_micro), .s = s, .flags = flags};
+  at.m.on_call = on_call;
   CHECK_OK(lam_group_id_create(&at.id));
-  run_threads(3, blame, &at);
+  run_threads(s->n_ranks, fn, &at);
   lam_schedule_destroy(s);
+}
+
+TEST(pipeline_explain, a_slow_stage_is_blamed_with_the_layer_to_move) {
+  explain(build("1f1b", 3, 6), 0, slow_second_stage, blame);
 }
 
 /* -- all alike -- */
@@ -162,12 +167,7 @@ static void find_the_bubble(int rank, int size, void *arg) {
 }
 
 TEST(pipeline_explain, predicts_the_bubble_of_stages_that_are_alike) {
-  lam_schedule *s = build("1f1b", 2, 4);
-  setup at = {.m = small_model(2, 4), .s = s};
-  at.m.on_call = alike;
-  CHECK_OK(lam_group_id_create(&at.id));
-  run_threads(2, find_the_bubble, &at);
-  lam_schedule_destroy(s);
+  explain(build("1f1b", 2, 4), 0, alike, find_the_bubble);
 }
 
 /* -- forwards alone -- */
@@ -186,7 +186,7 @@ static void explain_forwards(int rank, int size, void *arg) {
   check_sums(&t, size);
   check_table(&t, size);
   CHECK(t.ranks[2].warm_up >= 8 * MS); /* less where it started late */
-  CHECK(t.ranks[0].drain >= 15 * MS); /* stages 1 and 2 of the last micro-batch */
+  CHECK(t.ranks[0].drain >= 15 * MS);  /* stages 1 and 2 of the last micro-batch */
   CHECK_EQ(t.ranks[2].worst_edge, 1);
   CHECK_EQ(t.ranks[2].worst_kind, LAM_KIND_F);
   CHECK(t.ranks[2].imbalance > t.ranks[1].imbalance);
@@ -199,14 +199,9 @@ static void explain_forwards(int rank, int size, void *arg) {
 
 /* Whatever the table's backwards would wait for: layerwise's forwards for all of them. */
 TEST(pipeline_explain, forwards_alone_are_predicted_without_backwards) {
-  FOR_EACH(i, 0, 1) {
-    lam_schedule *s = build(i ? "layerwise" : "zb-h1", 3, 4);
-    setup at = {.m = small_model(3, 4), .s = s, .flags = LAM_PIPELINE_FORWARD_ONLY};
-    at.m.on_call = one_slow_forward;
-    CHECK_OK(lam_group_id_create(&at.id));
-    run_threads(3, explain_forwards, &at);
-    lam_schedule_destroy(s);
-  }
+  FOR_EACH(i, 0, 1)
+  explain(build(i ? "layerwise" : "zb-h1", 3, 4), LAM_PIPELINE_FORWARD_ONLY, one_slow_forward,
+          explain_forwards);
 }
 
 /* -- what cannot be -- */
