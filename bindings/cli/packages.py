@@ -33,6 +33,8 @@ TABLE = [
     Package("libdnnl-dev", "oneDNN, matrix products", "build"),
     Package("clang", "second compiler", "test"),
     Package("abigail-tools", "ABI comparison", "test"),
+    Package("cmake", "other people's C++ projects, built against an installation", "test"),
+    Package("pkg-config", "other people's C projects, the same", "test"),
     Package("python3-venv", "Python environments", "test bench"),
     Package("mpich", "MPICH's launcher", "test"),
     Package("libopenmpi-dev", "Open MPI, the peer to compare with", "test bench"),
