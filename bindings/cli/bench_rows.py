@@ -9,7 +9,8 @@ import os
 import subprocess
 from itertools import combinations
 
-from bindings.cli.bench import alone, compare, require, rounds
+from bindings.cli import bench_hosts
+from bindings.cli.bench_figures import alone, compare, require, rounds
 from bindings.cli.common import ROOT
 
 PROGRAMS = ROOT / "bazel-bin" / "tests" / "bench"
@@ -182,4 +183,5 @@ def kernels(n):
     return rows
 
 
-GROUPS = {"comm": comm, "ffn": ffn, "call": call, "pipeline": pipeline, "schedule": schedule, "partition": partition, "demo": demo, "kernels": kernels}
+OWN = (comm, ffn, call, pipeline, schedule, partition, demo, kernels)
+GROUPS = {group.__name__: group for group in (*OWN, *bench_hosts.GROUPS)}

@@ -79,6 +79,7 @@ _SIGNATURES = {
     "lam_last_error": (ctypes.c_char_p, []),
     "lam_version": (ctypes.c_uint32, []),
     "lam_op_row": (ctypes.c_char_p, [ctypes.c_uint32]),
+    "lam_op_find": (_STATUS, [ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint32)]),
     "lam_shard": (
         _STATUS,
         [ctypes.c_int64, ctypes.c_int64, *[ctypes.c_int32] * 3, ctypes.POINTER(ShardInfo)],

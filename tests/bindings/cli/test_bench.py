@@ -4,27 +4,27 @@ import json
 
 import pytest
 
-from bindings.cli import bench, bench_rows
+from bindings.cli import bench, bench_figures, bench_rows
 from bindings.cli.common import Problem
 
 ROUNDS = [1.0, 1.2, 1.1]
 
 
 def test_a_ratio_is_the_median_of_the_rounds_own():
-    row = bench.compare("a", "us", [1.0, 8.0, 3.0], "peer", [2.0, 4.0, 3.0], "<= 1.1")
+    row = bench_figures.compare("a", "us", [1.0, 8.0, 3.0], "peer", [2.0, 4.0, 3.0], "<= 1.1")
     assert (row.figure, row.peer_figure, row.ratio, row.met) == (3.0, 3.0, 1.0, True)
-    assert bench.compare("a", "us", [2.0], "peer", [1.0], "<= 1.1").met is False
-    assert bench.compare("a", "us", [2.0], "peer", [1.0]).met is None
+    assert bench_figures.compare("a", "us", [2.0], "peer", [1.0], "<= 1.1").met is False
+    assert bench_figures.compare("a", "us", [2.0], "peer", [1.0]).met is None
 
 
 def test_a_goal_may_be_on_the_figure_itself():
-    assert bench.alone("a", "ms", ROUNDS, ">= 1.05").met is True
-    assert bench.alone("a", "ms", ROUNDS, "<= 1.05").met is False
-    assert bench.alone("a", "ms", ROUNDS).spread == pytest.approx(0.2 / 1.1)
+    assert bench_figures.alone("a", "ms", ROUNDS, ">= 1.05").met is True
+    assert bench_figures.alone("a", "ms", ROUNDS, "<= 1.05").met is False
+    assert bench_figures.alone("a", "ms", ROUNDS).spread == pytest.approx(0.2 / 1.1)
 
 
 def test_rows_come_as_text_as_markdown_and_as_json(tmp_path):
-    rows = [bench.alone("a", "ms", ROUNDS, "<= 1"), bench.compare("b", "us", [2.0], "peer", [1.0])]
+    rows = [bench_figures.alone("a", "ms", ROUNDS, "<= 1"), bench_figures.compare("b", "us", [2.0], "peer", [1.0])]
     assert "NO" in bench.table(rows) and "peer" in bench.table(rows)
     text = bench.markdown(rows, {"cores": 2, "cpu": "X", "kernel": "6", "commit": "abc"})
     assert text.startswith("2 cores of X, Linux 6, commit abc.")
@@ -34,7 +34,7 @@ def test_rows_come_as_text_as_markdown_and_as_json(tmp_path):
 
 
 def test_json_has_the_machine_and_for_each_row_these_keys():
-    rows = [bench.alone("a", "ms", [2.0]), bench.compare("b", "us", [2.0], "peer", [1.0], "<= 1.1", "why")]
+    rows = [bench_figures.alone("a", "ms", [2.0]), bench_figures.compare("b", "us", [2.0], "peer", [1.0], "<= 1.1", "why")]
     written = json.loads(json.dumps(bench.document(rows, bench.machine())))
     assert set(written) == {"machine", "rows"}
     assert set(written["machine"]) == {"cpu", "cores", "kernel", "commit"}
@@ -52,13 +52,13 @@ def test_a_file_that_cannot_be_written_is_one_line(path):
 
 def test_a_program_that_fails_or_is_not_there_is_one_line():
     with pytest.raises(Problem, match="is not there"):
-        bench.measure(["/no/such/program"])
+        bench_figures.measure(["/no/such/program"])
     with pytest.raises(Problem, match="failed: gone wrong"):
-        bench.measure(["sh", "-c", "echo gone wrong >&2; exit 3"])
+        bench_figures.measure(["sh", "-c", "echo gone wrong >&2; exit 3"])
 
 
 def test_lines_of_a_program_are_its_figures():
-    assert bench.measure(["printf", "# a comment\na 1.5 us 0.1\nnonsense\nb/2 3 ns 0\n"]) == {"a": 1.5, "b/2": 3.0}
+    assert bench_figures.measure(["printf", "# a comment\na 1.5 us 0.1\nnonsense\nb/2 3 ns 0\n"]) == {"a": 1.5, "b/2": 3.0}
 
 
 def test_pairs_of_schedules_in_another_order_are_counted_where_they_differ():

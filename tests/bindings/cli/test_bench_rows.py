@@ -8,8 +8,12 @@ import re
 
 import pytest
 
-from bindings.cli import bench_rows
+from bindings.cli import bench_hosts, bench_rows
 from bindings.cli.common import ROOT, Problem
+
+def named(kinds, sizes):
+    return [f"{kind}/{size}" for kind in kinds for size in sizes]
+
 
 SIZES = (64, 256, 1024, 2048, 4096, 16384, 65536, 262144, 1 << 20, 4 << 20, 16 << 20)
 MOVED = (64, 4096, 65536, 1 << 20, 16 << 20)
@@ -19,10 +23,10 @@ SCHEDULES = ("simulate/131072", "events/131072", "lower/131072", "parse/131072",
 SCHEDULES += ("check/1048576",)
 CUTS = ("", "_cuts", "_capped", "_short", "_loop")
 WAITS = ("all_reduce", "recv", "pull")
-
-
-def named(kinds, sizes):
-    return [f"{kind}/{size}" for kind in kinds for size in sizes]
+ABOVE = (("inference", "<= 2"), ("no_grad", "<= 5"), ("grad", "<= 12"))
+FROM_TORCH = ("all_reduce", "linear", "ffn")
+CROSSED = (64, 4096, 65536, 1 << 20, 4 << 20, 16 << 20)
+CROSSINGS = named(["all_reduce", "all_gather", "one_way"], CROSSED)
 
 
 # What each command of a group prints.
@@ -36,6 +40,8 @@ PRINTED = {
     "call": ["gemm_1x1x1", *(f"above_{call}" for call in CALLS)],
     "schedule": list(SCHEDULES),
     "partition": [f"partition_1000_64{cut}" for cut in CUTS],
+    "calls from torch": [f"{name}_{way}" for name in FROM_TORCH for way in ("c", *(f"above_{mode}" for mode, _ in ABOVE))],
+    "transfers in torch": [f"{crossing}/{side}" for crossing in CROSSINGS for side in ("gloo", "lamella")],
     "kernels": ["gemm_f32_512x512x512/onednn", "gemm_f32_512x512x512/packed", "act_gelu_f32"],
 }
 
@@ -52,6 +58,8 @@ GOALS = {
     "call": [(f"above_{call}", "<= 100") for call in CALLS],
     "schedule": [("simulate/131072", "<= 2000"), ("events/131072", "<= 2000"), ("check/1048576", "<= 50000")],
     "partition": [(f"partition_1000_64{cut}", "<= 1000") for cut in CUTS],
+    "hosts": [(f"torch {name} above its C call, {mode}", goal) for name in FROM_TORCH for mode, goal in ABOVE]
+    + [(f"torch {crossing}", "<= 0.25" if crossing.endswith("16777216") else "<= 0.20") for crossing in CROSSINGS],
     "kernels": [],
 }
 
@@ -65,6 +73,7 @@ def printed(monkeypatch):
         return {command: {line: [1.0] * n for line in names[command]} for command in commands}
 
     monkeypatch.setattr(bench_rows, "rounds", rounds)
+    monkeypatch.setattr(bench_hosts, "rounds", rounds)
     return names
 
 
@@ -83,15 +92,22 @@ def test_each_group_has_its_goals(printed, group):
         ("a killed rank", "killed_worst/pull"),
         ("ffn", "ffn_bf16_m512_plain"),
         ("call", "above_linear"),
+        ("calls from torch", "linear_above_grad"),
+        ("transfers in torch", "one_way/64/gloo"),
         ("schedule", "check/1048576"),
         ("partition", "partition_1000_64"),
     ],
 )
 def test_a_figure_by_another_name_does_not_lose_its_goal_unnoticed(printed, command, figure):
     group = {"lamella": "comm", "open mpi": "comm", "a killed rank": "comm"}.get(command, command)
+    group = "hosts" if "torch" in command else group
     printed[command][printed[command].index(figure)] = "renamed"
     with pytest.raises(Problem, match=f"a goal is on {figure}, which no program printed"):
         bench_rows.GROUPS[group](3)
+
+
+def test_the_rows_of_hosts_are_among_the_groups():
+    assert set(bench_hosts.GROUPS) <= set(bench_rows.GROUPS.values())
 
 
 def literals(program):
@@ -108,3 +124,5 @@ def test_the_programs_print_these_names():
     assert set(PRINTED["call"]) <= literals("call_bench.c")
     assert set(SCHEDULES) <= literals("schedule_bench.c")
     assert set(PRINTED["partition"]) <= literals("partition_bench.c")
+    assert {*FROM_TORCH, *(mode for mode, _ in ABOVE), "%s_c", "%s_above_%s"} <= literals("hosts/torch_call.py")
+    assert {"gloo", "lamella", "%s/%d/%s"} <= literals("hosts/torch_comm.py")

@@ -1,0 +1,28 @@
+"""What the bench programs of hosts share: times in turn, and the lines that `./lamella bench` reads.
+
+Invariant: everything that is compared is measured in turn, round by round.
+"""
+
+import statistics
+import time
+
+
+def in_turn(functions, rounds, calls=1):
+    """Times each function (a call of it makes `calls` calls of what is measured) once a round, in
+    turn, after one round that warms up. {name: [us per call of each round]}"""
+    times = {name: [] for name in functions}
+    for i in range(rounds + 1):
+        for name, function in functions.items():
+            begin = time.perf_counter_ns()
+            function()
+            if i:
+                times[name].append((time.perf_counter_ns() - begin) / calls / 1e3)
+    return times
+
+
+def show(name, values, unit="us"):
+    """One line: the median, and the width of the middle half over it."""
+    middle = statistics.median(values)
+    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (middle,) * 3
+    spread = (high - low) / abs(middle) if middle else 0
+    print("%s %.4g %s %.3f" % (name, middle, unit, spread), flush=True)

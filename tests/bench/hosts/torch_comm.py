@@ -1,0 +1,69 @@
+"""Collectives and transfers between two ranks in torch: Lamella's against gloo's, f32.
+
+one_way is half of a message there and back. Prints `name/bytes/side figure unit spread`, gloo's line first.
+
+    ./lamella run --no-prefix -n 2 python torch_comm.py [rounds]
+"""
+
+import sys
+
+import torch
+import torch.distributed as dist
+from figures import show
+from peers import connect, in_turn
+
+ops = torch.ops.lamella
+SIZES = [64, 4096, 65536, 1 << 20, 4 << 20, 16 << 20]
+
+
+def all_reduce(x, group):
+    mine = x.clone()  # gloo's result takes its operand's place
+    return {
+        "gloo": lambda: dist.all_reduce(mine),
+        "lamella": lambda: ops.all_reduce(x, group=group.handle),
+    }
+
+
+def all_gather(x, group):
+    whole = torch.empty(group.size * x.numel())
+    return {
+        "gloo": lambda: dist.all_gather_into_tensor(whole, x),
+        "lamella": lambda: ops.all_gather(x, group=group.handle),
+    }
+
+
+def one_way(x, group):
+    peer, got, token = 1 - group.rank, torch.empty_like(x), torch.zeros(1)
+    there = dict(group=group.handle, peer=peer)
+
+    def gloo():
+        for rank in (0, 1):
+            dist.send(x, peer) if group.rank == rank else dist.recv(got, peer)
+
+    def lamella():
+        for rank in (0, 1):
+            if group.rank == rank:
+                ops.send_activation(x, token, **there)
+            else:
+                ops.recv_activation(token, shape=[x.numel()], **there)
+
+    return {"gloo": gloo, "lamella": lamella}
+
+
+def main():
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 11
+    group = connect()
+    with torch.inference_mode():
+        for kind in (all_reduce, all_gather, one_way):
+            for size in SIZES:
+                sides = kind(torch.zeros(size // 4), group)
+                calls = max(1, min(50, (4 << 20) // size))
+                times = in_turn(sides, group, rounds, calls)
+                messages = 2 if kind is one_way else 1
+                for side in sides:
+                    values = [us / messages for us in times[side]]
+                    if group.rank == 0:
+                        show("%s/%d/%s" % (kind.__name__, size, side), values)
+
+
+main()
