@@ -6,6 +6,7 @@ Leaves communication to the library.
 """
 
 import ctypes
+import weakref
 
 from lamella import errors, library
 
@@ -30,6 +31,7 @@ class Group:
         info = library.GroupInfo(struct_size=ctypes.sizeof(library.GroupInfo))
         library.check(library.native().lam_group_get_info(pointer, ctypes.byref(info)))
         self._pointer = pointer
+        self.pipelines = weakref.WeakSet()  # over this group: they end before it
         self.rank, self.size = info.rank, info.size
         self.handle = library.native().lam_group_handle(pointer)
         places[self.handle] = (self.rank, self.size)
@@ -71,6 +73,8 @@ class Group:
 
     def close(self):
         """Ends the group on this rank; a second time does nothing."""
+        for pipeline in list(self.pipelines):
+            pipeline.close()
         if self._pointer:
             places.pop(self.handle, None)
             library.native().lam_group_destroy(self._pointer)
@@ -84,6 +88,19 @@ class Group:
 
     def __repr__(self):
         return "lamella.Group(rank %d of %d, handle %d)" % (self.rank, self.size, self.handle)
+
+
+def grid(world, tp, pp):
+    """(tensor group, pipeline group) of this rank: `tp` adjacent ranks hold the parts of the same
+    layers, and ranks tp apart the pipeline's stages. Collective over `world`, whose size is a
+    multiple of tp * pp: each block of so many ranks is a replica."""
+    if tp < 1 or pp < 1 or world.size % (tp * pp):
+        raise errors.InvalidArgument(
+            "grid: tp %d x pp %d, of %d ranks: expected a divisor" % (tp, pp, world.size), 3
+        )
+    replica, place = divmod(world.rank, tp * pp)
+    tensor = world.split(world.rank // tp, world.rank)
+    return tensor, world.split(replica * tp + place % tp, world.rank)
 
 
 def _desc(rank, size, deadline_ms, first_deadline_ms):

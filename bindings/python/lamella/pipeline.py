@@ -1,0 +1,369 @@
+"""Pipelines whose stages are Python objects: one schedule, run over a group's ranks.
+
+A stage is any object with methods forward(io) and backward(io), or with the backward split in
+backward_input(io) and backward_weight(io); see Stage. Tensors come and go as Views, which NumPy,
+PyTorch (lamella.torch) and JAX (lamella.jax) read and write in place.
+Invariant: an exception in a stage's method ends the step on every rank, and is raised again, the
+same object, from run() on its own.
+Leaves schedules to schedule.py, what a step does to the library.
+"""
+
+import ctypes
+from collections import namedtuple
+
+from lamella import errors, library, pipeline_abi, schedule
+from lamella.pipeline_abi import native
+from lamella.schedule import Schedule
+
+__all__ = ["Pipeline", "Schedule", "Stage", "Tied", "View"]
+
+# name -> code | bits << 8, as DLPack counts them
+DTYPES = {
+    "f32": 2 | 32 << 8,
+    "f64": 2 | 64 << 8,
+    "f16": 2 | 16 << 8,
+    "bf16": 4 | 16 << 8,
+    "i32": 0 | 32 << 8,
+    "i64": 0 | 64 << 8,
+    "u8": 1 | 8 << 8,
+}
+NUMPY = {0: "i", 1: "u", 2: "f"}  # by code; NumPy has none of the others
+CODECS = ("none", "bf16", "f8e4m3", "f8e5m2", "int8")
+INTERNAL, INTERRUPTED = 13, 1 | 6 << 8
+EXPLAINED_BYTES = 1 << 16
+METHODS = ("forward", "backward", "backward_input", "backward_weight", "reduce_grad")
+
+# A weight that several stages share. stages: ascending; data: address of this rank's gradient, a
+# compact tensor of that shape and dtype, or 0 where the rank holds none of the stages. Its owner
+# keeps it alive, and starts each step from zeros; after a step it has the sum over all ranks.
+Tied = namedtuple("Tied", "stages shape dtype data")
+
+
+class Stage:
+    """What a pipeline calls for a stage; derive from it, or have the same attributes. A method
+    that is None is "cannot": without backward_input and backward_weight, where a schedule splits
+    the backward, backward does all of it in I's place.
+
+    forward(io): io.inputs are activations (none at the first stage), io.outputs are to be written
+    (none at the last stage, which adds to the loss). backward(io): io.inputs are gradients of the
+    outputs, io.outputs gradients of the inputs. What a stage saves it keys by io.micro.
+    reduce_grad(io), without tensors, follows a stage's last backward of a step.
+    """
+
+    forward = backward = backward_input = backward_weight = reduce_grad = None
+    keeps_input = False  # views in forward's io.inputs stay valid until the last backward action
+
+
+class View:
+    """A tensor in the pipeline's own memory: compact, row-major, on the CPU.
+
+    data: its address; shape: a tuple, which a stage may set lower on its outputs; dtype: DLPack's
+    code | bits << 8. Valid while the method runs.
+    """
+
+    __slots__ = ("_tensor",)
+
+    def __init__(self, tensor):
+        self._tensor = tensor
+
+    @property
+    def data(self):
+        return (self._tensor.data or 0) + self._tensor.byte_offset
+
+    @property
+    def dtype(self):
+        return self._tensor.dtype.code | self._tensor.dtype.bits << 8
+
+    @property
+    def shape(self):
+        return tuple(self._tensor.shape[: self._tensor.ndim])
+
+    @shape.setter
+    def shape(self, dims):
+        if len(dims) != self._tensor.ndim:
+            raise errors.InvalidArgument(
+                "shape: %d dimensions, expected %d" % (len(dims), self._tensor.ndim), 3
+            )
+        for i, size in enumerate(dims):
+            self._tensor.shape[i] = size
+
+    @property
+    def nbytes(self):
+        n = self._tensor.dtype.bits // 8
+        for size in self.shape:
+            n *= size
+        return n
+
+    def memory(self):
+        """Its bytes, as a writable buffer."""
+        return (ctypes.c_uint8 * self.nbytes).from_address(self.data)
+
+    def numpy(self):
+        """The same memory as a NumPy array; TypeError for a dtype that NumPy lacks."""
+        import numpy
+
+        code, bits = self.dtype & 0xFF, self.dtype >> 8
+        if code not in NUMPY:
+            raise TypeError("NumPy has no dtype of code %d, %d bits" % (code, bits))
+        array = numpy.frombuffer(self.memory(), dtype="%s%d" % (NUMPY[code], bits // 8))
+        return array.reshape(self.shape)
+
+
+class IO:
+    """What a stage's method is handed: stage, micro (-1: none), step, inputs, outputs."""
+
+    __slots__ = ("stage", "micro", "step", "inputs", "outputs", "_loss")
+
+    def __init__(self, io):
+        self.stage, self.micro, self.step = io.stage, io.micro, io.step
+        self.inputs = [View(io.inputs[i]) for i in range(io.n_in)]
+        self.outputs = [View(io.outputs[i]) for i in range(io.n_out)]
+        self._loss = io.loss
+
+    def add_loss(self, x):
+        """Adds to the step's loss; the last stage's to do."""
+        if not self._loss:
+            raise errors.FailedPrecondition("stage %d is not the last one" % self.stage, 9)
+        self._loss[0] += x
+
+
+class Report:
+    """The last step on this rank, times in nanoseconds: step_time, busy, cpu, warm_up, drain,
+    waiting, overhead, worst_edge, worst_kind, slot_bytes, events."""
+
+    def __init__(self, found, events):
+        self.__dict__.update(
+            (name, getattr(found, name))
+            for name, _ in found._fields_
+            if name not in ("struct_size", "events", "n_events")
+        )
+        self.events = events
+
+    def draw(self, format="grid"):
+        """What this rank did, as "grid", "svg" or "perfetto"."""
+        return schedule.draw(self.events, format)
+
+
+class Pipeline:
+    """Stages of this rank in a pipeline over `group` (None: all of them are here). Collective.
+
+    stages: {stage number: Stage}, those of this rank. edges: for each edge of the whole pipeline
+    [(shape, dtype), ...], equal on all ranks; shapes are capacities; dtype a name of DTYPES or
+    code | bits << 8. tensor: ranks that hold the same activations. tied: [Tied, ...], in the same
+    order on all ranks. any_order: weight gradients need not be summed in micro-batch order.
+    bytes_per_second: between two ranks, 0 = memory's. codec: how activations travel between
+    ranks, of CODECS; gradient_codec: gradients.
+    """
+
+    def __init__(
+        self,
+        schedule,
+        stages,
+        edges,
+        group=None,
+        tensor=None,
+        tied=(),
+        forward_only=False,
+        any_order=False,
+        bytes_per_second=0,
+        codec="none",
+        gradient_codec="none",
+    ):
+        self.schedule, self.group, self.stages = schedule, group, dict(stages)
+        self.pointer = None
+        self._kept = []  # what the library points to
+        self._raised, self._running = None, False
+        self._check_stages(group.rank if group else 0)
+        edges = [_edge(i, e, codec, gradient_codec) for i, e in enumerate(edges)]
+        own = [self._stage(number, self.stages[number]) for number in sorted(self.stages)]
+        tied = [_tied(t) for t in tied]
+        desc = pipeline_abi.PipelineDesc(
+            flags=forward_only * pipeline_abi.PIPELINE_FORWARD_ONLY
+            | any_order * pipeline_abi.PIPELINE_ANY_ORDER,
+            group=group._pointer if group else None,
+            schedule=schedule.pointer,
+            stages=_array(pipeline_abi.Stage, own),
+            edges=_array(pipeline_abi.Edge, edges),
+            n_stages=len(own),
+            n_edges=len(edges),
+            tensor=tensor._pointer if tensor else None,
+            edge_bytes_per_second=bytes_per_second,
+            n_tied=len(tied),
+            tied=_array(pipeline_abi.Tied, tied),
+        )
+        out = ctypes.c_void_p()
+        library.check(native().lam_pipeline_create(None, ctypes.byref(desc), ctypes.byref(out)))
+        self.pointer = out
+        for used in (group, tensor):
+            if used:
+                used.pipelines.add(self)
+
+    def _check_stages(self, rank):
+        """The library counts them; which they are only Python knows."""
+        n_ranks = self.schedule.n_ranks
+        expected = self.schedule.stages_of(rank) if rank < n_ranks else []
+        if len(self.stages) == len(expected) and sorted(self.stages) != expected:
+            raise errors.InvalidArgument(
+                "stages: rank %d was given %s, the schedule puts %s on it"
+                % (rank, sorted(self.stages), expected),
+                3,
+            )
+
+    def _stage(self, number, stage):
+        keeps = getattr(stage, "keeps_input", False)
+        found = pipeline_abi.Stage(flags=pipeline_abi.STAGE_KEEPS_INPUT if keeps else 0)
+        for name in METHODS:
+            method = getattr(stage, name, None)
+            if method is not None:
+                setattr(found, name, self._callback(method, "stage %d, %s" % (number, name)))
+        return found
+
+    def _callback(self, method, where):
+        """A C function that calls a stage's method."""
+        guard = self._guard(method, where)
+        next(guard)
+        function = pipeline_abi.STAGE_FN(guard.send)
+        self._kept.append(function)
+        return function
+
+    def _guard(self, method, where):
+        """Gets a call, gives a status, and again. A generator, as ctypes drops what is raised
+        before a function's first `try`, and there a signal would be that came while the library
+        was at work: Ctrl-C. Here there is no such place."""
+        status = 0
+        while True:
+            io = None
+            try:
+                while True:
+                    call = yield status
+                    io, status = IO(call.io[0]), 0
+                    method(io)
+            except GeneratorExit:
+                return
+            except BaseException as error:
+                status = self._fail(error, where, io)
+
+    def _fail(self, error, where, io):
+        """Keeps what was raised for run(), and tells the other ranks."""
+        if io is not None and io.micro >= 0:
+            where += ", micro-batch %d" % io.micro
+        if hasattr(error, "add_note"):
+            error.add_note("in " + where)
+        status = getattr(error, "status", 0) or INTERNAL
+        if isinstance(error, KeyboardInterrupt):
+            status = INTERRUPTED
+        if self.group:
+            said = "rank %d, %s: %s: %s" % (self.group.rank, where, type(error).__name__, error)
+            native().lam_group_poison(self.group._pointer, status, said.encode())
+        self._raised = error
+        return status
+
+    def run(self, step=0):
+        """One step of this rank's list. Gives the loss on the last stage's rank, else 0.0."""
+        loss = ctypes.c_double()
+        self._running = True
+        try:
+            status = native().lam_pipeline_run(self.pointer, step, ctypes.byref(loss))
+        finally:
+            self._running = False
+        if self._raised is not None:
+            raised, self._raised = self._raised, None
+            try:
+                raise raised
+            finally:
+                del raised  # its traceback has this frame
+        library.check(status)
+        return loss.value
+
+    def report(self):
+        """Where the last step's time went on this rank: a Report."""
+        found = pipeline_abi.PipelineReport()
+        library.check(native().lam_pipeline_get_report(self.pointer, ctypes.byref(found)))
+        found.events = events = (pipeline_abi.Event * found.n_events)()
+        library.check(native().lam_pipeline_get_report(self.pointer, ctypes.byref(found)))
+        return Report(found, schedule.events_of(events, found.n_events))
+
+    def explain(self):
+        """Where the last step's time went on all ranks, as text, and what to do about it.
+        Collective: every rank calls it after the same step."""
+        text = ctypes.create_string_buffer(EXPLAINED_BYTES)
+        found = pipeline_abi.Explained(
+            text=ctypes.cast(text, ctypes.c_char_p), text_bytes=EXPLAINED_BYTES
+        )
+        library.check(native().lam_pipeline_explain(self.pointer, ctypes.byref(found)))
+        return text.value.decode()
+
+    def close(self):
+        """Frees it; a second time does nothing. Never from within a stage's method."""
+        if self._running:
+            raise errors.FailedPrecondition("the pipeline is running", 9)
+        if self.pointer:
+            native().lam_pipeline_destroy(self.pointer)
+            self.pointer = None
+            self._kept.clear()
+
+    def __del__(self):
+        if getattr(self, "pointer", None):
+            self.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+
+def dtype_code(dtype):
+    """A name of DTYPES, or a code already."""
+    return DTYPES[dtype] if isinstance(dtype, str) else int(dtype)
+
+
+def _shape(shape, dtype):
+    code = dtype_code(dtype)
+    if len(shape) > pipeline_abi.MAX_DIMS:
+        raise ValueError("%d dimensions, expected at most %d" % (len(shape), pipeline_abi.MAX_DIMS))
+    return pipeline_abi.Shape(
+        ndim=len(shape),
+        dtype=pipeline_abi.Dtype(code & 0xFF, code >> 8, 1),
+        dims=(ctypes.c_int64 * pipeline_abi.MAX_DIMS)(*shape),
+    )
+
+
+def _edge(number, tensors, codec, gradient_codec):
+    shapes = []
+    for i, tensor in enumerate(tensors):
+        try:
+            shapes.append(_shape(*tensor))
+        except (KeyError, TypeError, ValueError) as error:
+            raise errors.InvalidArgument(
+                "edges[%d][%d] is %r, expected (shape, dtype), dtype a code or one of %s: %s"
+                % (number, i, tensor, ", ".join(DTYPES), error),
+                3,
+            ) from None
+    return pipeline_abi.Edge(
+        n_tensors=len(shapes),
+        tensors=_array(pipeline_abi.Shape, shapes),
+        codec=_codec(codec),
+        gradient_codec=_codec(gradient_codec),
+    )
+
+
+def _codec(name):
+    if name not in CODECS:
+        raise errors.InvalidArgument(
+            "codec is %r, expected one of %s" % (name, ", ".join(CODECS)), 3
+        )
+    return CODECS.index(name)
+
+
+def _tied(tied):
+    return pipeline_abi.Tied(
+        n_stages=len(tied.stages),
+        stages=(ctypes.c_int32 * len(tied.stages))(*tied.stages),
+        shape=_shape(tied.shape, tied.dtype),
+        gradient=tied.data or None,
+    )
+
+
+def _array(kind, items):
+    return (kind * len(items))(*items) if items else None
