@@ -26,10 +26,23 @@ static bool find_all(void) {
   return all;
 }
 
+/* A wheel carries what oneDNN links beside this library. Only our own dlopen looks there, so it is
+ * opened for oneDNN, which then finds it by its name. */
+static void open_companions(void) {
+  static const char *const sonames[] = {"libgomp.so.1", "libOpenCL.so.1"};
+  for (size_t i = 0; i < sizeof sonames / sizeof *sonames; i++)
+    (void)dlopen(sonames[i], RTLD_LAZY | RTLD_LOCAL);
+}
+
+static void *open_own_copy(const char *soname) {
+  open_companions();
+  return dlopen(soname, RTLD_LAZY | RTLD_LOCAL);
+}
+
 static void open_library(void) {
   static const char soname[] = "libdnnl.so.2"; /* 3.x: libdnnl.so.3 */
   api.library = dlopen(soname, RTLD_LAZY | RTLD_LOCAL | RTLD_NOLOAD);
-  if (!api.library) api.library = dlopen(soname, RTLD_LAZY | RTLD_LOCAL);
+  if (!api.library) api.library = open_own_copy(soname);
   if (!api.library || !find_all() || api.dnnl_version()->major != 2) return;
   is_open =
       api.dnnl_engine_create(&api.engine, dnnl_cpu, 0) == dnnl_success &&
