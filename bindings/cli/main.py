@@ -25,6 +25,7 @@ COMMANDS = [
     ("test", "bindings.cli.test", "run every test"),
     ("bench", "bindings.cli.bench", "measure, beside the peers found on this machine"),
     ("doctor", "bindings.cli.doctor", "what this machine has, what is missing, how to install it"),
+    ("wheel", "bindings.cli.wheel", "make the Python package, to be installed with pip"),
     ("run", "bindings.cli.run", "start N copies of a program as the ranks of one group"),
 ]
 

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LAMELLA = str(ROOT / "lamella")
-COMMANDS = ["setup", "build", "demo", "schedule", "test", "bench", "doctor", "run"]
+COMMANDS = ["setup", "build", "demo", "schedule", "test", "bench", "doctor", "wheel", "run"]
 
 
 def lamella(*arguments, env=None, cwd=None):
