@@ -60,12 +60,16 @@ typedef enum lam_act {
 /* How a kernel may use the machine: the context's threads or pool, and its allocator. Made by
  * plugin/core/context. */
 typedef struct lam_workers {
-  void *context; /* first argument of the three below */
+  void *context; /* first argument of the functions below */
   int n_threads; /* 1 = do not spread */
   void (*parallel_for)(void *context, int64_t n, void (*fn)(void *arg, int64_t i), void *arg);
   /* 64-byte aligned, counted; NULL when there is none */
   void *(*alloc)(void *context, uint64_t bytes);
   void (*free)(void *context, void *p, uint64_t bytes);
+  /* Scratch for a piece of work: the same, but kept for the next one when it is given back, which
+   * the thread that borrowed it does, what it borrowed last first. */
+  void *(*borrow)(void *context, uint64_t bytes);
+  void (*give_back)(void *context, void *p);
   bool own_pool; /* parallel_for is the host's pool, not OpenMP */
 } lam_workers;
 

@@ -19,16 +19,12 @@ void lam_cpu_each_piece(const lam_workers *w, int64_t rows, int64_t cols, lam_pi
 /* The same with whole rows only: col 0, n = cols. fn is called for rows without columns, too. */
 void lam_cpu_each_row(const lam_workers *w, int64_t rows, int64_t cols, lam_piece_fn fn, void *arg);
 
-/* This thread's memory for one purpose: 64-byte aligned, kept between calls, grown when asked for
- * more, given back when the thread ends. NULL when there is none, with a message written. */
-typedef enum lam_scratch_use {
-  LAM_SCRATCH_PANELS,
-  LAM_SCRATCH_LIBRARY,
-  LAM_SCRATCH_RESULT,
-  LAM_N_SCRATCH_USES
-} lam_scratch_use;
-void *lam_cpu_scratch(lam_scratch_use use, uint64_t bytes);
-int64_t lam_cpu_scratch_bytes(void); /* held by all threads now */
+/* Scratch as the workers lend it. NULL when there is none, with a message written; giving NULL back
+ * does nothing. */
+void *lam_cpu_borrow(const lam_workers *w, uint64_t bytes);
+static inline void lam_cpu_give_back(const lam_workers *w, void *p) {
+  if (p) w->give_back(w->context, p);
+}
 
 /* -- products -- */
 

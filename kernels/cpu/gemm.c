@@ -39,16 +39,27 @@ static lam_gemm first_pass(const lam_gemm *g, int64_t row, int64_t n, lam_matrix
       .a = lam_matrix_rows(g->a, row, n), .b = g->b, .bias = g->bias, .d = d};
 }
 
-/* Where the first pass over n rows from `row` goes: aux, d where it is f32, or else scratch memory,
- * so that what is rounded is the activation's result alone. */
-static lam_status between_passes(const lam_gemm *g, int64_t row, int64_t n, lam_matrix *out) {
-  const lam_matrix there = has(g->aux) ? g->aux : g->d;
-  *out = lam_matrix_rows(there, row, n);
-  if (has(g->aux) || there.dtype == LAM_F32) return LAM_OK;
-  *out = (lam_matrix){
-      .rows = n, .cols = there.cols, .row_stride = there.cols, .col_stride = 1, .dtype = LAM_F32};
-  out->data = lam_cpu_scratch(LAM_SCRATCH_RESULT, (uint64_t)(n * there.cols) * sizeof(float));
-  return out->data ? LAM_OK : LAM_RESOURCE_EXHAUSTED;
+/* The first pass goes to aux, to d where it is f32, or else to scratch memory, so that what is
+ * rounded is the activation's result alone. */
+static bool needs_scratch(const lam_gemm *g) { return !has(g->aux) && g->d.dtype != LAM_F32; }
+
+static lam_matrix between_passes(const lam_gemm *g, int64_t row, int64_t n, void *scratch) {
+  const int64_t cols = g->d.cols;
+  if (needs_scratch(g)) return (lam_matrix){scratch, n, cols, cols, 1, LAM_F32, false};
+  return lam_matrix_rows(has(g->aux) ? g->aux : g->d, row, n);
+}
+
+/* The product with its bias, then the activation, for `step` rows at a time. */
+static lam_status run_two_passes(const lam_workers *w, const lam_gemm *g, lam_weight_layout layout,
+                                 int64_t step, void *scratch) {
+  for (int64_t row = 0; row < g->d.rows; row += step) {
+    const lam_matrix d = lam_matrix_rows(g->d, row, lam_least(step, g->d.rows - row));
+    const lam_matrix z = between_passes(g, row, d.rows, scratch);
+    const lam_gemm part = first_pass(g, row, d.rows, z);
+    LAM_TRY(lam_gemm_library()->run(w, &part, layout));
+    LAM_TRY(lam_act_run(w, g->act, false, z, d, NULL));
+  }
+  return LAM_OK;
 }
 
 /* One pass where the library also applies the activation; two where aux is wanted, or an activation
@@ -60,15 +71,12 @@ static lam_status run_library(const lam_workers *w, const lam_gemm *g, lam_weigh
   const int64_t bytes = g->d.rows * g->d.cols * lam_dtype_bytes(g->d.dtype);
   const int64_t n_parts = lam_least(lam_cuts(bytes, CACHE_BYTES), lam_cuts(g->d.rows, LEAST_ROWS));
   const int64_t step = lam_cuts(g->d.rows, n_parts);
-  for (int64_t row = 0; row < g->d.rows; row += step) {
-    const lam_matrix d = lam_matrix_rows(g->d, row, lam_least(step, g->d.rows - row));
-    lam_matrix z;
-    LAM_TRY(between_passes(g, row, d.rows, &z));
-    const lam_gemm part = first_pass(g, row, d.rows, z);
-    LAM_TRY(lam_gemm_library()->run(w, &part, layout));
-    LAM_TRY(lam_act_run(w, g->act, false, z, d, NULL));
-  }
-  return LAM_OK;
+  const uint64_t scratch_bytes = (uint64_t)(step * g->d.cols) * sizeof(float);
+  void *scratch = needs_scratch(g) ? lam_cpu_borrow(w, scratch_bytes) : NULL;
+  if (needs_scratch(g) && !scratch) return LAM_RESOURCE_EXHAUSTED;
+  const lam_status status = run_two_passes(w, g, layout, step, scratch);
+  lam_cpu_give_back(w, scratch);
+  return status;
 }
 
 static bool library_can(const lam_gemm *g) {
@@ -89,20 +97,25 @@ static lam_status run_blocks(const lam_workers *w, const lam_gemm *g, lam_weight
                   "cpu gemm: packed weights need rows of aux, and a bias, that are contiguous");
 }
 
+static lam_status add_or_copy(const lam_workers *w, const lam_gemm *g, lam_matrix rows) {
+  const lam_matrix none = {0};
+  if (!g->accumulate) return lam_copy_run(w, rows, g->d, NULL);
+  return lam_sum_run(w, (lam_matrix[]){g->d, rows}, 2, none, none, g->d, NULL);
+}
+
 /* The library writes rows; a d of columns gets them from scratch memory. */
 static lam_status run_by_rows(const lam_workers *w, const lam_gemm *g, lam_weight_layout layout) {
-  const lam_matrix none = {0};
   lam_gemm part = *g;
   part.accumulate = false;
   part.d.dtype = LAM_F32; /* d is rounded once */
   part.d.row_stride = g->d.cols;
   part.d.col_stride = 1;
-  const int64_t bytes = g->d.rows * g->d.cols * lam_dtype_bytes(part.d.dtype);
-  part.d.data = lam_cpu_scratch(LAM_SCRATCH_RESULT, (uint64_t)bytes);
+  part.d.data = lam_cpu_borrow(w, (uint64_t)(g->d.rows * g->d.cols) * sizeof(float));
   if (!part.d.data) return LAM_RESOURCE_EXHAUSTED;
-  LAM_TRY(run_blocks(w, &part, layout));
-  if (!g->accumulate) return lam_copy_run(w, part.d, g->d, NULL);
-  return lam_sum_run(w, (lam_matrix[]){g->d, part.d}, 2, none, none, g->d, NULL);
+  lam_status status = run_blocks(w, &part, layout);
+  if (status == LAM_OK) status = add_or_copy(w, g, part.d);
+  lam_cpu_give_back(w, part.d.data);
+  return status;
 }
 
 static lam_status run_packed_b(const lam_workers *w, lam_gemm *g) {

@@ -130,16 +130,23 @@ static lam_onednn_shape shape_of(const lam_gemm *g, lam_weight_layout layout, in
   };
 }
 
-static lam_status run_on_team(const lam_gemm *g, lam_weight_layout layout, int n_threads) {
+static lam_status run_product(const lam_workers *w, const lam_gemm *g,
+                              const lam_onednn_product *product) {
+  void *scratch = product->scratch_bytes ? lam_cpu_borrow(w, product->scratch_bytes) : NULL;
+  if (product->scratch_bytes && !scratch) return LAM_RESOURCE_EXHAUSTED;
+  const lam_onednn_operands operands = {g->a.data, g->b.data, g->bias.data, g->d.data, scratch};
+  const lam_status status = lam_onednn_run(product, &operands);
+  lam_cpu_give_back(w, scratch);
+  return status;
+}
+
+static lam_status run_on_team(const lam_workers *w, const lam_gemm *g, lam_weight_layout layout,
+                              int n_threads) {
   const lam_onednn_shape shape = shape_of(g, layout, n_threads);
   const lam_onednn_product *product = NULL;
   const int before = lam_cpu_set_team(n_threads);
   lam_status status = find_product(&shape, &product);
-  if (status == LAM_OK) {
-    void *scratch = lam_cpu_scratch(LAM_SCRATCH_LIBRARY, product->scratch_bytes);
-    const lam_onednn_operands operands = {g->a.data, g->b.data, g->bias.data, g->d.data, scratch};
-    status = scratch ? lam_onednn_run(product, &operands) : LAM_RESOURCE_EXHAUSTED;
-  }
+  if (status == LAM_OK) status = run_product(w, g, product);
   lam_cpu_set_team(before);
   return status;
 }
@@ -147,6 +154,7 @@ static lam_status run_on_team(const lam_gemm *g, lam_weight_layout layout, int n
 /* -- a host's pool: one-thread pieces along n -- */
 
 typedef struct pieces {
+  const lam_workers *workers;
   const lam_gemm *g;
   lam_weight_layout layout;
   int64_t cols;
@@ -172,13 +180,14 @@ static void run_piece(void *arg, int64_t i) {
   g.b.rows = n;
   g.bias = vector_from(g.bias, first, n);
   g.d = lam_matrix_cols(g.d, first, n);
-  const lam_status status = run_on_team(&g, p->layout, 1);
+  const lam_status status = run_on_team(p->workers, &g, p->layout, 1);
   if (status != LAM_OK) p->status = status;
 }
 
 static lam_status run_in_pieces(const lam_workers *w, const lam_gemm *g, lam_weight_layout layout) {
   enum { BLOCK_COLS = 192 }; /* whole blocks of every layout: 64, 48, 32, 16 */
-  pieces p = {.g = g,
+  pieces p = {.workers = w,
+              .g = g,
               .layout = layout,
               .cols = lam_round_up(lam_cuts(g->b.rows, w->n_threads), BLOCK_COLS)};
   lam_cpu_spread(w, lam_cuts(g->b.rows, p.cols), run_piece, &p);
@@ -189,7 +198,7 @@ static lam_status run_in_pieces(const lam_workers *w, const lam_gemm *g, lam_wei
 
 static lam_status run(const lam_workers *w, const lam_gemm *g, lam_weight_layout layout) {
   return w->own_pool && w->n_threads > 1 ? run_in_pieces(w, g, layout)
-                                         : run_on_team(g, layout, w->n_threads);
+                                         : run_on_team(w, g, layout, w->n_threads);
 }
 
 /* -- the table -- */

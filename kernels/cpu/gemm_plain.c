@@ -15,6 +15,7 @@
 enum { K_BLOCK = 256, ROW_TILES = 20, COL_TILES = 16 };
 
 typedef struct plain {
+  const lam_workers *workers;
   const lam_lanes *lanes;
   const lam_gemm *g;
   int64_t block_rows, block_cols; /* a task's part of d, in elements */
@@ -71,8 +72,7 @@ static void run_block(void *arg, int64_t task) {
                 tiled_cols = lam_round_up(cols, p->lanes->tile_cols);
 
   const int64_t sizes[] = {tiled_rows * tiled_cols, tiled_rows * K_BLOCK, tiled_cols * K_BLOCK};
-  float *c = lam_cpu_scratch(LAM_SCRATCH_PANELS,
-                             sizeof(float) * (uint64_t)(sizes[0] + sizes[1] + sizes[2]));
+  float *c = lam_cpu_borrow(p->workers, sizeof(float) * (uint64_t)(sizes[0] + sizes[1] + sizes[2]));
   if (!c) {
     p->no_memory = true;
     return;
@@ -86,6 +86,7 @@ static void run_block(void *arg, int64_t task) {
     multiply_panels(p->lanes, tiled_rows, tiled_cols, depth, a, b, c);
   }
   finish_block(p, c, tiled_cols, row, rows, col, cols);
+  lam_cpu_give_back(p->workers, c);
 }
 
 static int64_t n_blocks(const plain *p) {
@@ -98,7 +99,8 @@ lam_status lam_gemm_plain_run(const lam_workers *w, const lam_gemm *g) {
                     lam_dtype_name(g->a.dtype), lam_dtype_name(g->b.dtype),
                     lam_dtype_name(g->d.dtype));
   const lam_lanes *lanes = lam_lanes_pick();
-  plain p = {.lanes = lanes,
+  plain p = {.workers = w,
+             .lanes = lanes,
              .g = g,
              .block_rows = lanes->tile_rows * ROW_TILES,
              .block_cols = lanes->tile_cols * COL_TILES};

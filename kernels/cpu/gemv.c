@@ -23,7 +23,7 @@ typedef struct gemv {
   const lam_lanes *lanes;
   const lam_gemm *g;
   const lam_dot *dot; /* NULL: axpy */
-  const void *x;      /* a, contiguous, in the dtype that the loop takes */
+  void *x;            /* a, contiguous, in the dtype that the loop takes */
   int64_t ldx, cols_per_task;
 } gemv;
 
@@ -76,9 +76,10 @@ static void run_task(void *arg, int64_t task) {
 }
 
 /* a as the loops want it: contiguous, padded with zeros up to whole steps. */
-static void *take_x(const lam_lanes *lanes, lam_matrix a, lam_dtype dtype, int64_t ld) {
+static void *take_x(const lam_workers *w, const lam_lanes *lanes, lam_matrix a, lam_dtype dtype,
+                    int64_t ld) {
   const int64_t bytes = lam_dtype_bytes(dtype);
-  char *x = lam_cpu_scratch(LAM_SCRATCH_PANELS, (uint64_t)(a.rows * ld * bytes));
+  char *x = lam_cpu_borrow(w, (uint64_t)(a.rows * ld * bytes));
   for (int64_t i = 0; x && i < a.rows; i++) {
     char *row = x + i * ld * bytes;
     lanes->copy(lam_line_at(a, i, 0), (lam_line){row, 1, dtype}, a.cols);
@@ -95,9 +96,10 @@ lam_status lam_gemv_run(const lam_workers *w, const lam_gemm *g) {
 
   const int64_t step = v.dot ? DOT_COLS : AXPY_COLS;
   v.ldx = v.dot ? lam_round_up(g->b.cols, v.dot->k_step) : g->b.cols;
-  v.x = take_x(lanes, g->a, v.dot ? v.dot->x_dtype : LAM_F32, v.ldx);
+  v.x = take_x(w, lanes, g->a, v.dot ? v.dot->x_dtype : LAM_F32, v.ldx);
   if (!v.x) return LAM_RESOURCE_EXHAUSTED;
   v.cols_per_task = lam_round_up(lam_cuts(TASK_BYTES, row_bytes), step);
   lam_cpu_spread(w, lam_cuts(g->b.rows, v.cols_per_task), run_task, &v);
+  lam_cpu_give_back(w, v.x);
   return LAM_OK;
 }

@@ -1,12 +1,6 @@
-/* work.c: cutting work into pieces for the workers, and each thread's own memory.
- *
- * Invariant: pieces depend on the shape alone, never on the number of workers; a thread's memory is
- * freed when it ends.
- * Leaves running the pieces to the context's parallel_for. */
-#include <pthread.h>
-#include <stdatomic.h>
-#include <stdlib.h>
-
+/* work.c: cutting work into pieces for the workers.
+ * Invariant: pieces depend on the shape alone, never on the number of workers.
+ * Leaves running the pieces, and memory for them, to the context. */
 #include "kernels/cpu/cpu.h"
 
 void lam_cpu_spread(const lam_workers *w, int64_t n, void (*fn)(void *arg, int64_t i), void *arg) {
@@ -54,51 +48,12 @@ void lam_cpu_each_row(const lam_workers *w, int64_t rows, int64_t cols, lam_piec
   lam_cpu_spread(w, lam_cuts(rows, per_task), run_pieces, &p);
 }
 
-/* -- a thread's memory -- */
+/* -- scratch -- */
 
-typedef struct block {
-  void *data;
-  uint64_t bytes;
-} block;
-
-static _Thread_local block mine[LAM_N_SCRATCH_USES];
-static _Atomic int64_t bytes_held;
-static pthread_key_t at_thread_end;
-
-static void give_back(block *b) {
-  free(b->data);
-  atomic_fetch_sub(&bytes_held, (int64_t)b->bytes);
-  *b = (block){NULL, 0};
+void *lam_cpu_borrow(const lam_workers *w, uint64_t bytes) {
+  void *p = w->borrow(w->context, bytes);
+  if (!p)
+    lam_fail(LAM_RESOURCE_EXHAUSTED, "kernels: %llu bytes of scratch memory could not be had",
+             (unsigned long long)bytes);
+  return p;
 }
-
-static void give_back_all(void *blocks) {
-  for (int i = 0; i < LAM_N_SCRATCH_USES; i++) give_back((block *)blocks + i);
-}
-
-static void make_key(void) { pthread_key_create(&at_thread_end, give_back_all); }
-
-static bool grow(block *b, uint64_t bytes) {
-  static pthread_once_t once = PTHREAD_ONCE_INIT;
-  pthread_once(&once, make_key);
-  pthread_setspecific(at_thread_end, mine);
-  give_back(b);
-  bytes = (bytes + 4095) / 4096 * 4096;
-  if (posix_memalign(&b->data, 64, bytes) != 0) {
-    b->data = NULL;
-    return false;
-  }
-  b->bytes = bytes;
-  atomic_fetch_add(&bytes_held, (int64_t)bytes);
-  return true;
-}
-
-void *lam_cpu_scratch(lam_scratch_use use, uint64_t bytes) {
-  block *b = &mine[use];
-  if (b->bytes >= bytes && b->data) return b->data;
-  if (grow(b, bytes)) return b->data;
-  lam_fail(LAM_RESOURCE_EXHAUSTED, "kernels: %llu bytes of scratch memory could not be had",
-           (unsigned long long)bytes);
-  return NULL;
-}
-
-int64_t lam_cpu_scratch_bytes(void) { return atomic_load(&bytes_held); }

@@ -76,6 +76,10 @@ static void *worker_alloc(void *context, uint64_t bytes) {
 static void worker_free(void *context, void *p, uint64_t bytes) {
   lam_context_free(context, p, bytes);
 }
+static void *worker_borrow(void *context, uint64_t bytes) {
+  return lam_context_borrow(context, bytes);
+}
+static void worker_give_back(void *context, void *p) { lam_context_give_back(context, p); }
 
 /* -- life -- */
 
@@ -94,6 +98,8 @@ static void context_init(lam_context *ctx, const lam_context_desc *desc) {
       .parallel_for = spread,
       .alloc = worker_alloc,
       .free = worker_free,
+      .borrow = worker_borrow,
+      .give_back = worker_give_back,
       .own_pool = desc->parallel_for != NULL,
   };
 }

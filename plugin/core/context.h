@@ -18,13 +18,14 @@ bool lam_context_should_stop(lam_context *ctx);
 void lam_context_log(lam_context *ctx, int level, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* Scratch: a block for the duration of one call, grown on first use and kept. Safe from many
- * threads. */
+/* Scratch: a block for the duration of one call or piece of work, grown on first use and kept. Safe
+ * from many threads; one gives back first what it borrowed last. NULL when there is none. */
+void *lam_context_borrow(lam_context *ctx, uint64_t bytes);
+void lam_context_give_back(lam_context *ctx, void *data);
 typedef struct lam_scratch {
   void *data;
   uint64_t bytes, used;
   lam_context *ctx; /* NULL: the caller's own memory */
-  int slot;
 } lam_scratch;
 /* What `need` takes with room for aligning LAM_SCRATCH_PIECES pieces: what open asks for and
  * lam_infer tells. */

@@ -1,4 +1,4 @@
-/* scratch.c: memory for the duration of one call, kept between calls.
+/* scratch.c: memory for the duration of one call, or of a kernel's piece of work, kept between them.
  *
  * A context keeps idle blocks in slots. A thread starts looking at a slot of its own, takes what
  * lies there with one atomic exchange, makes it bigger if need be, and puts it back where it was.
@@ -10,8 +10,9 @@
 
 #define ALIGNMENT 64u
 
-struct lam_block {
-  uint64_t bytes; /* all of it, this header included */
+struct lam_block { /* the head of its memory, ALIGNMENT bytes */
+  uint64_t bytes;  /* all of it, the head included */
+  int slot;        /* where it goes back to */
 };
 
 static uint64_t round_up(uint64_t bytes) {
@@ -42,10 +43,10 @@ static lam_block *take_block(lam_context *ctx, int *slot) {
   return NULL;
 }
 
-static void put_block(lam_context *ctx, lam_block *b, int slot) {
+static void put_block(lam_context *ctx, lam_block *b) {
   for (int i = 0; i < LAM_SCRATCH_SLOTS; i++) {
     lam_block *none = NULL;
-    if (atomic_compare_exchange_strong(&ctx->slots[(slot + i) % LAM_SCRATCH_SLOTS], &none, b))
+    if (atomic_compare_exchange_strong(&ctx->slots[(b->slot + i) % LAM_SCRATCH_SLOTS], &none, b))
       return;
   }
   lam_context_free(ctx, b, b->bytes);
@@ -59,6 +60,21 @@ static lam_block *grow_block(lam_context *ctx, lam_block *b, uint64_t bytes) {
   return bigger;
 }
 
+void *lam_context_borrow(lam_context *ctx, uint64_t bytes) {
+  int slot;
+  if (bytes > UINT64_MAX - ALIGNMENT) return NULL;
+  lam_block *b = grow_block(ctx, take_block(ctx, &slot), ALIGNMENT + bytes);
+  if (!b) return NULL;
+  b->slot = slot;
+  n_open++;
+  return (char *)b + ALIGNMENT;
+}
+
+void lam_context_give_back(lam_context *ctx, void *data) {
+  n_open--;
+  put_block(ctx, (lam_block *)((char *)data - ALIGNMENT));
+}
+
 /* The caller's own memory, at any alignment: one piece's worth of room is spent on aligning the
  * first. */
 static lam_status open_own(void *own, uint64_t own_bytes, uint64_t need, lam_scratch *out) {
@@ -67,25 +83,22 @@ static lam_status open_own(void *own, uint64_t own_bytes, uint64_t need, lam_scr
     return lam_fail(LAM_INVALID_ARGUMENT,
                     "scratch: found %llu bytes, expected at least %llu (lam_infer tells)",
                     (unsigned long long)own_bytes, (unsigned long long)need);
-  *out = (lam_scratch){.data = (char *)own + skip, .bytes = own_bytes - skip, .slot = -1};
+  *out = (lam_scratch){.data = (char *)own + skip, .bytes = own_bytes - skip};
   return LAM_OK;
 }
 
 lam_status lam_scratch_open(lam_context *ctx, void *own, uint64_t own_bytes, uint64_t need,
                             lam_scratch *out) {
-  *out = (lam_scratch){.slot = -1};
+  *out = (lam_scratch){0};
   if (need == 0) return LAM_OK;
   if (own) return open_own(own, own_bytes, lam_scratch_bytes(need), out);
 
-  int slot;
-  const uint64_t bytes = ALIGNMENT + lam_scratch_bytes(need);
-  lam_block *b = grow_block(ctx, take_block(ctx, &slot), bytes);
-  if (!b)
+  const uint64_t bytes = lam_scratch_bytes(need);
+  void *data = lam_context_borrow(ctx, bytes);
+  if (!data)
     return lam_fail(LAM_RESOURCE_EXHAUSTED, "scratch: no memory for %llu bytes",
                     (unsigned long long)bytes);
-  n_open++;
-  *out = (lam_scratch){
-      .data = (char *)b + ALIGNMENT, .bytes = b->bytes - ALIGNMENT, .ctx = ctx, .slot = slot};
+  *out = (lam_scratch){.data = data, .bytes = bytes, .ctx = ctx};
   return LAM_OK;
 }
 
@@ -97,11 +110,8 @@ void *lam_scratch_take(lam_scratch *s, uint64_t bytes) {
 }
 
 void lam_scratch_close(lam_scratch *s) {
-  if (s->ctx) {
-    n_open--;
-    put_block(s->ctx, (lam_block *)((char *)s->data - ALIGNMENT), s->slot);
-  }
-  *s = (lam_scratch){.slot = -1};
+  if (s->ctx) lam_context_give_back(s->ctx, s->data);
+  *s = (lam_scratch){0};
 }
 
 void lam_scratch_clear(lam_context *ctx) {

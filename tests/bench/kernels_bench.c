@@ -15,6 +15,7 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/parallel.h"
+#include "plugin/core/context.h"
 
 enum { ROUNDS_MAX = 101, REPEATS_BELOW_NS = 2000000 };
 
@@ -48,11 +49,6 @@ static double median(const double *t, int n) { return t[n / 2]; }
 static double quartiles(const double *t, int n) { return (t[n * 3 / 4] - t[n / 4]) / 2 / t[n / 2]; }
 
 /* -- workers, and matrices of random numbers -- */
-
-static void spread(void *context, int64_t n, void (*fn)(void *arg, int64_t i), void *arg) {
-  (void)context;
-  lam_cpu_parallel_for(n_threads, n, fn, arg);
-}
 
 /* In [-1, 1), from Knuth's 64-bit linear congruence: any numbers do, but zeros would make products
  * cheaper. */
@@ -375,7 +371,11 @@ int main(int argc, char **argv) {
   if (n_threads < 1 || n_rounds < 1 || n_rounds > ROUNDS_MAX)
     return fprintf(stderr, "kernels_bench [threads] [rounds]\n"), 1;
   lam_cpu_set_team(n_threads);
-  workers = (lam_workers){.n_threads = n_threads, .parallel_for = spread};
+  lam_context_desc desc = LAM_CONTEXT_DESC_INIT;
+  lam_context *context = NULL;
+  desc.threads = n_threads;
+  if (lam_context_create(&desc, &context)) return fprintf(stderr, "%s\n", lam_last_error()), 1;
+  workers = *lam_context_workers(context);
   printf("# %s, %d threads, medians of %d rounds\n", lam_device_cpu.describe(), n_threads,
          n_rounds);
   static const lam_dtype dtypes[] = {LAM_BF16, LAM_F32};

@@ -227,7 +227,7 @@ TEST(scratch, no_memory_is_said_and_survived) {
   lam_context *ctx = context_of(&h);
   lam_scratch s;
   CHECK_STATUS(lam_scratch_open(ctx, NULL, 0, 1000, &s), LAM_RESOURCE_EXHAUSTED);
-  CHECK_STR(lam_last_error(), "scratch: no memory for 2088 bytes");
+  CHECK_STR(lam_last_error(), "scratch: no memory for 2024 bytes");
   lam_scratch_close(&s);
   h.refuse = 0;
   CHECK_OK(lam_scratch_open(ctx, NULL, 0, 1000, &s));

@@ -122,21 +122,7 @@ TEST(parallel, a_forked_child_makes_a_team_of_its_own) {
   box_free(&a), box_free(&d);
 }
 
-static void hold_scratch(int rank, int size, void *arg) {
-  (void)rank, (void)size;
-  CHECK(lam_cpu_scratch(LAM_SCRATCH_RESULT, 100000) != NULL);
-  CHECK((uintptr_t)lam_cpu_scratch(LAM_SCRATCH_RESULT, 50) % 64 == 0);
-  CHECK(lam_cpu_scratch_bytes() >= *(int64_t *)arg + 100000);
-}
-
-TEST(scratch, is_a_threads_own_and_goes_with_it) {
-  int64_t before = lam_cpu_scratch_bytes();
-  run_threads(2, hold_scratch, &before);
-  CHECK_EQ(lam_cpu_scratch_bytes(), before);
-}
-
 TEST(scratch, more_than_there_is_fails_with_a_message) {
-  if (getenv("LAMELLA_SANITIZER")) SKIP("a sanitizer ends a process that asks for so much");
-  CHECK(lam_cpu_scratch(LAM_SCRATCH_RESULT, UINT64_C(1) << 60) == NULL);
+  CHECK(lam_cpu_borrow(workers(ALONE), UINT64_C(1) << 60) == NULL);
   CHECK_CONTAINS(lam_last_error(), "scratch memory");
 }

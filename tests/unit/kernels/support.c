@@ -141,11 +141,48 @@ static void spread_pool(void *context, int64_t n, void (*fn)(void *arg, int64_t 
   pthread_join(thread, NULL);
 }
 
+/* What a thread borrowed last, and is borrowing now, one above the other; kept until it ends. */
+static _Thread_local struct loan {
+  void *data;
+  uint64_t bytes;
+} loans[4];
+static _Thread_local int n_loans;
+
+static void free_loans(void *of_thread) {
+  for (int i = 0; i < 4; i++) free(((struct loan *)of_thread)[i].data);
+}
+static pthread_key_t at_thread_end;
+static void make_key(void) { pthread_key_create(&at_thread_end, free_loans); }
+
+static void *lend(void *context, uint64_t bytes) {
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  (void)context;
+  struct loan *l = &loans[n_loans];
+  if (bytes > (uint64_t)1 << 40) return NULL;
+  if (l->bytes < bytes) {
+    pthread_once(&once, make_key);
+    pthread_setspecific(at_thread_end, loans);
+    free(l->data);
+    if (posix_memalign(&l->data, 64, bytes) != 0) abort();
+    l->bytes = bytes;
+  }
+  n_loans++;
+  return l->data;
+}
+
+static void take_back(void *context, void *p) {
+  (void)context;
+  CHECK(n_loans > 0 && loans[n_loans - 1].data == p); /* the last first */
+  n_loans--;
+}
+
+#define LENDS .borrow = lend, .give_back = take_back
+
 const lam_workers *workers(crew c) {
   static const lam_workers crews[N_CREWS] = {
-      [ALONE] = {.n_threads = 1, .parallel_for = spread_openmp},
-      [TWO_OPENMP] = {.n_threads = 2, .parallel_for = spread_openmp},
-      [TWO_POOL] = {.n_threads = 2, .parallel_for = spread_pool, .own_pool = true},
+      [ALONE] = {.n_threads = 1, .parallel_for = spread_openmp, LENDS},
+      [TWO_OPENMP] = {.n_threads = 2, .parallel_for = spread_openmp, LENDS},
+      [TWO_POOL] = {.n_threads = 2, .parallel_for = spread_pool, .own_pool = true, LENDS},
   };
   return &crews[c];
 }
