@@ -1,12 +1,14 @@
-/* lamella.hpp: Lamella for C++17, over lamella.h and nothing else.
+/* lamella.hpp: Lamella for C++17, over lamella.h and the standard library.
  *
  *   lamella::context ctx;
- *   lamella::context::create(lamella::context_desc(), ctx);
+ *   lamella::context::create(lamella::hooks(), ctx);
  *   lamella::ops::linear(x, w, b).out(y).set("act", "silu").run(ctx);
  *
- * Every row of the operator table is a function of its inputs in namespace lamella::ops. What can
- * fail throws lamella::error; with LAMELLA_RETURN_STATUS defined before it is included, nothing
- * throws and those functions return a lamella::status instead.
+ * Every row of the operator table is a function of its inputs in namespace lamella::ops; contexts,
+ * groups, schedules and pipelines are handles; a context's hooks and a pipeline's stages may be any
+ * callable. What can fail throws lamella::error; with LAMELLA_RETURN_STATUS defined before it is
+ * included, nothing throws and those functions return a lamella::status instead (files of both
+ * kinds may be linked into one program). What has no function here is called as C: h.get().
  * Invariant: handles are owned by one object and moved, never copied; no exception meets C.
  * Leaves all checks to the library, but for names that only C++ knows of. */
 #ifndef LAMELLA_HPP
@@ -14,17 +16,28 @@
 
 #include <lamella.h>
 
+#include <algorithm>
 #include <cstddef>
+#include <functional>
 #include <initializer_list>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <type_traits>
 #include <utility>
-#ifndef LAMELLA_RETURN_STATUS
+
+#ifdef LAMELLA_RETURN_STATUS
+#define LAMELLA_MODE_ returning
+#else
+#ifndef __cpp_exceptions
+#error "without exceptions, lamella.hpp needs LAMELLA_RETURN_STATUS"
+#endif
 #include <stdexcept>
+#define LAMELLA_MODE_ throwing
 #endif
 
 namespace lamella {
+inline namespace LAMELLA_MODE_ {
 
 /* ---- Failing ---- */
 
@@ -106,18 +119,127 @@ outcome take(lam_status code, T *made, Handle &out) {
 }
 }  // namespace detail
 
+#ifndef LAMELLA_RETURN_STATUS
+/* auto ctx = lamella::make<lamella::context>(hooks); whatever create takes. */
+template <class Handle, class... Arguments>
+Handle make(Arguments &&...arguments) {
+  Handle made;
+  Handle::create(std::forward<Arguments>(arguments)..., made);
+  return made;
+}
+#endif
+
 inline lam_context_desc context_desc() { return LAM_CONTEXT_DESC_INIT; }
 inline lam_group_desc group_desc() { return LAM_GROUP_DESC_INIT; }
-inline lam_pipeline_desc pipeline_desc() { return LAM_PIPELINE_DESC_INIT; }
 
+/* ---- Contexts: threads, memory and hooks of one model ---- */
+
+/* The pieces of one parallel section: call it with each of 0 .. n-1 once, from any thread. */
+class work {
+ public:
+  work(void (*fn)(void *arg, int64_t i), void *arg) : fn_(fn), arg_(arg) {}
+  void operator()(int64_t i) const { fn_(arg_, i); }
+
+ private:
+  void (*fn_)(void *arg, int64_t i);
+  void *arg_;
+};
+
+/* What a context takes from its host; what is empty, Lamella does itself. They are called by any
+ * thread that calls Lamella, and live as long as the context. alloc may throw; if another throws,
+ * the program terminates. */
+struct hooks {
+  int threads = 0; /* 0: as many as OpenMP, or with parallel_for the usable CPUs, say */
+  std::function<void *(std::size_t bytes, std::size_t alignment)> alloc;
+  std::function<void(void *p, std::size_t bytes)> free; /* alloc and free, or neither */
+  /* The host's thread pool: returns when piece was called with each of 0 .. n-1. */
+  std::function<void(int64_t n, work piece)> parallel_for;
+  std::function<bool()> should_stop; /* asked in every wait; true ends it: LAM_INTERRUPTED */
+  std::function<void(int level, const char *line)> log;
+};
+
+namespace detail {
+template <class Function>
+void *or_null(Function function) {
+#ifdef LAMELLA_RETURN_STATUS
+  return function();
+#else
+  try {
+    return function();
+  } catch (...) {
+    return nullptr;
+  }
+#endif
+}
+
+inline lam_context_desc desc_of(const hooks &h) {
+  lam_context_desc desc = context_desc();
+  desc.threads = h.threads;
+  desc.user = const_cast<hooks *>(&h);
+  if (h.alloc)
+    desc.alloc = [](void *user, uint64_t bytes, uint64_t alignment) -> void * {
+      return or_null([&] { return static_cast<hooks *>(user)->alloc(bytes, alignment); });
+    };
+  if (h.free)
+    desc.free = [](void *user, void *p, uint64_t bytes) noexcept {
+      static_cast<hooks *>(user)->free(p, bytes);
+    };
+  if (h.parallel_for)
+    desc.parallel_for = [](void *user, int64_t n, void (*fn)(void *, int64_t), void *arg) noexcept {
+      static_cast<hooks *>(user)->parallel_for(n, work(fn, arg));
+    };
+  if (h.should_stop)
+    desc.should_stop = [](void *user) noexcept -> int32_t {
+      return static_cast<hooks *>(user)->should_stop();
+    };
+  if (h.log)
+    desc.log = [](void *user, int32_t level, const char *line) noexcept {
+      static_cast<hooks *>(user)->log(level, line);
+    };
+  return desc;
+}
+}  // namespace detail
+
+/* An empty one stands for the process's default context. It outlives its groups and pipelines. */
 class context : public detail::handle<lam_context, lam_context_destroy> {
  public:
+  context() = default;
+  context(context &&) = default;
+  context &operator=(context &&other) noexcept {
+    reset(other.release());
+    hooks_ = std::move(other.hooks_);
+    return *this;
+  }
+  ~context() { reset(); } /* while its hooks are there */
+
   static outcome create(const lam_context_desc &desc, context &out) {
     lam_context *made = nullptr;
     const lam_status code = lam_context_create(&desc, &made);
     return detail::take(code, made, out);
   }
+  static outcome create(hooks h, context &out) {
+    auto kept = std::make_unique<hooks>(std::move(h));
+    const lam_context_desc desc = detail::desc_of(*kept);
+    lam_context *made = nullptr;
+    const lam_status code = lam_context_create(&desc, &made);
+    if (code != LAM_OK) return check(code);
+    out.reset(made);
+    out.hooks_ = std::move(kept);
+    return detail::done();
+  }
+  outcome stats(lam_context_stats &out) const {
+    out = LAM_CONTEXT_STATS_INIT;
+    return check(lam_context_get_stats(get(), &out));
+  }
+
+ private:
+  std::unique_ptr<hooks> hooks_; /* where they are stays the same when the context moves */
 };
+
+/* ---- Groups ---- */
+
+/* Made by one rank and carried to the others by any side channel. */
+inline outcome make_group_id(lam_group_id &out) { return check(lam_group_id_create(&out)); }
 
 class group : public detail::handle<lam_group, lam_group_destroy> {
  public:
@@ -138,82 +260,82 @@ class group : public detail::handle<lam_group, lam_group_destroy> {
     const lam_status code = lam_group_split(get(), color, key, &made);
     return detail::take(code, made, out);
   }
+  /* Over the host's own communication, which outlives the group. */
+  static outcome create(const context &ctx, const lam_group_desc &desc,
+                        const lam_callbacks &callbacks, group &out) {
+    lam_group *made = nullptr;
+    const lam_status code = lam_group_from_callbacks(ctx.get(), &desc, &callbacks, &made);
+    return detail::take(code, made, out);
+  }
   outcome info(lam_group_info &out) const {
     out = LAM_GROUP_INFO_INIT;
     return check(lam_group_get_info(get(), &out));
   }
+  outcome warm_up() { return check(lam_group_warmup(get())); }
+  /* Ends its world for every rank, from any thread. */
+  void poison(lam_status why, const char *message) { lam_group_poison(get(), why, message); }
   int64_t id() const { return lam_group_handle(get()); } /* the `group` attribute of a call */
-};
-
-class schedule : public detail::handle<lam_schedule, lam_schedule_destroy> {
- public:
-  static outcome build(const char *name, int32_t p, int32_t v, int32_t m, schedule &out) {
-    lam_schedule *made = nullptr;
-    const lam_status code = lam_schedule_build(name, p, v, m, &made);
-    return detail::take(code, made, out);
-  }
-  static outcome parse(std::string_view text, schedule &out) {
-    lam_schedule *made = nullptr;
-    const lam_status code = lam_schedule_parse(text.data(), text.size(), &made);
-    return detail::take(code, made, out);
-  }
-};
-
-/* The group and schedule in its desc must outlive it. */
-class pipeline : public detail::handle<lam_pipeline, lam_pipeline_destroy> {
- public:
-  static outcome create(const context &ctx, const lam_pipeline_desc &desc, pipeline &out) {
-    lam_pipeline *made = nullptr;
-    const lam_status code = lam_pipeline_create(ctx.get(), &desc, &made);
-    return detail::take(code, made, out);
-  }
-  outcome run(int64_t step, double *out_loss = nullptr) {
-    return check(lam_pipeline_run(get(), step, out_loss));
-  }
 };
 
 /* ---- Tensors ---- */
 
-namespace detail {
-template <class T>
-constexpr uint8_t code_of() {
-  if (std::is_floating_point_v<T>) return kDLFloat;
-  return std::is_signed_v<T> ? kDLInt : kDLUInt;
-}
-}  // namespace detail
+inline constexpr DLDataType f32 = {kDLFloat, 32, 1}, bf16 = {kDLBfloat, 16, 1};
 
-/* A view of memory on the CPU: it borrows the data and owns the numbers. Without strides: row-major.
- * A default one is absent. */
+template <class T>
+constexpr DLDataType dtype_of() {
+  static_assert(std::is_arithmetic_v<T>, "name the dtype: tensor(data, lamella::bf16, {n, k})");
+  const int code = std::is_floating_point_v<T> ? kDLFloat : std::is_signed_v<T> ? kDLInt : kDLUInt;
+  return {static_cast<uint8_t>(code), 8 * sizeof(T), 1};
+}
+
+/* A view of memory: it borrows the data and owns the numbers. On the CPU, and without strides
+ * row-major, where it is not told. A default one is absent. */
 class tensor {
  public:
   tensor() = default;
   template <class T, class = std::enable_if_t<std::is_arithmetic_v<T>>>
   tensor(T *data, std::initializer_list<int64_t> shape, std::initializer_list<int64_t> strides = {})
-      : tensor(const_cast<std::remove_const_t<T> *>(data),
-               {detail::code_of<std::remove_const_t<T>>(), 8 * sizeof(T), 1}, shape, strides) {}
-  /* Any dtype, such as bf16: {kDLBfloat, 16, 1}. */
+      : tensor(const_cast<std::remove_const_t<T> *>(data), dtype_of<std::remove_const_t<T>>(),
+               shape, strides) {}
+  /* Any dtype, such as lamella::bf16. */
   tensor(void *data, DLDataType dtype, std::initializer_list<int64_t> shape,
          std::initializer_list<int64_t> strides = {})
-      : data_(data), dtype_(dtype), ndim_(static_cast<int32_t>(shape.size())) {
-    if (shape.size() > max_dims || (strides.size() && strides.size() != shape.size())) ndim_ = -1;
-    if (ndim_ < 0) return; /* the library refuses it by name */
-    std::size_t i = 0;
-    for (const int64_t n : shape) dims_[i++] = n;
-    int64_t step = 1;
-    for (i = shape.size(); i-- > 0; step *= dims_[i]) strides_[i] = step;
-    i = 0;
-    for (const int64_t n : strides) strides_[i++] = n;
+      : tensor(data, dtype, shape.size(), shape.begin(),
+               strides.size() ? strides.begin() : nullptr) {
+    if (strides.size() && strides.size() != shape.size()) ndim_ = -1;
   }
+  tensor(void *data, DLDataType dtype, std::size_t ndim, const int64_t *shape,
+         const int64_t *strides = nullptr)
+      : data_(data), dtype_(dtype), ndim_(ndim > max_dims ? -1 : static_cast<int32_t>(ndim)) {
+    if (ndim_ < 0) return; /* the library refuses it by name */
+    std::copy_n(shape, ndim, dims_);
+    int64_t step = 1;
+    for (std::size_t i = ndim; i-- > 0; step *= dims_[i]) strides_[i] = strides ? strides[i] : step;
+  }
+  /* What a stage is given, or a producer of DLPack. */
+  explicit tensor(const DLTensor &t)
+      : tensor(static_cast<char *>(t.data) + t.byte_offset, t.dtype,
+               static_cast<std::size_t>(t.ndim), t.shape, t.strides) {
+    device_ = t.device;
+  }
+
   bool absent() const { return ndim_ == none; }
+  int ndim() const { return ndim_; }
+  int64_t dim(int i) const { return dims_[i < 0 ? ndim_ + i : i]; } /* -1 is the last */
+  template <class T>
+  T *data() const {
+    return static_cast<T *>(data_);
+  }
   /* Points into this tensor. */
-  DLTensor view() { return {data_, {kDLCPU, 0}, ndim_, dtype_, dims_, strides_, 0}; }
+  DLTensor view() { return {data_, device_, ndim_, dtype_, dims_, strides_, 0}; }
 
  private:
   static constexpr std::size_t max_dims = 8;
   static constexpr int32_t none = -2;
   void *data_ = nullptr;
-  DLDataType dtype_ = {kDLFloat, 32, 1};
+  DLDataType dtype_ = f32;
   int32_t ndim_ = none;
+  DLDevice device_ = {kDLCPU, 0};
   int64_t dims_[max_dims] = {}, strides_[max_dims] = {};
 };
 
@@ -225,19 +347,35 @@ struct row {
   std::string_view name, inputs, outputs, attributes;
 };
 
+inline constexpr row rows[] = {
+#define LAM_OP(id, name, inputs, outputs, attributes, shapes, effect) \
+  {id, #name, inputs, outputs, attributes},
+#include <lamella_ops.def>
+#undef LAM_OP
+};
+
 namespace detail {
-/* The word at `index` of a list split by blanks; "" past its end. */
-constexpr std::string_view word(std::string_view list, std::size_t index) {
-  while (index-- > 0) {
-    const std::size_t blank = list.find(' ');
-    list = blank == list.npos ? std::string_view() : list.substr(blank + 1);
-  }
-  return list.substr(0, list.find(' '));
-}
+/* How many words, split by blanks. */
 constexpr std::size_t count(std::string_view list) {
-  std::size_t n = 0;
-  while (!word(list, n).empty()) n++;
+  std::size_t n = list.empty() ? 0 : 1;
+  for (const char c : list) n += c == ' ';
   return n;
+}
+/* The most of any row. */
+constexpr std::size_t most(std::string_view row::*list) {
+  std::size_t n = 0;
+  for (const row &r : rows) n = count(r.*list) > n ? count(r.*list) : n;
+  return n;
+}
+/* The place of an attribute in "group:i act:s=gelu"; as many as there are, if none has the name. */
+constexpr std::size_t place(std::string_view attributes, std::string_view name) {
+  std::size_t i = 0;
+  for (; !attributes.empty(); i++) {
+    if (attributes.substr(0, attributes.find(':')) == name) return i;
+    const std::size_t blank = attributes.find(' ');
+    attributes.remove_prefix(blank == attributes.npos ? attributes.size() : blank + 1);
+  }
+  return i;
 }
 }  // namespace detail
 
@@ -245,15 +383,15 @@ constexpr std::size_t count(std::string_view list) {
  * lists that are set must live until it runs. */
 class call {
  public:
-  explicit call(const row &r) : row_(r) {}
+  explicit call(const row &r) : row_(r), n_attrs_(detail::count(r.attributes)) {}
 
   call &in(const tensor &t) {
-    if (n_in_ < most) in_[n_in_] = t;
+    if (n_in_ < most_in) in_[n_in_] = t;
     n_in_++; /* one too many is the library's to refuse */
     return *this;
   }
   call &out(const tensor &t) {
-    if (n_out_ < most) out_[n_out_] = t;
+    if (n_out_ < most_out) out_[n_out_] = t;
     n_out_++;
     return *this;
   }
@@ -275,6 +413,11 @@ class call {
     else
       return put(name, lam_attr_i(static_cast<int64_t>(value)));
   }
+  /* Memory for the call, as much as infer tells, in place of the context's. */
+  call &scratch(void *data, uint64_t bytes) {
+    scratch_ = data, scratch_bytes_ = bytes;
+    return *this;
+  }
 
   /* Writes the outputs. An empty context: the group's, or the process's own. */
   outcome run(const context &ctx = context()) {
@@ -286,16 +429,16 @@ class call {
   }
 
  private:
-  static constexpr std::size_t most = 16;
+  static constexpr std::size_t most_in = detail::most(&row::inputs),
+                               most_out = detail::most(&row::outputs),
+                               most_attrs = detail::most(&row::attributes);
 
   call &put(std::string_view name, const lam_attr &value) {
-    for (std::size_t i = 0; i < most; i++) {
-      const std::string_view known = detail::word(row_.attributes, i);
-      if (known.substr(0, known.find(':')) != name || name.empty()) continue;
+    const std::size_t i = detail::place(row_.attributes, name);
+    if (i < n_attrs_)
       attrs_[i] = value;
-      return *this;
-    }
-    if (unknown_.empty()) unknown_ = name;
+    else if (unknown_.empty())
+      unknown_ = name;
     return *this;
   }
 
@@ -305,27 +448,32 @@ class call {
       return detail::fail(LAM_INVALID_ARGUMENT, std::string(row_.name) + ": " + unknown_ +
                                                     ": no attribute has this name; it has " +
                                                     std::string(row_.attributes));
-    DLTensor views[2 * most] = {};
-    const DLTensor *inputs[most] = {};
-    DLTensor *outputs[most] = {};
-    for (std::size_t i = 0; i < most; i++) {
+    DLTensor views[most_in + most_out];
+    const DLTensor *inputs[most_in];
+    DLTensor *outputs[most_out];
+    for (std::size_t i = 0; i < std::min(n_in_, most_in); i++) {
       views[i] = in_[i].view();
-      views[most + i] = out_[i].view();
       inputs[i] = in_[i].absent() ? nullptr : &views[i];
-      outputs[i] = out_[i].absent() ? nullptr : &views[most + i];
+    }
+    for (std::size_t i = 0; i < std::min(n_out_, most_out); i++) {
+      views[most_in + i] = out_[i].view();
+      outputs[i] = out_[i].absent() ? nullptr : &views[most_in + i];
     }
     lam_call c = LAM_CALL_INIT;
     c.op = row_.id;
     c.inputs = inputs, c.n_inputs = static_cast<uint32_t>(n_in_);
     c.outputs = outputs, c.n_outputs = static_cast<uint32_t>(n_out_);
-    c.attrs = attrs_, c.n_attrs = static_cast<uint32_t>(detail::count(row_.attributes));
+    c.attrs = attrs_, c.n_attrs = static_cast<uint32_t>(n_attrs_);
+    c.scratch = scratch_, c.scratch_bytes = scratch_bytes_;
     return check(function(c));
   }
 
   row row_;
-  std::size_t n_in_ = 0, n_out_ = 0;
-  tensor in_[most], out_[most];
-  lam_attr attrs_[most] = {};
+  std::size_t n_in_ = 0, n_out_ = 0, n_attrs_;
+  tensor in_[most_in], out_[most_out];
+  lam_attr attrs_[most_attrs] = {};
+  void *scratch_ = nullptr;
+  uint64_t scratch_bytes_ = 0;
   std::string unknown_;
 };
 
@@ -344,5 +492,9 @@ namespace ops {
 #undef LAM_OP
 }  // namespace ops
 
+}  // namespace LAMELLA_MODE_
 }  // namespace lamella
+
+#include "lamella_pipeline.hpp"
+#undef LAMELLA_MODE_
 #endif

@@ -127,7 +127,7 @@ put_library() {
 
 for folder in include "$libdir" share/doc; do writable "$to/$folder"; done
 [ -e "$dlpack" ] || stop 1 "$dlpack is not here (Debian: libdlpack-dev)"
-put 644 "$from"/abi/lamella{.h,_pipeline.h,_ops.def,_api.def} "$from/bindings/cpp/lamella.hpp" include
+put 644 "$from"/abi/lamella{.h,_pipeline.h,_ops.def,_api.def} "$from"/bindings/cpp/lamella{,_pipeline}.hpp include
 put 644 "$dlpack" include/lamella/dlpack
 put_library
 fill lamella.pc.in "$libdir/pkgconfig"

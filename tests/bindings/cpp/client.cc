@@ -1,39 +1,10 @@
 /* client.cc: a C++17 host, compiled by cpp.sh with and without exceptions: an operator, absent and
  * strided tensors, refusals, handles that move, a pipeline of one rank. */
-#include <lamella.hpp>
+#include "client.h"
+#include "hooks.h"
+#include "stages.h"
 
-#include <cstdio>
 #include <type_traits>
-
-using namespace lamella;
-
-#define EXPECT(cond)                                                  \
-  do {                                                                \
-    if (!(cond)) {                                                    \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #cond); \
-      return false;                                                   \
-    }                                                                 \
-  } while (0)
-
-/* What a call ends with, whichever way it is told. */
-struct ending {
-  lam_status code;
-  std::string message;
-};
-template <class Function>
-ending end_of(Function function) {
-#ifdef LAMELLA_RETURN_STATUS
-  const status s = function();
-  return {s.code(), s.message()};
-#else
-  try {
-    function();
-    return {LAM_OK, ""};
-  } catch (const error &e) {
-    return {e.code(), e.what()};
-  }
-#endif
-}
 
 static bool runs_an_operator() {
   const float x[] = {1, -2, 3, -4}, w[] = {1, 0, 9, 9, 0, 1, 9, 9, 1, 1, 9, 9};
@@ -107,34 +78,45 @@ static bool owns_its_handles() {
   return true;
 }
 
-static lam_status count(void *user, const lam_stage_io *io) {
-  ++*static_cast<int *>(user);
-  *io->loss += 1;
-  return LAM_OK;
+/* Shapes from elsewhere, dimensions from the end, another dtype, the numbers of a DLTensor. */
+static bool views_any_memory() {
+  const int64_t shape[] = {2, 3}, turned[] = {1, 2};
+  float data[7] = {};
+  const tensor columns(data, f32, 2, shape, turned);
+  EXPECT(columns.dim(-1) == 3 && columns.ndim() == 2 && columns.data<float>() == data);
+  int64_t dims[] = {3}, strides[] = {2};
+  const DLTensor given = {data, {kDLCUDA, 1}, 1, {kDLBfloat, 16, 1}, dims, strides, 4};
+  tensor taken(given);
+  EXPECT(taken.data<float>() == data + 1 && taken.dim(0) == 3);
+  const DLTensor again = taken.view();
+  EXPECT(again.device.device_type == kDLCUDA && again.device.device_id == 1);
+  EXPECT(again.dtype.code == kDLBfloat && again.strides[0] == 2 && again.byte_offset == 0);
+  EXPECT(tensor().absent() && tensor(data, {}).ndim() == 0);
+  static_assert(dtype_of<int32_t>().code == kDLInt && dtype_of<uint8_t>().bits == 8 &&
+                    dtype_of<double>().bits == 64,
+                "dtypes come from types");
+  return true;
 }
 
-static bool runs_a_pipeline() {
-  int n = 0;
-  double loss = 0;
-  schedule s;
-  EXPECT(end_of([&] { return schedule::build("gpipe", 1, 1, 4, s); }).code == LAM_OK);
-  lam_stage stage = LAM_STAGE_INIT;
-  stage.user = &n, stage.forward = count;
-  lam_pipeline_desc desc = pipeline_desc();
-  desc.schedule = s.get(), desc.stages = &stage, desc.n_stages = 1;
-  desc.flags = LAM_PIPELINE_FORWARD_ONLY;
-  pipeline p;
-  EXPECT(end_of([&] { return pipeline::create(context(), desc, p); }).code == LAM_OK);
-  EXPECT(end_of([&] { return p.run(0, &loss); }).code == LAM_OK);
-  EXPECT(n == 4 && loss == 4);
-  const lam_schedule *before = s.get();
-  EXPECT(end_of([&] { return schedule::parse("rank 0: 0X0", s); }).code == LAM_INVALID_ARGUMENT);
-  EXPECT(s.get() == before);
+/* ops::ffn(x, w1, b1, w2, b2): the sizes of tables of calls come from the list of operators. */
+static bool takes_the_longest_row() {
+  float x[2] = {1, 2}, w1[2] = {1, 1}, w2[2] = {1, -1}, y[2] = {}, aux[1] = {};
+  const ending e = end_of([&] {
+    return ops::ffn(tensor(x, {1, 2}), tensor(w1, {1, 2}), tensor(), tensor(w2, {2, 1}), tensor(),
+                    tensor(), tensor(), tensor())
+        .out(tensor(y, {1, 2}))
+        .out(tensor(aux, {1, 1}))
+        .set("act", "relu")
+        .set("save", 1)
+        .run();
+  });
+  EXPECT(e.code == LAM_OK && y[0] == 3 && y[1] == -3 && aux[0] == 3);
   return true;
 }
 
 int main() {
   const bool well = runs_an_operator() && infers_shapes() && refuses_with_words() &&
-                    owns_its_handles() && runs_a_pipeline();
+                    owns_its_handles() && views_any_memory() && takes_the_longest_row() &&
+                    takes_callables_as_hooks() && takes_callables_as_stages();
   return well ? 0 : 1;
 }

@@ -1,6 +1,6 @@
 #!/bin/bash
-# cpp.sh: compiles the C++ client as a host's own build would, with every compiler that is here, with
-# exceptions and without, and runs it.
+# cpp.sh: compiles the C++ client as a host's own build would, with every compiler that is here, as
+# C++17 and C++20, with exceptions and RTTI and without, and runs it.
 #
 # Invariant: only public headers and the shared object are used; a warning is an error.
 set -u
@@ -11,20 +11,22 @@ n_passed=0 n_failed=0
 export LD_LIBRARY_PATH=abi
 ln -sf "$PWD/abi/liblamella.so.0" "$out/liblamella.so"
 
-flags="-std=c++17 -Wall -Wextra -pedantic -Werror -Iabi -Ibindings/cpp"
+flags="-Wall -Wextra -pedantic -Werror -Iabi -Ibindings/cpp"
+returning="-DLAMELLA_RETURN_STATUS -fno-exceptions"
 
-# build_and_run NAME COMPILER FLAGS
+# build_and_run NAME COMPILER FLAGS [FLAGS_OF_SECOND]
 build_and_run() {
-  $2 $flags $3 $here/client.cc $here/second.cc -o $out/$1 -L$out -llamella && $out/$1
+  local main=$out/$1 compiler=$2 both=$3 second=${4-$3}
+  $compiler $flags $second -c $here/second.cc -o $main.o &&
+    $compiler $flags $both $here/client.cc $main.o -o $main -L$out -llamella && $main
 }
 
-# The same as one test: no warning, and exit status 0.
-client() {
-  local name=cpp.$1 compiler=$2 said
-  case $name in *"$filter"*) ;; *) return ;; esac
-  if ! command -v $compiler > /dev/null; then
-    echo "skip $name: $compiler is not installed"
-  elif said=$(build_and_run "$@" 2>&1); then
+# verdict NAME COMMAND...: the command as one test; what it says is shown where it fails.
+verdict() {
+  local name=cpp.$1 said
+  shift
+  [[ $name == *"$filter"* ]] || return 0
+  if said=$("$@" 2>&1); then
     echo "ok $name"
     n_passed=$((n_passed + 1))
   else
@@ -34,9 +36,27 @@ client() {
   fi
 }
 
-for compiler in g++ clang++; do
-  client ${compiler/++/xx}_throws $compiler ""
-  client ${compiler/++/xx}_returns_status $compiler "-DLAMELLA_RETURN_STATUS -fno-exceptions"
-done
+# build_and_run as one test: no warning, and exit status 0.
+client() {
+  if command -v $2 > /dev/null; then
+    verdict "$1" build_and_run "$@"
+  else
+    echo "skip cpp.$1: $2 is not installed"
+  fi
+}
+
+# refused NAME COMPILER: no exceptions and no macro is said to be a mistake.
+refused() {
+  local said
+  said=$($2 -std=c++17 $flags -fno-exceptions -fsyntax-only $here/second.cc 2>&1) && return 1
+  [[ $said == *"lamella.hpp needs LAMELLA_RETURN_STATUS"* ]]
+}
+
+client gxx_throws g++ "-std=c++17"
+client gxx_returns_status_cpp20 g++ "-std=c++20 -fno-rtti $returning"
+client clangxx_throws_cpp20 clang++ "-std=c++20 -fno-rtti"
+client clangxx_returns_status clang++ "-std=c++17 $returning"
+client both_kinds_in_one_program g++ "-std=c++17" "-std=c++17 $returning"
+verdict without_exceptions_the_macro_is_asked_for refused _ g++
 echo "$n_passed passed, $n_failed failed"
 [ $n_failed -eq 0 ]

@@ -64,6 +64,7 @@ include/lamella/dlpack/dlpack.h
 include/lamella_api.def
 include/lamella_ops.def
 include/lamella_pipeline.h
+include/lamella_pipeline.hpp
 lib/cmake/Lamella/LamellaConfig.cmake
 lib/cmake/Lamella/LamellaConfigVersion.cmake
 lib/liblamella.so
