@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -146,6 +147,19 @@ def test_saved_weights_are_whole_and_the_same_for_any_split(program, tmp_path, d
     assert len(whole["layers.3.attention.qkv.weight"]) == 480 * 160 * size
 
 
+def test_trained_weights_are_saved_as_one_worker_trains_them(program, tmp_path):
+    saved = {}
+    for pp, tp, steps in [(1, 1, 0), (1, 1, 4), (2, 2, 4)]:
+        path = tmp_path / ("%d_%d_%d.safetensors" % (pp, tp, steps))
+        workers.run(program, [*SMALL, "--steps", str(steps), "--save", str(path)], pp, tp)
+        _, tensors = read_safetensors(path)
+        saved[pp, steps] = {name: numpy.frombuffer(t, "<f4") for name, t in tensors.items()}
+    for name, one in saved[1, 4].items():
+        moved = abs(one - saved[1, 0][name]).max()
+        assert moved > 1e-4, name
+        assert abs(saved[2, 4][name] - one).max() < 0.05 * moved, name
+
+
 def test_the_whole_demo_runs_and_says_what_it_found(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog\n" * 40)
@@ -153,15 +167,22 @@ def test_the_whole_demo_runs_and_says_what_it_found(tmp_path):
     done = lamella_demo(*SMALL[:4], "--steps", 4, *files, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for expected in [
+        r"^4 workers: a pipeline of 2 \(layers 1-2, 3-4\) x 2 tensor parts;$",
+        r"4 workers  step 1/4  loss \d\.\d+  \d+ tokens/s  \d+ s left$",
         r"4 workers  step 4/4  loss \d",
         r"1 worker  step 4/4  loss \d",
+        r"^ +\d\.\d\d \|\*$",  # the curves begin together
         r"largest difference .* allowed 1e-04: PASS",
         r"One step, layerwise",
         r"One step, 1f1b",
         r"^worker 3 ",
         r"layerwise measured +predicted +1f1b measured +predicted",
         r"MB +[+-]\d+\.\d %$",
+        r"^F forward, B backward, \. idle; [\d.]+ ms in all$",
         r"^  1 +\d+ ms +1.00",
+        *[r"^  2 by %s +\d+ ms +\d\.\d\d( +-?\d+\.\d %%){3}$" % way for way in ("pp", "tp")],
+        r"^Idle time of two workers",
+        r"^all of this took \d+ s$",
         r"saved the model to m.safetensors",
     ]:
         assert re.search(expected, done.stdout, re.M), expected
