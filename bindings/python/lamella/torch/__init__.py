@@ -12,6 +12,8 @@ communicate keep their order in it, backward included. An optional input that is
     ffn.load_state_dict(unsplit)              # each rank keeps its part
     lamella.torch.whole_state_dict(ffn)       # and back, on every rank
     model = lamella.torch.parallelize(model, lamella.torch.Plan(tp=2))  # a whole decoder
+    pipeline = lamella.torch.Pipeline(stages, "1f1b", micro_batches=8, group=group, loss_fn=f)
+    loss = pipeline.step(inputs, targets)     # stages: this rank's modules
 """
 
 from lamella.torch.register import ops
@@ -25,7 +27,9 @@ from lamella.torch.modules import (
     vocab_parallel_cross_entropy,
     whole_state_dict,
 )
+from lamella.torch.pipeline import Pipeline, PipelineStage
 from lamella.torch.plan import Plan, next_token_loss, parallelize
+from lamella.torch.stage import from_view
 
 __all__ = [
     "Block",
@@ -33,9 +37,12 @@ __all__ = [
     "FFN",
     "Family",
     "ParallelFFN",
+    "Pipeline",
+    "PipelineStage",
     "Plan",
     "RowParallelLinear",
     "VocabParallelEmbedding",
+    "from_view",
     "group",
     "next_token_loss",
     "ops",
