@@ -27,6 +27,7 @@ from lamella.jax import rows as _rows
 from lamella.jax.call import new_token
 from lamella.jax.grads import after
 from lamella.jax.group import LocalGroup, distributed_group
+from lamella.jax.pipeline import Pipeline, PipelineStage
 
 # JAX's arrays are not written to, so nothing is added into one.
 _HIDDEN = ("group", "acc")
@@ -123,4 +124,5 @@ _register()
 for _name, _row in _rows.table().items():
     globals()[_name] = _make(_row)
 
-__all__ = ["LocalGroup", "after", "distributed_group", "new_token", *_rows.table()]
+_OWN = ["LocalGroup", "Pipeline", "PipelineStage", "after", "distributed_group", "new_token"]
+__all__ = [*_OWN, *_rows.table()]

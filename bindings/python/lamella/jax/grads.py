@@ -8,6 +8,8 @@ row alone, and the reverse; a row that does both in one call is taken where both
 Leaves the calls to call.py.
 """
 
+import threading
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -47,22 +49,45 @@ class Backward:
         self.site, self.inputs, self.saved = site, inputs, saved
         self.wanted, self.token = wanted, token
 
-    def call(self, name, inputs, like=None, skip=(), **changes):
-        """like: {output: array whose dtype it takes}."""
+    def call(self, name, inputs, like=None, skip=(), alone=False, **changes):
+        """like: {output: array whose dtype it takes}; alone: the row needs no other rank."""
         row = rows.table()[name]
         dtypes = {name: x.dtype for name, x in (like or {}).items() if x is not None}
-        token = self.token if row.communicates else None
+        follows = row.communicates and not alone
         found, after = call(
             row,
             inputs,
             self.site.kept(row, dict(dict(dtype=None, codec=None), **changes)),
-            self.site.group if rows.has_attr(row, "group") else None,
-            token,
+            self.site.group if follows and rows.has_attr(row, "group") else None,
+            self.token if follows else None,
             dtypes,
             skip,
         )
-        self.token = after if row.communicates else self.token
+        self.token = after if follows else self.token
         return found
+
+    @property
+    def weights_alone(self):
+        """Weight gradients are to wait, and can: they need nothing of other ranks."""
+        return tracing.apart and not self.site.get("seq") and self.site.get("split", 1)
+
+
+class Tracing(threading.local):
+    apart = False
+
+
+tracing = Tracing()
+
+
+@contextmanager
+def apart():
+    """Backwards traced inside compute input and weight gradients by calls of their own, the
+    latter out of the chain where they need no other rank: they can be put off."""
+    before, tracing.apart = tracing.apart, True
+    try:
+        yield
+    finally:
+        tracing.apart = before
 
 
 # -- the table: row -> function(Backward, {output: cotangent}) -> {input: cotangent} --
@@ -77,28 +102,32 @@ def layer(dgrad, wgrad, both=None):
             dy = b.call("act_bwd", {"dy": dy, "aux": b.saved["aux"]})["dz"]
         weights = {"like": {"dw": w, "db": bias}, "skip": () if "b" in b.wanted else ("db",)}
         wants_w = bool({"w", "b"} & b.wanted)
-        if both and wants_w and "x" in b.wanted:
+        if both and wants_w and "x" in b.wanted and not tracing.apart:
             found = b.call(both, {"dy": dy, "x": x, "w": w}, **weights)
         else:
             found = b.call(dgrad, {"dy": dy, "w": w}) if "x" in b.wanted else {}
             if wants_w:
-                found.update(b.call(wgrad, {"dy": dy, "x": x}, **weights))
+                found.update(b.call(wgrad, {"dy": dy, "x": x}, alone=b.weights_alone, **weights))
         return {"x": found.get("dx"), "w": found.get("dw"), "b": found.get("db")}
 
     return backward
 
 
 def ffn(b, d):
-    dy, aux = d["y"].astype(b.inputs["x"].dtype), b.saved["aux"]
     given = {name: b.inputs[name] for name in ("x", "w1", "w2")}
-    if b.wanted <= {"x"}:
-        return {"x": b.call("ffn_dgrad", {"dy": dy, "aux": aux, **given})["dx"]}
-    found = b.call(
-        "ffn_bwd",
-        {"dy": dy, "aux": aux, **given},
-        like={"d" + name: b.inputs.get(name) for name in ("w1", "b1", "w2", "b2")},
-        skip=tuple("d" + name for name in ("b1", "b2") if name not in b.wanted),
-    )
+    given.update(dy=d["y"].astype(given["x"].dtype), aux=b.saved["aux"])
+    weights = {
+        "like": {"d" + name: b.inputs.get(name) for name in ("w1", "b1", "w2", "b2")},
+        "skip": tuple("d" + name for name in ("b1", "b2") if name not in b.wanted),
+    }
+    wants_w = bool(b.wanted - {"x"})
+    if wants_w and not (tracing.apart and "x" in b.wanted):
+        found = b.call("ffn_bwd", given, **weights)
+    else:
+        found = b.call("ffn_dgrad", given)
+        if wants_w:
+            given["dz"] = found["dz"]
+            found.update(b.call("ffn_wgrad", given, alone=b.weights_alone, **weights))
     return {name: found["d" + name] for name in b.wanted}
 
 

@@ -1,0 +1,178 @@
+"""Pipelines whose stages are JAX functions.
+
+    stage = lj.PipelineStage(f, params, feed=batch_of)     # f(params, *activations, *fed) -> y
+    with lj.Pipeline(schedule, {rank: stage}, edges, group=group) as pipeline:
+        loss = pipeline.run(step)
+        gradients = stage.take_gradients()
+
+Each part is compiled once for each shape. Activations and gradients are read where the pipeline
+has them; a stage's own are added up in place, in the order of its backwards.
+Invariant: a method returns when nothing that it started still runs: slots are used again.
+Leaves what runs when to lamella.pipeline, parameters and their updates to the program.
+"""
+
+from collections import namedtuple
+
+import jax
+import jax.numpy as jnp
+
+from lamella import errors, pipeline
+from lamella.jax import native, residuals, views
+from lamella.jax.split import Split
+
+# What a micro-batch's backward needs. arguments: (params, activations, fed); left: Residuals;
+# result: the tree of what f gave.
+Flight = namedtuple("Flight", "arguments left result")
+
+
+class PipelineStage(pipeline.Stage):
+    """A stage that is a pure function: f(params, *activations, *fed) gives an array, a tuple of
+    them, or on the last stage the scalar loss of a micro-batch.
+
+    params: any tree of float arrays; set it after a step. feed(step, micro): the tuple of what
+    else f is given (tokens, targets, keys); it has no gradient. split: the backward is there in
+    two parts also, for schedules that put off the weights' gradients. Gradients are sums over a
+    step's micro-batches, float32 where a parameter has fewer bits.
+    An f that communicates makes its own token, and gives lamella.jax.after(y, token).
+    """
+
+    keeps_input = True  # a backward reads activations where they are
+
+    def __init__(self, f, params, feed=None, split=False):
+        self.f, self.params, self.feed = f, params, feed
+        self.forward_only = False
+        self.gradients = None  # of the step so far
+        self._flights, self._late, self._parts = {}, {}, {}  # the third by shapes
+        self._value = jax.jit(lambda params, activations, fed: f(params, *activations, *fed))
+        self._forward = jax.jit(self._value_and_residuals)
+        self._backward = jax.jit(self._all_gradients, donate_argnums=2)
+        if not split:
+            self.backward_input = self.backward_weight = None
+
+    def take_gradients(self):
+        """The step's gradients, a tree as params; the next step starts from zeros."""
+        found, self.gradients = self._sums(), None
+        return found
+
+    def _sums(self):
+        if self.gradients is not None:
+            return self.gradients
+        return jax.tree.map(lambda p: jnp.zeros(p.shape, _wide(p.dtype)), self.params)
+
+    # -- what is compiled --
+
+    def _value_and_residuals(self, *arguments):
+        params, activations, fed = arguments
+        y, pull = jax.vjp(lambda p, xs: self.f(p, *xs, *fed), params, activations)
+        return y, residuals.take(pull, jax.tree.leaves(arguments))
+
+    def _pull(self, lasting, dy):
+        """(gradients of the activations, of the parameters)"""
+        arguments, left = lasting
+        params, activations = residuals.give(left, jax.tree.leaves(arguments))(dy)
+        return activations, params
+
+    def _all_gradients(self, lasting, dy, sums):
+        activations, params = self._pull(lasting, dy)
+        return activations, _add(sums, params)
+
+    # -- what a pipeline calls --
+
+    def forward(self, io):
+        activations = tuple(views.borrow(view) for view in io.inputs)
+        fed = self.feed(io.step, io.micro) if self.feed else ()
+        arguments = self.params, activations, jax.tree.map(jnp.array, tuple(fed))
+        if self.forward_only:
+            y = jax.block_until_ready(self._value(*arguments))
+        else:
+            y, left = jax.block_until_ready(self._forward(*arguments))
+            self._flights[io.micro] = Flight(arguments, left, jax.tree.map(jax.typeof, y))
+        if io.outputs:
+            _write(io.outputs, y, "stage %d's result" % io.stage)
+        else:
+            io.add_loss(float(y))
+
+    def backward(self, io):
+        lasting, dy = self._land(io)
+        sums, self.gradients = self._sums(), None  # its memory becomes the new one's
+        found = self._backward(lasting, dy, sums)
+        activations, self.gradients = jax.block_until_ready(found)
+        _write(io.outputs, activations, "stage %d's gradient" % io.stage)
+
+    def backward_input(self, io):
+        lasting, dy = self._land(io)
+        parts = self._parts_of(lasting, dy)
+        activations, made = jax.block_until_ready(parts.first(lasting, dy))
+        self._late[io.micro] = parts, parts.split.of_lasting(lasting), made
+        _write(io.outputs, activations, "stage %d's gradient" % io.stage)
+
+    def backward_weight(self, io):
+        parts, picked, made = self._late.pop(io.micro)
+        sums, self.gradients = self._sums(), None
+        self.gradients = jax.block_until_ready(parts.second(picked, made, sums))
+
+    def _parts_of(self, lasting, dy):
+        leaves, structure = jax.tree.flatten((lasting, dy))
+        key = structure, tuple((x.shape, x.dtype) for x in leaves)
+        if key not in self._parts:
+            self._parts[key] = Parts.of(Split(self._pull, lasting, dy))
+        return self._parts[key]
+
+    def _land(self, io):
+        """What its forward left, and the gradients of its results."""
+        flight = self._flights.pop(io.micro)
+        if io.inputs:
+            dy = [views.borrow(view) for view in io.inputs]
+        else:
+            dy = [jnp.ones((), x.dtype) for x in jax.tree.leaves(flight.result)]
+        dy = jax.tree.unflatten(jax.tree.structure(flight.result), dy)
+        return (flight.arguments, flight.left), dy
+
+
+class Parts(namedtuple("Parts", "split first second")):
+    """A Split, and its two functions compiled."""
+
+    @classmethod
+    def of(cls, split):
+        def second(picked, made, sums):
+            return _add(sums, split.second(picked, made))
+
+        return cls(split, jax.jit(split.first), jax.jit(second, donate_argnums=2))
+
+
+def _add(sums, found):
+    leaves, structure = jax.tree.flatten(sums)
+    added = [a + d.astype(a.dtype) for a, d in zip(leaves, jax.tree.leaves(found), strict=True)]
+    return jax.tree.unflatten(structure, added)
+
+
+def _wide(dtype):
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _write(outputs, arrays, what):
+    arrays = jax.tree.leaves(arrays)
+    if len(arrays) != len(outputs):
+        raise errors.InvalidArgument(
+            "%s: found %d arrays, the edge has %d" % (what, len(arrays), len(outputs)), 3
+        )
+    for view, array in zip(outputs, arrays):
+        views.write(view, array, what)
+
+
+class Pipeline(pipeline.Pipeline):
+    """lamella.pipeline.Pipeline, for stages of any host. edges: for each edge of the pipeline a
+    list of (shape, dtype), or of anything with both, such as jax.ShapeDtypeStruct; dtypes JAX's or
+    lamella.pipeline's."""
+
+    def __init__(self, schedule, stages, edges, forward_only=False, **others):
+        for stage in stages.values():
+            stage.forward_only = forward_only
+        edges = [[_capacity(tensor) for tensor in edge] for edge in edges]
+        super().__init__(schedule, stages, edges, forward_only=forward_only, **others)
+
+
+def _capacity(tensor):
+    shape, dtype = (tensor.shape, tensor.dtype) if hasattr(tensor, "dtype") else tensor
+    named = isinstance(dtype, str) and dtype in pipeline.DTYPES
+    return tuple(shape), dtype if named else native.dtype_number(dtype)
