@@ -1,15 +1,19 @@
 """Groups whose ranks are processes, each with a JAX of its own."""
 
 import os
+import pickle
+import secrets
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import decoder
 import lamella
 import lamella.jax as lj
 import pytest
 
+SEED = int(os.environ.get("LAMELLA_TEST_SEED", secrets.randbits(32)))
 SCRIPT = Path(__file__).with_name("process.py")
 
 
@@ -22,7 +26,7 @@ def free_port():
 def start(case, rank, size, port, folder):
     return subprocess.Popen(
         [sys.executable, "-B", str(SCRIPT), case, str(rank), str(size), str(port), str(folder)],
-        env=dict(os.environ, XLA_FLAGS="", JAX_PLATFORMS="cpu"),
+        env=dict(os.environ, XLA_FLAGS="", JAX_PLATFORMS="cpu", WHOLE=str(folder / "whole")),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -55,3 +59,9 @@ def run(case, size, folder):
 )
 def test_processes(case, size, tmp_path):
     run(case, size, tmp_path)
+
+
+def test_a_decoder_trains_over_tp_and_pp_as_in_one_process(tmp_path):
+    print("LAMELLA_TEST_SEED=%d" % SEED)
+    (tmp_path / "whole").write_bytes(pickle.dumps((SEED, decoder.train_whole(SEED))))
+    run("decoder", 4, tmp_path)

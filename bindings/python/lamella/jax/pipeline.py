@@ -49,6 +49,15 @@ class PipelineStage(pipeline.Stage):
         if not split:
             self.backward_input = self.backward_weight = None
 
+    @property
+    def params(self):
+        return self._params
+
+    @params.setter
+    def params(self, tree):
+        # Where views are: a jitted function is compiled again for arrays that are bound to no device.
+        self._params = jax.device_put(tree, views.device())
+
     def take_gradients(self):
         """The step's gradients, a tree as params; the next step starts from zeros."""
         found, self.gradients = self._sums(), None
@@ -57,7 +66,8 @@ class PipelineStage(pipeline.Stage):
     def _sums(self):
         if self.gradients is not None:
             return self.gradients
-        return jax.tree.map(lambda p: jnp.zeros(p.shape, _wide(p.dtype)), self.params)
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, _wide(p.dtype)), self.params)
+        return jax.device_put(zeros, views.device())
 
     # -- what is compiled --
 

@@ -17,64 +17,54 @@ class Split:
     """first(lasting, passing) -> (inputs' gradients, made); of `lasting`, the second part reads
     what `of_lasting` picks: second(picked, made) -> weights' gradients.
 
-    backward(lasting, passing), trees of arrays -> the gradients, two lists. What passes is not
+    backward(lasting, passing), of trees of arrays -> the gradients, two trees. What passes is not
     there any more for the second part: what that needs of it is copied by the first.
     """
 
     def __init__(self, backward, lasting, passing):
         with grads.apart():
             trace = jax.make_jaxpr(backward, return_shape=True)
-            self.closed, (early, _) = trace(lasting, passing)
-        jaxpr, n = self.closed.jaxpr, len(jax.tree.leaves(lasting))
-        self.early, self.late = jaxpr.outvars[: len(early)], jaxpr.outvars[len(early) :]
-        self.parts = _cut(jaxpr.eqns, self.early)
-        read = _variables(self.late).union(*(_variables(e.invars) for e in self.parts[1]))
-        made = [v for eqn in self.parts[0] for v in eqn.outvars]
-        self.numbers = [i for i, v in enumerate(jaxpr.invars[:n]) if v in read]
-        self.picked = [jaxpr.invars[i] for i in self.numbers]
-        self.made = [v for v in [*jaxpr.invars[n:], *made] if v in read]
+            closed, (inputs, _) = trace(lasting, passing)
+        whole, n = closed.jaxpr, len(jax.tree.leaves(lasting))
+        early, late = _at(whole.outvars, len(jax.tree.leaves(inputs)))
+        now, later = _cut(whole.eqns, early)
+        read = _variables(late).union(*(_variables(eqn.invars) for eqn in later))
+        made = [v for eqn in now for v in eqn.outvars]
+        made = [v for v in [*whole.invars[n:], *made] if v in read]
+        self.numbers = [i for i, v in enumerate(whole.invars[:n]) if v in read]
+        picked = [whole.invars[i] for i in self.numbers]
+        self.n_early, self.consts = len(early), closed.consts
+        self.parts = (
+            whole.replace(eqns=now, outvars=[*early, *made]),
+            whole.replace(eqns=later, invars=[*picked, *made], outvars=late),
+        )
 
     def of_lasting(self, lasting):
         leaves = jax.tree.leaves(lasting)
         return [leaves[i] for i in self.numbers]
 
     def first(self, lasting, passing):
-        values = self._constants()
-        values.update(zip(self.closed.jaxpr.invars, jax.tree.leaves((lasting, passing))))
-        _run(self.parts[0], values)
-        return _read(values, self.early), _read(values, self.made)
+        arrays = jax.tree.leaves((lasting, passing))
+        return _at(jax.core.eval_jaxpr(self.parts[0], self.consts, *arrays), self.n_early)
 
     def second(self, picked, made):
-        values = self._constants()
-        values.update(zip([*self.picked, *self.made], [*picked, *made]))
-        _run(self.parts[1], values)
-        return _read(values, self.late)
+        return jax.core.eval_jaxpr(self.parts[1], self.consts, *picked, *made)
 
-    def _constants(self):
-        return dict(zip(self.closed.jaxpr.constvars, self.closed.consts))
+
+def _at(items, n):
+    return items[:n], items[n:]
 
 
 def _cut(eqns, wanted):
     """(those that `wanted` depends on, the others), each in order."""
     wanted, parts = _variables(wanted), ([], [])
     for eqn in reversed(eqns):
-        now = not wanted.isdisjoint(eqn.outvars)
-        if now:
+        needed = not wanted.isdisjoint(eqn.outvars)
+        if needed:
             wanted |= _variables(eqn.invars)
-        parts[not now].append(eqn)
-    return [part[::-1] for part in parts]
+        parts[0 if needed else 1].append(eqn)
+    return parts[0][::-1], parts[1][::-1]
 
 
 def _variables(atoms):
     return {a for a in atoms if not isinstance(a, core.Literal)}
-
-
-def _read(values, atoms):
-    return [a.val if isinstance(a, core.Literal) else values[a] for a in atoms]
-
-
-def _run(eqns, values):
-    for eqn in eqns:
-        functions, parameters = eqn.primitive.get_bind_params(eqn.params)
-        found = eqn.primitive.bind(*functions, *_read(values, eqn.invars), **parameters)
-        values.update(zip(eqn.outvars, found if eqn.primitive.multiple_results else [found]))

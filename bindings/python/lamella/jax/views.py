@@ -16,30 +16,49 @@ from lamella.jax import native
 CPU = 1, 0  # DLPack's device type and number
 
 
-class Managed(ctypes.Structure):  # DLManagedTensor; without a deleter, as nothing is handed over
-    _fields_ = [("tensor", native.Tensor), ("owner", ctypes.c_void_p), ("deleter", ctypes.c_void_p)]
+_libc = ctypes.CDLL(None)
+_libc.malloc.restype, _libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+# A prototype of our own: ctypes.pythonapi's attributes belong to the whole process.
+_CAPSULE = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+_capsule = _CAPSULE(("PyCapsule_New", ctypes.pythonapi))
+_NAME = b"dltensor"  # the capsule points to it
 
 
-_capsule = ctypes.pythonapi.PyCapsule_New
-_capsule.restype, _capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-_NAME = b"dltensor"
+class Managed(ctypes.Structure):
+    """DLManagedTensor, with its dimensions. XLA frees it, by free itself: that may be on a thread
+    of its own, and after Python has gone."""
+
+    _fields_ = [
+        ("tensor", native.Tensor),
+        ("owner", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+        ("dims", ctypes.c_int64 * native.MAX_DIMS),
+    ]
 
 
 class Lender:
     """What jax.numpy.from_dlpack asks for a view's memory."""
 
     def __init__(self, view):
-        shape = view.shape
-        self._dims = (ctypes.c_int64 * len(shape))(*shape)
-        kind = native.DataType(view.dtype & 0xFF, view.dtype >> 8, 1)
-        tensor = native.Tensor(view.data, *CPU, len(shape), kind, self._dims, None, 0)
-        self._managed = Managed(tensor, None, None)
+        self.view = view
 
     def __dlpack__(self, **_):
-        return _capsule(ctypes.addressof(self._managed), _NAME, None)
+        at = _libc.malloc(ctypes.sizeof(Managed))
+        managed, shape, dtype = Managed.from_address(at), self.view.shape, self.view.dtype
+        managed.dims[: len(shape)] = shape
+        dims = ctypes.cast(at + Managed.dims.offset, ctypes.POINTER(ctypes.c_int64))
+        kind = native.DataType(dtype & 0xFF, dtype >> 8, 1)
+        managed.tensor = native.Tensor(self.view.data, *CPU, len(shape), kind, dims, None, 0)
+        managed.owner, managed.deleter = None, ctypes.cast(_libc.free, ctypes.c_void_p)
+        return _capsule(at, _NAME, None)
 
     def __dlpack_device__(self):
         return CPU
+
+
+def device():
+    """Where JAX takes borrowed arrays to be."""
+    return jax.local_devices(backend="cpu")[0]
 
 
 def borrow(view):
