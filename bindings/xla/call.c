@@ -6,6 +6,7 @@
  * (s32 [1]). Results are the row's outputs, then that token. An optional tensor of shape [0] is
  * absent. The attribute `transposed` is a bitmask over inputs, then outputs: that buffer is [K, N]
  * where the row speaks of [N, K].
+ * On CUDA the work goes onto XLA's stream, the device is the one that holds the first buffer.
  * Invariant: nothing is copied or allocated; whatever is wrong becomes an XLA error with Lamella's
  * own message.
  * Leaves all checks of tensors and values to lam_run. */
@@ -13,12 +14,15 @@
 #include <string.h>
 
 #include "bindings/xla/call.h"
+#include "bindings/xla/cuda.h"
 #include "bindings/xla/row.h"
 
 typedef struct xla_call {
   const xla_row *row;
   const char *name; /* in the words, for messages */
   const xla_frame *frame;
+  DLDevice device;
+  void *stream;
   int n_token; /* 1: the binding's own token follows the row's tensors */
   int64_t transposed;
   DLTensor tensors[2 * XLA_MAX_TENSORS];
@@ -64,7 +68,7 @@ static bool is_absent(const xla_buffer *b) { return b->rank == 1 && b->dims[0] =
 static bool bind_buffer(xla_call *c, int which, const xla_buffer *b, complaint *why) {
   DLTensor *t = &c->tensors[which];
   *t = (DLTensor){
-      .data = b->data, .device = {kDLCPU, 0}, .ndim = (int32_t)b->rank, .shape = b->dims};
+      .data = b->data, .device = c->device, .ndim = (int32_t)b->rank, .shape = b->dims};
   if (!to_dlpack(b->dtype, &t->dtype)) {
     snprintf(why->text, sizeof why->text, "buffer %d has XLA's element type %d, which is not known",
              which, (int)b->dtype);
@@ -110,10 +114,13 @@ static bool bind_outputs(xla_call *c, complaint *why) {
   return true;
 }
 
-static void pass_token(const xla_call *c) {
-  if (!c->n_token) return;
+static bool pass_token(const xla_call *c) {
+  if (!c->n_token) return true;
   const xla_buffer *to = c->frame->rets.values[c->row->n_out];
-  if (to->data) *(float *)to->data = 0;
+  if (!to->data) return true;
+  if (c->device.device_type == kDLCUDA) return xla_cuda_clear(to->data, c->stream);
+  *(float *)to->data = 0;
+  return true;
 }
 
 /* -- attributes -- */
@@ -176,14 +183,36 @@ static bool bind_attrs(xla_call *c, complaint *why) {
 
 /* -- the call -- */
 
+/* Where: the CPU; or a device, and the stream that XLA's own work before and after is on. */
+static xla_error *find_place(xla_call *c, xla_platform platform) {
+  c->device = (DLDevice){kDLCPU, 0};
+  c->stream = NULL;
+  if (platform == XLA_PLATFORM_CPU) return NULL;
+  const xla_values *args = &c->frame->args;
+  const void *memory = NULL;
+  for (int64_t i = 0; i < args->size && !memory; i++)
+    memory = ((const xla_buffer *)args->values[i])->data;
+  xla_stream_get_args get = {sizeof get, NULL, c->frame->context, NULL};
+  xla_error *error = c->frame->api->stream_get(&get); /* XLA's to free, as this call's own */
+  c->device = (DLDevice){kDLCUDA, xla_cuda_device_of(memory)};
+  c->stream = get.stream;
+  return error;
+}
+
 /* Where one process holds several ranks, the last argument says whose call this is: XLA's threads
  * are none of them. */
-static lam_status take_rank(const xla_call *c) {
+static xla_error *take_rank(const xla_call *c) {
   const int64_t at = c->row->n_in + c->n_token;
-  if (c->frame->args.size <= at || c->row->group < 0) return LAM_OK;
+  if (c->frame->args.size <= at || c->row->group < 0) return NULL;
   const xla_buffer *rank = c->frame->args.values[at];
   const int64_t group = c->attrs[c->row->group].v.i;
-  return group ? lam_group_use(group, *(const int32_t *)rank->data) : LAM_OK;
+  if (!group) return NULL;
+  if (c->device.device_type == kDLCUDA)
+    return make_error(c->frame, LAM_UNIMPLEMENTED,
+                      "several ranks in one process: on CUDA the rank lies in the device's memory, "
+                      "and reading it would wait for the stream; use one process for each rank");
+  const lam_status status = lam_group_use(group, *(const int32_t *)rank->data);
+  return status == LAM_OK ? NULL : library_error(c->frame, status);
 }
 
 static bool bind(xla_call *c, complaint *why) {
@@ -197,24 +226,30 @@ static xla_error *complain(const xla_call *c, const complaint *why) {
   return make_error(c->frame, LAM_INVALID_ARGUMENT, text);
 }
 
-static xla_error *run(uint32_t op, const xla_frame *frame) {
+static lam_status run_bound(xla_call *c, uint32_t op) {
+  lam_call call = LAM_CALL_INIT;
+  call.op = op;
+  call.inputs = c->inputs, call.n_inputs = (uint32_t)c->row->n_in;
+  call.outputs = c->outputs, call.n_outputs = (uint32_t)c->row->n_out;
+  call.attrs = c->attrs, call.n_attrs = (uint32_t)c->row->n_attrs;
+  call.stream = c->stream;
+  return lam_run(NULL, &call);
+}
+
+static xla_error *run(uint32_t op, xla_platform platform, const xla_frame *frame) {
   xla_call c;
   complaint why;
   c.frame = frame;
   c.row = xla_row_find(op);
   if (!c.row) return make_error(frame, LAM_UNIMPLEMENTED, "the library has no such operator");
   c.n_token = c.row->communicates && !c.row->own_token;
-  if (!bind(&c, &why)) return complain(&c, &why);
-
-  lam_call call = LAM_CALL_INIT;
-  call.op = op;
-  call.inputs = c.inputs, call.n_inputs = (uint32_t)c.row->n_in;
-  call.outputs = c.outputs, call.n_outputs = (uint32_t)c.row->n_out;
-  call.attrs = c.attrs, call.n_attrs = (uint32_t)c.row->n_attrs;
-  lam_status status = take_rank(&c);
-  if (status == LAM_OK) status = lam_run(NULL, &call);
+  xla_error *error = find_place(&c, platform);
+  if (!error && !bind(&c, &why)) error = complain(&c, &why);
+  if (!error) error = take_rank(&c);
+  if (error) return error;
+  const lam_status status = run_bound(&c, op);
   if (status != LAM_OK) return library_error(frame, status);
-  pass_token(&c);
+  if (!pass_token(&c)) return make_error(frame, LAM_UNAVAILABLE, "CUDA did not write a token");
   return NULL;
 }
 
@@ -228,7 +263,7 @@ static bool answer_metadata(const xla_frame *frame) {
   return true;
 }
 
-xla_error *xla_call_run(uint32_t op, xla_frame *frame) {
+xla_error *xla_call_run(uint32_t op, xla_platform platform, xla_frame *frame) {
   if (answer_metadata(frame)) return NULL;
-  return frame->stage == XLA_STAGE_EXECUTE ? run(op, frame) : NULL;
+  return frame->stage == XLA_STAGE_EXECUTE ? run(op, platform, frame) : NULL;
 }

@@ -5,6 +5,9 @@
 
 #include "bindings/xla/ffi.h"
 
-xla_error *xla_call_run(uint32_t op, xla_frame *frame); /* NULL: it went well */
+typedef enum xla_platform { XLA_PLATFORM_CPU, XLA_PLATFORM_CUDA } xla_platform;
+
+/* NULL: it went well. */
+xla_error *xla_call_run(uint32_t op, xla_platform platform, xla_frame *frame);
 
 #endif

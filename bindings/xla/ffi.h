@@ -44,12 +44,21 @@ typedef struct xla_error_create_args {
   int32_t code; /* an Abseil code */
 } xla_error_create_args;
 
-typedef struct xla_api { /* longer in every version; only this slot is used */
+typedef struct xla_stream_get_args {
+  size_t struct_size;
+  xla_extension *extension_start;
+  void *context;
+  void *stream; /* out; on CUDA a CUstream */
+} xla_stream_get_args;
+
+typedef struct xla_api { /* longer in every version; two slots are used */
   size_t struct_size;
   xla_extension *extension_start;
   xla_api_version api_version;
   const void *internal_api;
   xla_error *(*error_create)(xla_error_create_args *args);
+  const void *unused[3]; /* Error_GetMessage, Error_Destroy, Handler_Register */
+  xla_error *(*stream_get)(xla_stream_get_args *args);
 } xla_api;
 
 typedef struct xla_buffer { /* dense, row-major */
@@ -131,7 +140,9 @@ _Static_assert(sizeof(xla_api_version) == 24, "XLA_FFI_Api_Version");
 _Static_assert(offsetof(xla_metadata, traits) == 32, "XLA_FFI_Metadata");
 _Static_assert(offsetof(xla_metadata_extension, metadata) == 24, "XLA_FFI_Metadata_Extension");
 _Static_assert(offsetof(xla_error_create_args, code) == 24, "XLA_FFI_Error_Create_Args");
+_Static_assert(offsetof(xla_stream_get_args, stream) == 24, "XLA_FFI_Stream_Get_Args");
 _Static_assert(offsetof(xla_api, error_create) == 48, "XLA_FFI_Api");
+_Static_assert(offsetof(xla_api, stream_get) == 80, "XLA_FFI_Api");
 _Static_assert(sizeof(xla_buffer) == 48, "XLA_FFI_Buffer");
 _Static_assert(sizeof(xla_values) == 40, "XLA_FFI_Args, XLA_FFI_Rets");
 _Static_assert(sizeof(xla_attrs) == 48, "XLA_FFI_Attrs");

@@ -1,11 +1,13 @@
 /* frame_test.c: the FFI handlers under frames that this test makes, as runtimes of several API
  * versions would: without JAX, and with mistakes that JAX does not make.
  * Leaves what JAX itself does with them to test_jax.py. */
+#include <dlfcn.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "bindings/xla/call.h"
+#include "bindings/xla/cuda.h"
 #include "bindings/xla/row.h"
 #include "tests/check.h"
 
@@ -23,9 +25,18 @@ static xla_error *create_error(xla_error_create_args *args) {
   return e;
 }
 
+/* What CUDA's runtime gives; the CPU's has an error in its place. */
+static void *stream = NULL;
+static xla_error *get_stream(xla_stream_get_args *args) {
+  if (!stream) return create_error(&(xla_error_create_args){40, NULL, "no stream", 12});
+  args->stream = stream;
+  return NULL;
+}
+
 static const xla_api runtime = {.struct_size = 48 + 12 * sizeof(void *),
                                 .api_version = {24, NULL, 0, 3},
-                                .error_create = create_error};
+                                .error_create = create_error,
+                                .stream_get = get_stream};
 
 #define MOST 12
 typedef struct frame {
@@ -86,12 +97,17 @@ static void add_string(frame *f, const char *name, const char *text, size_t n) {
   f->attr_at[i] = &f->strings[i];
 }
 
-static void check_fails(frame *f, uint32_t op, int32_t code, const char *part) {
-  xla_error *e = xla_call_run(op, &f->f);
+static void check_fails_on(xla_platform platform, frame *f, uint32_t op, int32_t code,
+                           const char *part) {
+  xla_error *e = xla_call_run(op, platform, &f->f);
   if (!CHECK(e != NULL)) return;
   CHECK_EQ(e->code, code);
   CHECK_CONTAINS(e->text, part);
   free(e);
+}
+
+static void check_fails(frame *f, uint32_t op, int32_t code, const char *part) {
+  check_fails_on(XLA_PLATFORM_CPU, f, op, code, part);
 }
 
 /* x [2, 3] w [3, 2] in JAX's order -> y [2, 2] */
@@ -116,7 +132,7 @@ TEST(xla, tells_every_runtime_that_it_was_made_for_api_0_1) {
     xla_metadata_extension e = {{sizeof e, XLA_EXTENSION_METADATA, NULL}, &answer.m};
     xla_frame f = {.struct_size = sizeof f, .extension_start = &e.base};
     f.api = with_api ? &runtime : NULL;
-    CHECK(xla_call_run(LAM_OP_linear, &f) == NULL);
+    CHECK(xla_call_run(LAM_OP_linear, XLA_PLATFORM_CPU, &f) == NULL);
     CHECK_EQ(answer.m.api_version.major_version, 0);
     CHECK_EQ(answer.m.api_version.minor_version, 1);
     CHECK_EQ(answer.m.traits, 0);
@@ -129,7 +145,7 @@ TEST(xla, reads_a_transposed_weight_where_it_lies) {
   linear(&f);
   add_string(&f, "act", "relu2", 4); /* without a NUL: relu */
   add_int(&f, "transposed", 2);
-  CHECK(xla_call_run(LAM_OP_linear, &f.f) == NULL);
+  CHECK(xla_call_run(LAM_OP_linear, XLA_PLATFORM_CPU, &f.f) == NULL);
   const float want[] = {1 + 3, 2 + 3, 4 + 6, 5 + 6};
   CHECK_SAME_BITS(y, want, sizeof want);
 }
@@ -139,7 +155,7 @@ TEST(xla, does_nothing_before_the_execute_stage) {
   linear(&f);
   f.f.args.size = 0; /* would be refused */
   for (f.f.stage = 0; f.f.stage < XLA_STAGE_EXECUTE; f.f.stage++)
-    CHECK(xla_call_run(LAM_OP_linear, &f.f) == NULL);
+    CHECK(xla_call_run(LAM_OP_linear, XLA_PLATFORM_CPU, &f.f) == NULL);
 }
 
 TEST(xla, hands_on_the_librarys_words_and_its_code) {
@@ -188,6 +204,56 @@ TEST(xla, knows_every_row_as_the_library_does) {
   }
 }
 
+/* -- CUDA, by a driver that says all memory is device 3's. The library has no such device: what is
+ * shown is what the handler hands on -- */
+
+static void load_driver(void) {
+  REQUIRE(dlopen("tests/bindings/jax/libcuda.so.1", RTLD_NOW) != NULL);
+}
+
+TEST(xla, on_cuda_tensors_are_on_the_device_that_holds_them) {
+  frame f;
+  linear(&f);
+  load_driver();
+  stream = &f;
+  const char *refused = "x: it lies on cuda:3, which this build does not support";
+  check_fails_on(XLA_PLATFORM_CUDA, &f, LAM_OP_linear, LAM_INVALID_ARGUMENT, refused);
+}
+
+TEST(xla, on_cuda_a_runtime_without_a_stream_is_an_error_of_its_own) {
+  frame f;
+  linear(&f);
+  add_int(&f, "transposed", 2);
+  load_driver();
+  stream = NULL;
+  check_fails_on(XLA_PLATFORM_CUDA, &f, LAM_OP_linear, 12, "no stream");
+  CHECK(xla_call_run(LAM_OP_linear, XLA_PLATFORM_CPU, &f.f) == NULL); /* it asks for none */
+}
+
+TEST(xla, on_cuda_a_ranks_number_is_not_read_from_the_device) {
+  frame f;
+  float token[1] = {0};
+  frame_init(&f);
+  load_driver();
+  stream = &f;
+  add_in(&f, XLA_F32, x, 2, 3);
+  add_in(&f, XLA_F32, token, 1, -1);
+  add_in(&f, XLA_S32, (void *)16, 1, -1); /* would crash */
+  add_out(&f, XLA_F32, y, 2, 3);
+  add_out(&f, XLA_F32, token, 1, -1);
+  add_int(&f, "group", 5);
+  check_fails_on(XLA_PLATFORM_CUDA, &f, LAM_OP_all_reduce, LAM_UNIMPLEMENTED,
+                 "use one process for each rank");
+}
+
+TEST(xla, on_cuda_a_token_is_written_on_the_stream) {
+  float word = 1;
+  load_driver();
+  CHECK(xla_cuda_clear(&word, &word));
+  CHECK_EQ(word, 0);
+  CHECK(!xla_cuda_clear(&word, NULL)); /* the driver says no */
+}
+
 /* -- ranks of one process, on threads that are none of them -- */
 
 typedef struct ranks {
@@ -217,7 +283,7 @@ static void reduce_as(ranks *r, int32_t rank) {
   add_out(&f, XLA_F32, &r->sum[rank], 1, -1);
   add_out(&f, XLA_F32, token, 1, -1);
   add_int(&f, "group", r->handle);
-  CHECK(xla_call_run(LAM_OP_all_reduce, &f.f) == NULL);
+  CHECK(xla_call_run(LAM_OP_all_reduce, XLA_PLATFORM_CPU, &f.f) == NULL);
 }
 
 static void reduce_both_ways(int thread, int size, void *arg) {

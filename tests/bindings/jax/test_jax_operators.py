@@ -218,6 +218,12 @@ def test_packed_weights_pass_through(draw):
     close(jax.jit(lj.linear)(x, packed), x @ w)
 
 
+def test_a_program_for_cuda_calls_the_same_target(draw):
+    """Compiled only: there is no CUDA here. The handlers' own logic is frame_test's."""
+    traced = jax.jit(lj.linear).trace(draw(3, 5), draw(5, 4))
+    assert "custom_call @lamella_linear(" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
 # -- refusals --
 
 

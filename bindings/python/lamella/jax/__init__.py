@@ -36,9 +36,10 @@ _HIDDEN = ("group", "acc")
 def _register():
     """Every row as an FFI target. JAX's backends are not touched: jax.distributed comes first."""
     _, adapter = _native.libraries()
-    for name in _rows.table():
-        handler = jax.ffi.pycapsule(getattr(adapter, "lam_xla_" + name))
-        jax.ffi.register_ffi_target(_call.PREFIX + name, handler, platform="cpu", api_version=1)
+    for prefix, platform in (("lam_xla_", "cpu"), ("lam_xla_cuda_", "CUDA")):
+        for name in _rows.table():
+            handler, target = jax.ffi.pycapsule(getattr(adapter, prefix + name)), _call.PREFIX + name
+            jax.ffi.register_ffi_target(target, handler, platform=platform, api_version=1)
 
 
 def _attr(row, attr, value):
