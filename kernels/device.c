@@ -2,10 +2,9 @@
  *
  * Invariant: a slot is entered only past enter(): so a missing cell, an injected fault and a traced
  * call are alike for all devices and slots.
- * Leaves checks of users' tensors to plugin/core; what is asserted here is a bug of the caller. */
+ * Leaves checks of users' tensors to plugin/core; operands that do not fit together are a bug of
+ * ours, which a host lives through. */
 #include "kernels/device.h"
-
-#include <assert.h>
 
 static const struct {
   const char *name;
@@ -22,7 +21,6 @@ const char *lam_dtype_name(lam_dtype t) {
 }
 
 lam_matrix lam_matrix_rows(lam_matrix m, int64_t first, int64_t n) {
-  assert(!m.packed && first >= 0 && n >= 0 && first + n <= m.rows);
   m.data = (char *)m.data + first * m.row_stride * lam_dtype_bytes(m.dtype);
   m.rows = n;
   return m;
@@ -36,8 +34,10 @@ lam_matrix lam_matrix_cols(lam_matrix m, int64_t first, int64_t n) {
 
 lam_device_hook lam_device_on_call = NULL;
 
-static lam_status enter(const lam_device *d, bool has_slot, const char *slot) {
+static lam_status enter(const lam_device *d, bool has_slot, const char *slot, bool fits) {
   if (!has_slot) return lam_fail(LAM_UNIMPLEMENTED, "%s has no %s", d->name, slot);
+  if (!fits)
+    return lam_fail(LAM_INTERNAL, "%s %s: its operands do not fit together", d->name, slot);
   return lam_device_on_call ? lam_device_on_call(d, slot) : LAM_OK;
 }
 
@@ -47,80 +47,80 @@ static inline bool same_shape(lam_matrix a, lam_matrix b) {
 
 lam_status lam_device_gemm(const lam_device *d, const lam_workers *w, const lam_gemm *g,
                            void *stream) {
-  assert(w && g->a.cols == g->b.cols && g->d.rows == g->a.rows && g->d.cols == g->b.rows);
-  assert(!lam_matrix_here(g->aux) || same_shape(g->aux, g->d));
-  assert(!g->accumulate || (g->act == LAM_ACT_NONE && !lam_matrix_here(g->aux)));
-  LAM_TRY(enter(d, d->gemm && d->gemm->run, "gemm"));
+  const bool fits = g->a.cols == g->b.cols && g->d.rows == g->a.rows && g->d.cols == g->b.rows &&
+                    (!lam_matrix_here(g->aux) || same_shape(g->aux, g->d)) &&
+                    (!g->accumulate || (g->act == LAM_ACT_NONE && !lam_matrix_here(g->aux)));
+  LAM_TRY(enter(d, d->gemm && d->gemm->run, "gemm", fits));
   return d->gemm->run(w, g, stream);
 }
 
 lam_status lam_device_copy(const lam_device *d, const lam_workers *w, lam_matrix from,
                            lam_matrix to, void *stream) {
-  assert(w && same_shape(from, to) && !from.packed && !to.packed);
-  LAM_TRY(enter(d, d->memory && d->memory->copy, "copy"));
+  const bool fits = same_shape(from, to) && !from.packed && !to.packed;
+  LAM_TRY(enter(d, d->memory && d->memory->copy, "copy", fits));
   return d->memory->copy(w, from, to, stream);
 }
 
 lam_status lam_device_pack(const lam_device *d, const lam_workers *w, lam_matrix weight, int side,
                            void *packed, int64_t cols, void *stream) {
-  assert(w && !weight.packed && (side == 0 || side == 1));
-  LAM_TRY(enter(d, d->gemm && d->gemm->pack, "pack"));
+  const bool fits = (w && !weight.packed && (side == 0 || side == 1));
+  LAM_TRY(enter(d, d->gemm && d->gemm->pack, "pack", fits));
   return d->gemm->pack(w, weight, side, packed, cols, stream);
 }
 
 lam_status lam_device_packed_cols(const lam_device *d, lam_dtype dtype, int64_t n, int64_t k,
                                   int side, int64_t *out_cols) {
   *out_cols = 0;
-  LAM_TRY(enter(d, d->gemm && d->gemm->packed_cols, "packed_cols"));
+  LAM_TRY(enter(d, d->gemm && d->gemm->packed_cols, "packed_cols", true));
   return d->gemm->packed_cols(dtype, n, k, side, out_cols);
 }
 
 lam_status lam_device_packed_open(const lam_device *d, const void *packed, uint64_t bytes,
                                   int *side, lam_dtype *dtype, int64_t *n, int64_t *k) {
-  LAM_TRY(enter(d, d->gemm && d->gemm->packed_open, "packed_open"));
+  LAM_TRY(enter(d, d->gemm && d->gemm->packed_open, "packed_open", true));
   return d->gemm->packed_open(packed, bytes, side, dtype, n, k);
 }
 
 lam_status lam_device_act(const lam_device *d, const lam_workers *w, lam_act act, bool gated,
                           lam_matrix z, lam_matrix y, void *stream) {
-  assert(w && z.rows == y.rows && z.cols == y.cols * (gated ? 2 : 1));
-  LAM_TRY(enter(d, d->vector && d->vector->act, "act"));
+  const bool fits = z.rows == y.rows && z.cols == y.cols * (gated ? 2 : 1);
+  LAM_TRY(enter(d, d->vector && d->vector->act, "act", fits));
   return d->vector->act(w, act, gated, z, y, stream);
 }
 
 lam_status lam_device_act_bwd(const lam_device *d, const lam_workers *w, lam_act act, bool gated,
                               lam_matrix dy, lam_matrix z, lam_matrix dz, void *stream) {
-  assert(w && same_shape(z, dz) && z.rows == dy.rows && z.cols == dy.cols * (gated ? 2 : 1));
-  LAM_TRY(enter(d, d->vector && d->vector->act_bwd, "act_bwd"));
+  const bool fits = same_shape(z, dz) && z.rows == dy.rows && z.cols == dy.cols * (gated ? 2 : 1);
+  LAM_TRY(enter(d, d->vector && d->vector->act_bwd, "act_bwd", fits));
   return d->vector->act_bwd(w, act, gated, dy, z, dz, stream);
 }
 
 lam_status lam_device_sum(const lam_device *d, const lam_workers *w, const lam_matrix *parts, int n,
                           lam_matrix bias, lam_matrix residual, lam_matrix y, void *stream) {
-  assert(w && n > 0 && same_shape(parts[0], y) && same_shape(parts[n - 1], y));
-  assert(!lam_matrix_here(residual) || same_shape(residual, y));
-  LAM_TRY(enter(d, d->vector && d->vector->sum, "sum"));
+  const bool fits = n > 0 && same_shape(parts[0], y) && same_shape(parts[n - 1], y) &&
+                    (!lam_matrix_here(residual) || same_shape(residual, y));
+  LAM_TRY(enter(d, d->vector && d->vector->sum, "sum", fits));
   return d->vector->sum(w, parts, n, bias, residual, y, stream);
 }
 
 lam_status lam_device_column_sum(const lam_device *d, const lam_workers *w, lam_matrix dy,
                                  lam_matrix db, bool accumulate, void *stream) {
-  assert(w && db.rows * db.cols == dy.cols);
-  LAM_TRY(enter(d, d->vector && d->vector->column_sum, "column_sum"));
+  const bool fits = db.rows * db.cols == dy.cols;
+  LAM_TRY(enter(d, d->vector && d->vector->column_sum, "column_sum", fits));
   return d->vector->column_sum(w, dy, db, accumulate, stream);
 }
 
 lam_status lam_device_encode(const lam_device *d, const lam_workers *w, int codec, lam_matrix x,
                              void *coded, void *stream) {
-  assert(w && !x.packed);
-  LAM_TRY(enter(d, d->vector && d->vector->encode, "encode"));
+  const bool fits = !x.packed;
+  LAM_TRY(enter(d, d->vector && d->vector->encode, "encode", fits));
   return d->vector->encode(w, codec, x, coded, stream);
 }
 
 lam_status lam_device_decode(const lam_device *d, const lam_workers *w, int codec,
                              const void *coded, lam_matrix y, void *stream) {
-  assert(w && !y.packed);
-  LAM_TRY(enter(d, d->vector && d->vector->decode, "decode"));
+  const bool fits = !y.packed;
+  LAM_TRY(enter(d, d->vector && d->vector->decode, "decode", fits));
   return d->vector->decode(w, codec, coded, y, stream);
 }
 
@@ -133,40 +133,40 @@ static inline bool same_count(lam_matrix per_token, int64_t n) {
 lam_status lam_device_find_outside(const lam_device *d, const lam_workers *w, lam_matrix ids,
                                    int64_t total, const int64_t *ignored, lam_outside *out,
                                    void *stream) {
-  assert(w && total >= 0);
-  LAM_TRY(enter(d, d->vocab && d->vocab->find_outside, "find_outside"));
+  const bool fits = total >= 0;
+  LAM_TRY(enter(d, d->vocab && d->vocab->find_outside, "find_outside", fits));
   return d->vocab->find_outside(w, ids, total, ignored, out, stream);
 }
 
 lam_status lam_device_gather(const lam_device *d, const lam_workers *w, lam_matrix weight,
                              lam_matrix ids, int64_t first, lam_matrix y, void *stream) {
-  assert(w && weight.cols == y.cols && weight.dtype == y.dtype && same_count(ids, y.rows));
-  LAM_TRY(enter(d, d->vocab && d->vocab->gather, "gather"));
+  const bool fits = weight.cols == y.cols && weight.dtype == y.dtype && same_count(ids, y.rows);
+  LAM_TRY(enter(d, d->vocab && d->vocab->gather, "gather", fits));
   return d->vocab->gather(w, weight, ids, first, y, stream);
 }
 
 lam_status lam_device_scatter(const lam_device *d, const lam_workers *w, lam_matrix dy,
                               lam_matrix ids, int64_t first, int64_t *links, lam_matrix dw,
                               bool accumulate, void *stream) {
-  assert(w && dy.cols == dw.cols && same_count(ids, dy.rows));
-  LAM_TRY(enter(d, d->vocab && d->vocab->scatter, "scatter"));
+  const bool fits = dy.cols == dw.cols && same_count(ids, dy.rows);
+  LAM_TRY(enter(d, d->vocab && d->vocab->scatter, "scatter", fits));
   return d->vocab->scatter(w, dy, ids, first, links, dw, accumulate, stream);
 }
 
 lam_status lam_device_softmax_parts(const lam_device *d, const lam_workers *w, lam_matrix logits,
                                     lam_matrix targets, int64_t first, lam_softmax_part *parts,
                                     void *stream) {
-  assert(w && same_count(targets, logits.rows));
-  LAM_TRY(enter(d, d->vocab && d->vocab->softmax_parts, "softmax_parts"));
+  const bool fits = same_count(targets, logits.rows);
+  LAM_TRY(enter(d, d->vocab && d->vocab->softmax_parts, "softmax_parts", fits));
   return d->vocab->softmax_parts(w, logits, targets, first, parts, stream);
 }
 
 lam_status lam_device_cross_entropy(const lam_device *d, const lam_workers *w,
                                     const lam_softmax_part *parts, int n_parts, lam_matrix targets,
                                     int64_t ignore, lam_matrix loss, lam_matrix lse, void *stream) {
-  assert(w && n_parts > 0 && same_count(targets, loss.rows * loss.cols));
-  assert(same_count(lse, loss.rows * loss.cols));
-  LAM_TRY(enter(d, d->vocab && d->vocab->cross_entropy, "cross_entropy"));
+  const bool fits = n_parts > 0 && same_count(targets, loss.rows * loss.cols) &&
+                    same_count(lse, loss.rows * loss.cols);
+  LAM_TRY(enter(d, d->vocab && d->vocab->cross_entropy, "cross_entropy", fits));
   return d->vocab->cross_entropy(w, parts, n_parts, targets, ignore, loss, lse, stream);
 }
 
@@ -174,9 +174,9 @@ lam_status lam_device_cross_entropy_bwd(const lam_device *d, const lam_workers *
                                         lam_matrix logits, lam_matrix targets, lam_matrix lse,
                                         int64_t first, int64_t ignore, lam_matrix dlogits,
                                         void *stream) {
-  assert(w && same_shape(logits, dlogits) && same_count(dloss, logits.rows));
-  assert(same_count(targets, logits.rows) && same_count(lse, logits.rows));
-  LAM_TRY(enter(d, d->vocab && d->vocab->cross_entropy_bwd, "cross_entropy_bwd"));
+  const bool fits = same_shape(logits, dlogits) && same_count(dloss, logits.rows) &&
+                    same_count(targets, logits.rows) && same_count(lse, logits.rows);
+  LAM_TRY(enter(d, d->vocab && d->vocab->cross_entropy_bwd, "cross_entropy_bwd", fits));
   return d->vocab->cross_entropy_bwd(w, dloss, logits, targets, lse, first, ignore, dlogits,
                                      stream);
 }

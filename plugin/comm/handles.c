@@ -18,6 +18,7 @@ typedef struct entry {
 } entry;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
 static entry *entries; /* these three under `lock` */
 static int n_entries, room;
 static _Atomic uint64_t version; /* of the table: a thread's last find is good while it stays */
@@ -52,8 +53,14 @@ static uint64_t this_thread(void) {
   return number;
 }
 
+/* A child that is forked finds the table whole and free, whatever other threads were at. */
+static void hold(void) { pthread_mutex_lock(&lock); }
+static void let_go(void) { pthread_mutex_unlock(&lock); }
+static void watch_forks(void) { pthread_atfork(hold, let_go, let_go); }
+
 lam_status lam_group_register(lam_group *g) {
   lam_status status = LAM_OK;
+  pthread_once(&once, watch_forks);
   pthread_mutex_lock(&lock);
   if (n_entries == room) {
     entry *more = realloc(entries, (size_t)(room ? 2 * room : 16) * sizeof *more);

@@ -25,8 +25,14 @@ static uint64_t round_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * t
 /* ---- Mappings -------------------------------------------------------------------------------- */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
 static shm_arena *arenas;    /* of this process, under `lock` */
 static uint64_t last_serial; /* under `lock` */
+
+/* A child that is forked finds the list whole and free, whatever other threads were at. */
+static void hold(void) { pthread_mutex_lock(&lock); }
+static void let_go(void) { pthread_mutex_unlock(&lock); }
+static void watch_forks(void) { pthread_atfork(hold, let_go, let_go); }
 
 /* Maps fd and lists the arena; keep_fd: it becomes the arena's. */
 static lam_status arena_add(int fd, bool own, shm_arena **out) {
@@ -41,6 +47,7 @@ static lam_status arena_add(int fd, bool own, shm_arena **out) {
   a->own = own;
   a->fd = own ? fd : -1;
   a->refs = 1;
+  pthread_once(&once, watch_forks);
   pthread_mutex_lock(&lock);
   a->serial = ++last_serial;
   a->next = arenas;

@@ -199,7 +199,8 @@ lam_status lam_shm_world_use(const lam_world *w) {
   return lam_shm_world_is_ours(w)
              ? LAM_OK
              : lam_fail(LAM_FAILED_PRECONDITION,
-                        "group: it belongs to the process that forked this one");
+                        "group: it belongs to the process that forked this one: make groups after "
+                        "the fork");
 }
 
 bool lam_shm_peer_died(const lam_world *w, int rank) {

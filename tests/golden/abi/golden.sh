@@ -54,6 +54,15 @@ needs_only_the_allowed() {
 is_called_liblamella() { readelf -d $library | grep -q '(SONAME).*\[liblamella.so.0\]'; }
 stays_loaded() { readelf -d $library | grep -q 'FLAGS_1.*NODELETE'; }
 
+# What would end the host's process, change its signals, or start threads or processes of our own.
+not_the_librarys="exit|_exit|_Exit|quick_exit|abort|__assert_fail|raise|t?g?kill|pthread_kill|signal\
+|sigaction|sigprocmask|pthread_sigmask|sigaltstack|pthread_create|fork|vfork|exec.*|posix_spawn.*\
+|system|popen|setenv|putenv|unsetenv|setlocale|chdir|umask|longjmp|siglongjmp"
+leaves_the_process_to_its_host() {
+  ! nm -D --undefined-only $library | awk '{sub("@.*", "", $2); print $2}' |
+    grep -xE "$not_the_librarys"
+}
+
 same_abi() { abidiff --no-added-syms "$1" $library; }
 same_abi_as_baseline() { same_abi $here/lamella.abi; }
 # So that the check before it can be believed: a baseline where one field lies elsewhere must fail.
@@ -73,6 +82,7 @@ check() {
   claim needs_no_library_but_the_allowed needs_only_the_allowed
   claim has_its_soname is_called_liblamella
   claim stays_loaded stays_loaded
+  claim leaves_the_process_to_its_host leaves_the_process_to_its_host
   if command -v abidiff > /dev/null; then
     claim types_are_those_of_the_baseline same_abi_as_baseline
     claim a_moved_field_is_found a_moved_field_is_found

@@ -27,6 +27,15 @@ TEST(device, missing_slots_are_named) {
   CHECK_STR(lam_last_error(), "stone has no act");
 }
 
+TEST(device, operands_that_do_not_fit_are_an_error_of_ours_that_a_host_survives) {
+  rng r = {seed()};
+  box a = box_random(&r, 3, 5, LAM_F32, BY_ROWS), b = box_random(&r, 4, 6, LAM_F32, BY_ROWS);
+  const lam_gemm g = {.a = a.m, .b = b.m, .d = a.m};
+  CHECK_STATUS(lam_device_gemm(&lam_device_cpu, workers(ALONE), &g, NULL), LAM_INTERNAL);
+  CHECK_STR(lam_last_error(), "cpu gemm: its operands do not fit together");
+  box_free(&a), box_free(&b);
+}
+
 static int n_calls;
 static char last_slot[32];
 static lam_status fail_sums(const lam_device *d, const char *slot) {
