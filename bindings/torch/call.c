@@ -10,9 +10,7 @@
 
 #include <string.h>
 
-#include "bindings/torch/torch_abi.h"
-
-#define MAX_DIMS 8
+#include "bindings/torch/tensor.h"
 
 typedef struct frame {
   const lam_torch_row *row;
@@ -23,136 +21,27 @@ typedef struct frame {
   lam_shape shapes[LAM_TORCH_MAX_TENSORS];
   lam_attr attrs[LAM_TORCH_MAX_ATTRS];
   lam_torch_string strings[LAM_TORCH_MAX_ATTRS];
-  int64_t ints[MAX_DIMS + 1]; /* one more than is allowed, so that the library refuses it */
+  int64_t ints[LAM_TORCH_MAX_DIMS + 1]; /* one too many is refused by the library */
   bool wanted[LAM_TORCH_MAX_TENSORS];
   const char *error;
 } frame;
 
-static bool ok(frame *f, int32_t torch_error, const char *what) {
-  if (torch_error == 0) return true;
-  f->error = what;
-  return false;
-}
-
-/* -- what torch calls things -- */
-
-static const struct {
-  size_t torch; /* the getter of torch's number, in lam_torch_abi */
-  DLDataType dlpack;
-} dtypes[] = {
-#define DTYPE(name, code, bits)                                         \
-  {                                                                     \
-    offsetof(lam_torch_abi, aoti_torch_dtype_##name), { code, bits, 1 } \
-  }
-    DTYPE(float32, kDLFloat, 32), DTYPE(bfloat16, 4, 16),      DTYPE(int64, kDLInt, 64),
-    DTYPE(int32, kDLInt, 32),     DTYPE(uint8, kDLUInt, 8),    DTYPE(float16, kDLFloat, 16),
-    DTYPE(float64, kDLFloat, 64), DTYPE(float8_e4m3fn, 10, 8), DTYPE(float8_e5m2, 12, 8),
-#undef DTYPE
-};
-#define N_DTYPES (sizeof dtypes / sizeof *dtypes)
-
-static int32_t torch_number(size_t i) {
-  int32_t (*getter)(void);
-  memcpy(&getter, (const char *)&lam_torch + dtypes[i].torch, sizeof getter);
-  return getter();
-}
-
-static bool dtype_from_torch(int32_t number, DLDataType *out) {
-  for (size_t i = 0; i < N_DTYPES; i++) {
-    if (torch_number(i) != number) continue;
-    *out = dtypes[i].dlpack;
-    return true;
-  }
-  return false;
-}
-
-static int32_t dtype_to_torch(DLDataType t) {
-  for (size_t i = 0; i < N_DTYPES; i++)
-    if (dtypes[i].dlpack.code == t.code && dtypes[i].dlpack.bits == t.bits) return torch_number(i);
-  return -1;
-}
-
-/* -- results, and contiguous copies -- */
-
-static bool empty(frame *f, int32_t ndim, const int64_t *dims, DLDataType dtype,
-                  lam_torch_tensor *out) {
-  int64_t strides[MAX_DIMS], step = 1;
-  for (int i = ndim - 1; i >= 0; i--) {
-    strides[i] = step;
-    step *= dims[i] > 1 ? dims[i] : 1;
-  }
-  return ok(f,
-            lam_torch.aoti_torch_empty_strided(ndim, dims, strides, dtype_to_torch(dtype),
-                                               lam_torch.aoti_torch_device_type_cpu(), 0, out),
-            "torch could not allocate a tensor");
+static bool ok(frame *f, const char *error) {
+  if (error) f->error = error;
+  return !error;
 }
 
 /* -- inputs -- */
 
-static bool view_of(frame *f, lam_torch_tensor t, DLTensor *out) {
-  int32_t dtype, device;
-  int64_t ndim;
-  *out = (DLTensor){.device = {kDLCPU, 0}};
-  if (lam_torch.torch_get_mutable_data_ptr(t, &out->data) ||
-      lam_torch.aoti_torch_get_dim(t, &ndim) || lam_torch.aoti_torch_get_sizes(t, &out->shape) ||
-      lam_torch.aoti_torch_get_strides(t, &out->strides) ||
-      lam_torch.aoti_torch_get_dtype(t, &dtype) || lam_torch.aoti_torch_get_device_type(t, &device))
-    return ok(f, 1, "torch could not describe a tensor");
-  if (device != lam_torch.aoti_torch_device_type_cpu())
-    return ok(f, 1, "a tensor lies on another device than the CPU");
-  if (!dtype_from_torch(dtype, &out->dtype)) return ok(f, 1, "a tensor's dtype is not supported");
-  out->ndim = (int32_t)ndim;
-  return true;
-}
-
-static bool has_elements(const DLTensor *t) {
-  for (int i = 0; i < t->ndim; i++)
-    if (t->shape[i] == 0) return false;
-  return true;
-}
-
-/* Rows of n elements side by side, one stride from each to the next: what the library reads. */
-static bool by_rows(const DLTensor *t) {
-  int64_t step = 0, count = 1; /* of the dimensions so far, without the last one */
-  const int last = t->ndim - 1;
-  if (t->shape[last] > 1 && t->strides[last] != 1) return false;
-  for (int i = last - 1; i >= 0; i--) {
-    if (t->shape[i] == 1) continue;
-    if (step ? t->strides[i] != step * count : t->strides[i] < t->shape[last]) return false;
-    if (!step) step = t->strides[i];
-    count *= t->shape[i];
-  }
-  return true;
-}
-
-static bool by_columns(const DLTensor *t) {
-  return t->ndim == 2 && t->strides[0] == 1 && t->strides[1] >= t->shape[0];
-}
-
-static bool make_contiguous(frame *f, int i) {
-  const DLTensor *t = &f->in_view[i];
-  lam_torch_tensor copy = NULL;
-  if (t->ndim > MAX_DIMS) return true; /* refused by the library, with words */
-  if (!empty(f, t->ndim, t->shape, t->dtype, &copy)) return false;
-  const bool copied =
-      ok(f, lam_torch.aoti_torch_copy_(copy, f->in[i], 0), "torch could not copy a tensor");
-  lam_torch.aoti_torch_delete_tensor_object(f->in[i]);
-  f->in[i] = copy;
-  return copied && view_of(f, copy, &f->in_view[i]);
-}
-
 /* A tensor of size 0 stands for an absent one, where one may be absent. */
 static bool give_input(frame *f, int i) {
-  const DLTensor *t = &f->in_view[i];
+  DLTensor *t = &f->in_view[i];
   if (!f->in[i]) return true;
-  if (!view_of(f, f->in[i], &f->in_view[i])) return false;
-  const bool elements = has_elements(t);
-  if (f->row->optional[i] && !elements) return true;
-  if (elements && t->ndim > 0 && !by_rows(t) && !(f->row->weight[i] && by_columns(t)) &&
-      !make_contiguous(f, i))
-    return false;
+  if (!ok(f, lam_torch_view(f->in[i], t))) return false;
+  if (f->row->optional[i] && !lam_torch_has_elements(t)) return true;
   f->in_given[i] = t;
-  return true;
+  if (t->ndim > LAM_TORCH_MAX_DIMS) return true; /* refused by the library, with words */
+  return lam_torch_readable(t, f->row->weight[i]) || ok(f, lam_torch_copy(&f->in[i], t));
 }
 
 /* -- the stack -- */
@@ -173,9 +62,8 @@ static void take_string(frame *f, int i, uint64_t value) {
   const lam_torch_string s = f->strings[i] = (lam_torch_string)(uintptr_t)value;
   size_t n = 0;
   const char *data = "";
-  if (!ok(f, lam_torch.torch_string_length(s, &n) || lam_torch.torch_string_c_str(s, &data),
-          "torch could not read a string"))
-    return;
+  if (lam_torch.torch_string_length(s, &n) || lam_torch.torch_string_c_str(s, &data))
+    f->error = "torch could not read a string";
   f->attrs[i] = (lam_attr){.type = LAM_ATTR_STRING, .n = (uint32_t)n, .v = {.s = data}};
 }
 
@@ -184,14 +72,14 @@ static void take_ints(frame *f, int i, uint64_t value) {
   size_t n = 0;
   uint64_t item = 0;
   bool read = lam_torch.torch_list_size(list, &n) == 0;
-  if (n > MAX_DIMS + 1) n = MAX_DIMS + 1;
+  if (n > LAM_TORCH_MAX_DIMS + 1) n = LAM_TORCH_MAX_DIMS + 1;
   for (size_t k = 0; k < n; k++) {
     read &= lam_torch.torch_list_get_item(list, k, &item) == 0;
     f->ints[k] = (int64_t)item;
   }
   lam_torch.torch_delete_list(list);
   f->attrs[i] = lam_attr_ints(f->ints, (uint32_t)n);
-  ok(f, !read, "torch could not read a list");
+  if (!read) f->error = "torch could not read a list";
 }
 
 static void take_attr(frame *f, int i, uint64_t value) {
@@ -238,16 +126,16 @@ static void give_back(frame *f) {
 /* -- the call -- */
 
 static bool holds(frame *f, lam_status s) {
-  if (s != LAM_OK) f->error = lam_last_error();
-  return s == LAM_OK;
+  return ok(f, s == LAM_OK ? NULL : lam_last_error());
 }
 
-static bool give_output(frame *f, int i) {
+static bool give_output(frame *f, int i, DLDevice device) {
   static const int64_t none[1] = {0};
   const lam_shape *s = &f->shapes[i];
-  if (s->ndim < 0 || !f->wanted[i]) return empty(f, 1, none, s->dtype, &f->out[i]);
-  f->out_given[i] = &f->out_view[i];
-  return empty(f, s->ndim, s->dims, s->dtype, &f->out[i]) && view_of(f, f->out[i], &f->out_view[i]);
+  const bool there = s->ndim >= 0 && f->wanted[i];
+  if (there) f->out_given[i] = &f->out_view[i];
+  return ok(f, lam_torch_empty(device, s->dtype, there ? s->ndim : 1, there ? s->dims : none,
+                               &f->out[i], &f->out_view[i]));
 }
 
 static bool run(frame *f) {
@@ -256,6 +144,7 @@ static bool run(frame *f) {
   lam_inferred inferred = LAM_INFERRED_INIT;
   for (int i = 0; i < row->n_in; i++)
     if (!give_input(f, i)) return false;
+  const DLDevice device = f->in_view[0].device; /* every row's first input must be there */
   call.op = row->id;
   call.inputs = f->in_given;
   call.n_inputs = (uint32_t)row->n_in;
@@ -263,10 +152,11 @@ static bool run(frame *f) {
   call.n_attrs = (uint32_t)row->n_attrs;
   inferred.outputs = f->shapes;
   inferred.n_outputs = (uint32_t)row->n_out;
+  if (!ok(f, lam_torch_stream(device, &call.stream))) return false;
   if (!holds(f, lam_infer(NULL, &call, &inferred))) return false;
 
   for (int i = 0; i < row->n_out; i++)
-    if (!give_output(f, i)) return false;
+    if (!give_output(f, i, device)) return false;
   call.outputs = f->out_given;
   call.n_outputs = (uint32_t)row->n_out;
   return holds(f, lam_run(NULL, &call));

@@ -7,7 +7,7 @@
 #include <stdio.h>
 
 #include "bindings/torch/call.h"
-#include "bindings/torch/torch_abi.h"
+#include "bindings/torch/tensor.h"
 
 /* A kernel gets no data of its own, hence one of them for each row. */
 enum {
@@ -47,9 +47,10 @@ static const char *refuse(const char *what, const char *name) {
 }
 
 static const char *register_rows(void) {
-  lam_torch_library schemas, kernels;
+  lam_torch_library schemas, on_cpu, on_cuda;
   if (lam_torch.aoti_torch_library_init_fragment("lamella", __FILE__, __LINE__, &schemas) ||
-      lam_torch.aoti_torch_library_init_impl("lamella", "CPU", __FILE__, __LINE__, &kernels))
+      lam_torch.aoti_torch_library_init_impl("lamella", "CPU", __FILE__, __LINE__, &on_cpu) ||
+      lam_torch.aoti_torch_library_init_impl("lamella", "CUDA", __FILE__, __LINE__, &on_cuda))
     return "torch gave no library to register in";
   for (int i = 0; i < N_ROWS; i++) {
     if (!lam_torch_row_read(texts[i].id, texts[i].name, texts[i].inputs, texts[i].outputs,
@@ -57,15 +58,18 @@ static const char *register_rows(void) {
       return refuse("the size", texts[i].name);
     if (lam_torch.aoti_torch_library_def(schemas, rows[i].schema))
       return refuse("the schema", texts[i].name);
-    if (lam_torch.torch_library_impl(kernels, texts[i].name, texts[i].kernel, LAM_TORCH_BUILT_FOR))
+    if (lam_torch.torch_library_impl(on_cpu, texts[i].name, texts[i].kernel, LAM_TORCH_BUILT_FOR) ||
+        lam_torch.torch_library_impl(on_cuda, texts[i].name, texts[i].kernel, LAM_TORCH_BUILT_FOR))
       return refuse("the kernel", texts[i].name);
   }
-  return NULL; /* the two libraries live as long as the process */
+  return NULL; /* the three libraries live as long as the process */
 }
 
 __attribute__((constructor)) static void load(void) {
   error = lam_torch_open();
-  if (!error) error = register_rows();
+  if (error) return;
+  lam_torch_learn_numbers();
+  error = register_rows();
 }
 
 /* NULL, or why the operators are not there. */

@@ -25,10 +25,12 @@ static void set(size_t at, void *address) {
 const char *lam_torch_open(void) {
   static char error[160];
   void *torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
+  void *cuda = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
   if (!torch) return "no libtorch_cpu.so is loaded: import torch first";
 
   for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
-    void *address = dlsym(torch, wanted[i].name);
+    void *library = wanted[i].since == 1 ? cuda : torch;
+    void *address = library ? dlsym(library, wanted[i].name) : NULL;
     set(wanted[i].at, address);
     if (address || wanted[i].since) continue;
     snprintf(error, sizeof error, "this torch has no %s: torch 2.10 or newer is needed",

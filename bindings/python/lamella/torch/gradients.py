@@ -4,7 +4,8 @@ BACKWARD names for each operator the tensors it saves and a function that gives 
 names of its inputs. Only what is asked for is computed: an input's gradient without the weight's,
 or the reverse.
 Invariant: ranks of a group ask for the same gradients, so they make the same calls.
-Leaves kernels to the rows it calls; rows that are not named here have no gradient.
+Leaves kernels to the rows it calls, being called to autograd.py; rows that are not named here have
+no gradient.
 """
 
 from collections import namedtuple
@@ -12,30 +13,40 @@ from collections import namedtuple
 import torch
 
 from lamella.group import place
-from lamella.torch import dtypes
+from lamella.torch import autograd, dtypes
 
 ops = torch.ops.lamella
-Backward = namedtuple("Backward", "saves function")
+Backward = namedtuple("Backward", "saves like function")
 BACKWARD = {}
 
 
 class Saved:
     """One operator's call in its backward: saved tensors and attributes by name; `shapes` and
-    `dtypes` of its inputs; `dy`, the first result's gradient; `grads` of all results; `needs`, the
-    inputs whose gradient is wanted."""
+    `dtypes` of the inputs that were saved or noted; `dy`, the first result's gradient; `grads` of
+    all results; `needs`, the inputs whose gradient is wanted."""
 
-    def __init__(self, values, tensors, grads, needs):
-        self.__dict__.update(values)
+    def __init__(self, row, entry, ctx, grads, needs):
+        tensors = dict(zip(entry.saves, ctx.saved_tensors))
+        self.__dict__.update(row.defaults)
+        self.__dict__.update(zip(row.arguments[len(row.inputs) :], ctx.rest))
         self.__dict__.update(tensors)
+        noted = {name: (t.shape, t.dtype) for name, t in tensors.items() if t is not None}
+        noted.update(ctx.like)
+        self.shapes = {name: shape for name, (shape, _) in noted.items()}
+        self.dtypes = {name: dtype for name, (_, dtype) in noted.items()}
         self.grads, self.needs = grads, needs
         self.dy = grads[0]
+        if self.dy is None:  # the other ranks wait for their part in it
+            shape, dtype = ctx.like[row.outputs[0].name]
+            self.dy = ctx.saved_tensors[0].new_zeros(shape, dtype=dtype)
 
 
-def backward(name, saves=""):
-    """Makes a function of Saved the backward of a row; `saves` names tensors, results included."""
+def backward(name, saves="", like=""):
+    """Makes a function of Saved the backward of a row. `saves` names tensors, results after
+    inputs; `like` inputs of which only shape and dtype are noted."""
 
     def note(function):
-        BACKWARD[name] = Backward(saves.split(), function)
+        BACKWARD[name] = Backward(saves.split(), like.split(), function)
         return function
 
     return note
@@ -44,37 +55,20 @@ def backward(name, saves=""):
 def register(row, operator):
     entry = BACKWARD.get(row.name)
     if not entry:
-        return
-    inputs_of_row = [i.name for i in row.inputs]
-    results = [o.name for o in row.outputs]
-    flags = [name for name in row.arguments if name not in inputs_of_row]
+        return autograd.without(row)
 
-    def setup_context(ctx, inputs, output):
-        values = dict(zip(row.arguments, inputs))
-        outputs = output if isinstance(output, tuple) else (output,)
-        tensors = {**dict(zip(results, outputs)), **values}
-        for name, tensor in zip(results, outputs):
-            if name in ("aux", "lse"):
-                ctx.mark_non_differentiable(tensor)
-        ctx.save_for_backward(*[tensors[name] for name in entry.saves])
-        ctx.values = {name: values[name] for name in flags}
-        given = {name: values[name] for name in inputs_of_row if values[name] is not None}
-        ctx.values["shapes"] = {name: tensor.shape for name, tensor in given.items()}
-        ctx.values["dtypes"] = {name: tensor.dtype for name, tensor in given.items()}
+    def run(ctx, grads, needs):
+        if not row.communicates and all(grad is None for grad in grads):
+            return {}
+        return entry.function(Saved(row, entry, ctx, grads, needs))
 
-    def run(ctx, *grads):
-        needs = {name for name, need in zip(row.arguments, ctx.needs_input_grad) if need}
-        tensors = dict(zip(entry.saves, ctx.saved_tensors))
-        found = entry.function(Saved(ctx.values, tensors, grads, needs))
-        return tuple(found.get(name) if name in needs else None for name in row.arguments)
-
-    torch.library.register_autograd(operator, run, setup_context=setup_context)
+    autograd.install(row, operator, entry, run)
 
 
 # -- transfer: the gradient of a send is a receive of the other kind, and the reverse --
 
 
-@backward("send_activation")
+@backward("send_activation", like="x")
 def _(c):
     dx, token = ops.recv_activation(
         c.grads[0],
@@ -114,7 +108,7 @@ def _(c):
     return {"x": ops.reduce_scatter(c.dy, group=c.group, dim=c.dim, unit=c.unit)}
 
 
-@backward("reduce_scatter")
+@backward("reduce_scatter", like="x")
 def _(c):
     whole = c.shapes["x"][c.dim]
     return {"x": ops.all_gather(c.dy, group=c.group, dim=c.dim, total=whole, unit=c.unit)}
@@ -150,7 +144,7 @@ def _(c):
     return {"x": ops.scatter_to_group(c.dy, group=c.group, total=c.total, unit=c.unit)}
 
 
-@backward("scatter_to_group")
+@backward("scatter_to_group", like="x")
 def _(c):
     whole = c.shapes["x"][-1]
     return {"x": ops.gather_from_group(c.dy, group=c.group, total=whole, unit=c.unit)}
@@ -161,7 +155,7 @@ def _(c):
     return {"x": ops.reduce_scatter(c.dy, group=c.group, dim=0, unit=c.unit)}
 
 
-@backward("scatter_sequence")
+@backward("scatter_sequence", like="x")
 def _(c):
     whole = c.shapes["x"][0]
     return {"x": ops.gather_sequence(c.dy, group=c.group, total=whole, unit=c.unit)}
@@ -247,7 +241,7 @@ def _(c):
 # -- vocabulary --
 
 
-@backward("embedding_vocab", "ids")
+@backward("embedding_vocab", "ids", like="w")
 def _(c):
     total = c.total or c.shapes["w"][0] * place(c.group)[1]
     common = dict(group=c.group, total=total, unit=c.unit, seq=c.seq)
