@@ -17,6 +17,7 @@ communicate keep their order in it, backward included. An optional input that is
 """
 
 from lamella.torch.register import ops
+from lamella.torch.checkpoint import load, save
 from lamella.torch.distributed import group
 from lamella.torch.families import FFN, Block, Family, register_family
 from lamella.torch.modules import (
@@ -44,10 +45,12 @@ __all__ = [
     "VocabParallelEmbedding",
     "from_view",
     "group",
+    "load",
     "next_token_loss",
     "ops",
     "parallelize",
     "register_family",
+    "save",
     "vocab_parallel_cross_entropy",
     "whole_state_dict",
 ]

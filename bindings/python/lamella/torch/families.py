@@ -57,6 +57,7 @@ class Family:
                gives on other stages, where hidden states come in the embedding's place
     last       what only the last stage runs, before the head
     whole      other modules with parameters, whole on every stage
+    call       arguments of every call of a stage
     block      the layers', where their class is not in BLOCKS
     rebuild    buffer's name -> function(module) that makes it, where a checkpoint has none
     """
@@ -69,6 +70,7 @@ class Family:
     first: dict = field(default_factory=dict)
     last: tuple = ()
     whole: tuple = ()
+    call: dict = field(default_factory=dict)
     block: Block = None
     rebuild: dict = field(default_factory=dict)
 
@@ -90,12 +92,14 @@ def _llama_model():
         heads="config.num_attention_heads",
         kv_heads="config.num_key_value_heads",
         last=("model.norm",),
+        call={"use_cache": False},
         rebuild={"inv_freq": _rotary_frequencies},
     )
 
 
 def _rotary_frequencies(module):
-    return module.rope_init_fn(module.config, "cpu")[0]
+    module.original_inv_freq = module.rope_init_fn(module.config, "cpu")[0]
+    return module.original_inv_freq
 
 
 def _causal_mask(module):
@@ -140,6 +144,7 @@ FAMILIES = {
         heads="config.num_attention_heads",
         first={"transformer.wpe": "zero", "transformer.drop": "same"},
         last=("transformer.ln_f",),
+        call={"use_cache": False},
         rebuild={"bias": _causal_mask, "masked_bias": _masked_bias},
     ),
 }

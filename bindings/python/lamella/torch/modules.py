@@ -71,6 +71,14 @@ class Split(torch.nn.Module):
             at = at + total if len(names) == 1 else 0
         return found
 
+    def unsplit_shape(self, name):
+        """The shape of each tensor that `sources` names."""
+        shape = list(getattr(self, name).shape)
+        if name in self.splits:
+            dim, blocks = self.splits[name]
+            shape[dim] = sum(total for total, _ in blocks) // len(self.origin(name))
+        return tuple(shape)
+
     def part(self, name, whole):
         """This rank's part of an unsplit parameter. Anything else stays as it is: this rank's own
         part, or what load_state_dict then refuses by name."""

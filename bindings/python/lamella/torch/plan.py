@@ -5,7 +5,7 @@
 
 Invariant: every rank calls it with the same model and plan; what cannot be split is refused, by
 name, before anything is changed.
-Leaves which modules are split to families.py, replacing them to splitting.py.
+Leaves which modules are split to families.py, replacing them to splitting.py, stages to stages.py.
 """
 
 import functools
@@ -14,52 +14,125 @@ from dataclasses import dataclass
 import torch
 
 from lamella import errors
-from lamella.torch import distributed, families, splitting
+from lamella.schedule import Schedule
+from lamella.torch import distributed, families, splitting, stages
 from lamella.torch.modules import vocab_parallel_cross_entropy
+from lamella.torch.pipelined import Pipelined
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a model is split: over `tp` ranks within layers; ranks that hold the same layers are
-    neighbours in the group. Sizes need not divide: larger shares come first.
+    """How a model is split: over `tp` ranks within layers, and over `pp` ranks by layers. Ranks
+    that hold the same layers are neighbours in the group. Sizes need not divide: larger shares
+    come first.
 
+    schedule       of pp: a name of lamella.schedule.names(), or a Schedule
+    micro_batches  that a training step's batch is cut into
+    stages_per_rank, layers  how many stages each rank has; layers of each stage, None = balanced
     gather_logits  False: each rank's logits are its own columns of the vocabulary, as
                    vocab_parallel_cross_entropy takes them (and a Hugging Face model's own loss does)
+    loss           loss(logits, labels) of a micro-batch, a mean; None = next_token_loss
     family         a Family, for a model that is not in the table
     """
 
     tp: int = 1
+    pp: int = 1
+    schedule: object = "1f1b"
+    micro_batches: int = 4
+    stages_per_rank: int = 1
+    layers: tuple = None
     gather_logits: bool = True
+    loss: object = None
     family: families.Family = None
-
-
-def parallelize(model, plan, group=None):
-    """Splits `model` in place and gives it back; each rank keeps its part of the weights.
-
-    `group`: its ranks; None = of torch.distributed, torchrun or ./lamella run. On the meta device
-    the parts have no data yet: `load` gives it to them.
-    """
-    group = group or (distributed.group() if plan.tp > 1 else None)
-    size = group.size if group else 1
-    if size != plan.tp:
-        raise errors.InvalidArgument("parallelize: tp=%d for a group of %d" % (plan.tp, size))
-    family = plan.family or families.family_of(model)
-    model.lamella = Placement(plan, family, group)
-    if plan.tp > 1:
-        splitter = splitting.Splitter(model, family, group, plan.gather_logits)
-        splitter.apply(model, agreed_seed(group))
-        if not plan.gather_logits:
-            model.loss_function = functools.partial(next_token_loss, group=group)
-    return model
 
 
 @dataclass
 class Placement:
-    """What a split model is: kept as `model.lamella`."""
+    """What a split model is and where: kept as `model.lamella`.
+
+    tensor, pipeline: the groups that share a stage's layers and that hold other stages, or None;
+    shared: name -> names of the same parameter in the unsplit model, itself included; names: of
+    all of the unsplit model's state; width, dtype: of hidden states.
+    """
 
     plan: Plan
     family: families.Family
     tensor: object
+    pipeline: object
+    schedule: object
+    shared: dict
+    names: frozenset
+    width: int
+    dtype: torch.dtype
+    vocabulary: int
+
+
+def parallelize(model, plan, group=None):
+    """Splits `model`: each rank keeps its part of the weights. With pp=1 it is changed in place and
+    given back; else the result is a Pipelined, and the model given is not to be used further.
+
+    `group`: its ranks, tp * pp of them; None = of torch.distributed, torchrun or ./lamella run. On
+    the meta device the parts have no data yet: lamella.torch.load gives it to them. Collective.
+    """
+    group = group or (distributed.group() if plan.tp * plan.pp > 1 else None)
+    size = group.size if group else 1
+    if size != plan.tp * plan.pp:
+        raise errors.InvalidArgument(
+            "parallelize: tp=%d and pp=%d for a group of %d" % (plan.tp, plan.pp, size)
+        )
+    placement = place(model, plan, group)
+    splitter = None
+    if plan.tp > 1:
+        tensor, family = placement.tensor, placement.family
+        splitter = splitting.Splitter(model, family, tensor, plan.gather_logits)
+    if plan.pp > 1:
+        return pipelined(model, placement, splitter)
+    model.lamella = placement
+    if splitter:
+        splitter.apply(model, agreed_seed(placement.tensor))
+        if not plan.gather_logits:
+            model.loss_function = functools.partial(next_token_loss, group=placement.tensor)
+    return model
+
+
+def place(model, plan, group):
+    family = plan.family or families.family_of(model)
+    tensor, pipeline, schedule = group, None, None
+    if plan.pp > 1:
+        schedule = plan.schedule
+        if isinstance(schedule, str):
+            per_rank = plan.stages_per_rank
+            schedule = Schedule.build(schedule, plan.pp, plan.micro_batches, per_rank)
+        tensor = group.split(group.rank // plan.tp, group.rank) if plan.tp > 1 else None
+        pipeline = group.split(group.rank % plan.tp, group.rank)
+    embedding = splitting.embedding_of(model, family)
+    return Placement(
+        plan,
+        family,
+        tensor,
+        pipeline,
+        schedule,
+        splitting.shared_names(model),
+        frozenset(model.state_dict(keep_vars=True)),
+        embedding.embedding_dim,
+        embedding.weight.dtype,
+        embedding.num_embeddings,
+    )
+
+
+def pipelined(model, placement, splitter):
+    """This rank's stages of the model."""
+    plan, family, schedule = placement.plan, placement.family, placement.schedule
+    stages.check_outside(model, family)
+    bounds = stages.bounds(model, family, schedule.n_stages, plan.layers)
+    seed, taken, roots = 0, {}, {}
+    if splitter:
+        seed = agreed_seed(placement.tensor)
+    for stage in schedule.stages_of(placement.pipeline.rank):
+        roots[stage] = stages.cut(model, family, stage, bounds)
+        if splitter:
+            splitter.apply(roots[stage], seed, taken)
+    return Pipelined(roots, placement)
 
 
 def next_token_loss(

@@ -6,6 +6,8 @@ Invariant: the model computes what it computed before; a shared weight stays sha
 Leaves the rows to families.py, stages to stages.py, the split modules to modules.py.
 """
 
+import zlib
+
 import torch
 
 from lamella import errors
@@ -31,21 +33,32 @@ class Refused(Exception):
 def resolve(root, path):
     """The object at a dotted path; AttributeError where there is none."""
     for name in path.split(".") if path else ():
-        try:
-            root = getattr(root, name) if not name.isdigit() else root[int(name)]
-        except (IndexError, TypeError):
-            raise AttributeError(path) from None
+        root = getattr(root, name)
     return root
 
 
 def replace(root, path, module):
     """Puts a module at a path."""
     parent, _, name = path.rpartition(".")
-    parent = resolve(root, parent)
-    if name.isdigit():
-        parent[int(name)] = module
-    else:
-        setattr(parent, name, module)
+    setattr(resolve(root, parent), name, module)
+
+
+def embedding_of(model, family):
+    try:
+        return resolve(model, family.embedding)
+    except AttributeError:
+        raise errors.InvalidArgument(
+            "parallelize: the family's row looks for an embedding at %s: %s has none"
+            % (family.embedding, type(model).__name__)
+        ) from None
+
+
+def shared_names(model):
+    """name -> all names of the same parameter, for those that have several."""
+    names = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name: several for several in names.values() if len(several) > 1 for name in several}
 
 
 class SharedDropout(torch.nn.Dropout):
@@ -271,13 +284,9 @@ class Splitter:
 
     def check_sharing(self):
         """Modules that share a weight must be split alike."""
-        owners = {}
-        for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            owners.setdefault(id(parameter), []).append(name)
-        for names in owners.values():
-            cuts = {self.cut_of(name) for name in names}
-            if len(names) > 1 and len(cuts) > 1:
-                path = names[-1].rpartition(".")[0]
+        for name, names in shared_names(self.model).items():
+            if name == names[-1] and len({self.cut_of(other) for other in names}) > 1:
+                path = name.rpartition(".")[0]
                 reason = "its weight is also %s, which is split in another way" % names[0]
                 self.problem(path, resolve(self.model, path), reason)
 
@@ -310,13 +319,13 @@ class Splitter:
 
     # changing the model
 
-    def apply(self, root, seed=0):
-        """Puts the new modules into `root`, which has all of the model's paths or a stage's."""
-        taken = {}  # id of an unsplit parameter -> (itself, this rank's part of it)
+    def apply(self, root, seed=0, taken=None):
+        """Puts the new modules into `root`, which has all of the model's modules, or a stage's.
+        `taken`: id of an unsplit parameter -> (itself, this rank's part of it)."""
+        taken = {} if taken is None else taken
         for path, new in self.new.items():
-            try:
-                old = resolve(root, path)
-            except AttributeError:
+            old = resolve(self.model, path)
+            if not same(root, path, old):
                 continue  # another stage's
             fill(new, old, taken)
             new.train(old.training)
@@ -332,9 +341,15 @@ class Splitter:
     def share_dropouts(self, root, seed):
         for path, module in list(root.named_modules()):
             if type(module) is torch.nn.Dropout and not self.is_known(path):
-                seed += 1
-                shared = SharedDropout(module.p, seed)
+                shared = SharedDropout(module.p, seed ^ zlib.crc32(path.encode()))
                 replace(root, path, shared.train(module.training))
+
+
+def same(root, path, module):
+    try:
+        return resolve(root, path) is module
+    except AttributeError:
+        return False
 
 
 def activation(module):
