@@ -11,17 +11,19 @@ PATH=/usr/bin:/bin:$PATH # before a "." in it, where this program is called as t
 
 usage() {
   cat << END
-usage: bazel run //:install -- --prefix DIR [--libdir NAME]
+usage: bazel run //:install -- --prefix DIR [--libdir NAME] [--with-libraries]
 
-  --prefix DIR    where to; a relative one is relative to where you are
-  --libdir NAME   the folder for libraries in it (lib); on Debian perhaps lib/x86_64-linux-gnu
-  DESTDIR=ROOT    in the environment: write below ROOT, for packages
+  --prefix DIR      where to; a relative one is relative to where you are
+  --libdir NAME     the folder for libraries in it (lib); on Debian perhaps lib/x86_64-linux-gnu
+  --with-libraries  also oneDNN, libffi and what they need, with their licences: for machines that
+                    lack them, in a prefix of its own
+  DESTDIR=ROOT      in the environment: write below ROOT, for packages
 
 Puts there:
-  include/        lamella.h and lamella_pipeline.h (C11), lamella.hpp (C++17), the operator table,
-                  and in lamella/ a dlpack.h for hosts that bring none
-  lib/            liblamella.so.$version with its links; pkgconfig/lamella.pc; cmake/Lamella
-  share/doc/lamella/  licences, README.md, and example/, a small inference server
+  include/          lamella.h and lamella_pipeline.h (C11), lamella.hpp (C++17), the operator
+                    table, and in lamella/ a dlpack.h for hosts that bring none
+  lib/              liblamella.so.$version with its links; pkgconfig/lamella.pc; cmake/Lamella
+  share/doc/lamella licences, README.md, and example/, a small inference server
 
 For a prefix that needs root:  bazel build //:install && sudo bazel-bin/install --prefix /usr/local
 END
@@ -54,11 +56,12 @@ dlpack_licence=/usr/share/doc/libdlpack-dev/copyright
 
 # ---- Where to ----
 
-prefix="" libdir=lib
+prefix="" libdir=lib with_libraries=no
 while [ $# -gt 0 ]; do
   case $1 in
     --help | -h) usage && exit 0 ;;
     --prefix=* | --libdir=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+    --with-libraries) with_libraries=yes && shift ;;
     --prefix | --libdir)
       [ -n "${2:-}" ] || stop 2 "$1 needs a value; --help tells more"
       case $1 in --prefix) prefix=$2 ;; --libdir) libdir=${2%/} ;; esac
@@ -125,13 +128,40 @@ put_library() {
   link "$soname" liblamella.so
 }
 
+# ---- What it needs: as the machine has it, found beside the library at run time ----
+
+# What every system with C++ programs has.
+everywhere="/(ld-linux.*|lib(c|m|dl|rt|pthread|stdc\+\+|gcc_s))\.so\.[0-9]+$"
+
+# Paths of oneDNN, which the library opens, and of all that it and the library link.
+needed_libraries() {
+  local onednn
+  onednn=$(/sbin/ldconfig -p | awk '$1 == "libdnnl.so.2" {print $NF; exit}')
+  [ -n "$onednn" ] || stop 1 "libdnnl.so.2 is not here (Debian: libdnnl2)"
+  { echo "$onednn" && ldd "$onednn" "$from/abi/liblamella.so.0" | awk '$2 == "=>" {print $3}'; } |
+    grep -vE "$everywhere" | sort -u
+}
+
+put_needed_libraries() {
+  local file package
+  for file in $(needed_libraries); do
+    put 755 "$file" "$libdir"
+    package=$(dpkg -S "$(realpath "$file")" 2> /dev/null | head -1 | cut -d: -f1)
+    [ -n "$package" ] || stop 1 "$file is of no Debian package: its licence was not found"
+    put 644 "/usr/share/doc/$package/copyright" "share/doc/lamella/$package"
+  done
+}
+
 for folder in include "$libdir" share/doc; do writable "$to/$folder"; done
 [ -e "$dlpack" ] || stop 1 "$dlpack is not here (Debian: libdlpack-dev)"
 put 644 "$from"/abi/lamella{.h,_pipeline.h,_ops.def,_api.def} "$from"/bindings/cpp/lamella{,_pipeline}.hpp include
 put 644 "$dlpack" include/lamella/dlpack
 put_library
+[ $with_libraries = no ] || put_needed_libraries
 fill lamella.pc.in "$libdir/pkgconfig"
 fill LamellaConfig.cmake.in "$libdir/cmake/Lamella"
 fill LamellaConfigVersion.cmake.in "$libdir/cmake/Lamella"
 put 644 "$from"/{LICENSE,README.md} share/doc/lamella
-if [ -e "$dlpack_licence" ]; then put 644 "$dlpack_licence" share/doc/lamella/dlpack; fi
+put 644 "$from"/bindings/cpp/example/{CMakeLists.txt,main.cc,pool.hpp,server.hpp} \
+  share/doc/lamella/example
+if [ -e "$dlpack_licence" ]; then put 644 "$dlpack_licence" share/doc/lamella/libdlpack-dev; fi

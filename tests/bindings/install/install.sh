@@ -73,13 +73,17 @@ lib/liblamella.so.0.1.0
 lib/pkgconfig/lamella.pc
 share/doc/lamella/LICENSE
 share/doc/lamella/README.md
+share/doc/lamella/example/CMakeLists.txt
+share/doc/lamella/example/main.cc
+share/doc/lamella/example/pool.hpp
+share/doc/lamella/example/server.hpp
 END
 }
 
 puts_there_what_help_names() {
   local printed files
   printed=$(install_to "$prefix") || return 1
-  files=$(cd "$prefix" && find . ! -type d -printf '%P\n' | grep -v doc/lamella/dlpack | LC_ALL=C sort)
+  files=$(cd "$prefix" && find . ! -type d -printf '%P\n' | grep -v lamella/libdlpack-dev | LC_ALL=C sort)
   diff <(the_files) <(echo "$files") || return 1
   diff <(echo "$printed" | sort) <(find "$prefix" ! -type d | sort) || return 1
   same liblamella.so.0.1.0 readlink "$prefix/lib/liblamella.so.0" &&
@@ -107,6 +111,18 @@ destdir_is_put_before_the_prefix() {
 a_relative_prefix_is_where_the_user_is() {
   mkdir -p $out/here && BUILD_WORKING_DIRECTORY=$out/here install_to ../there/./x > $out/relative &&
     [ -e $out/there/x/include/lamella.h ]
+}
+
+# It opens the oneDNN that lies beside it.
+libraries_come_along_and_are_used() {
+  local full=$out/full
+  install_to $full --with-libraries > $out/full.log || { cat $out/full.log; return 1; }
+  same "" grep -L . $full/share/doc/lamella/{libdnnl2,libffi8,libgomp1}/copyright || return 1
+  cd $outside && gcc -std=c11 $(at $full --cflags) plain.c -o full $(at $full --libs) \
+    -Wl,-rpath,$full/lib || return 1
+  LD_DEBUG=files ./full 2>&1 | sed -n 's/.*calling init: //p' > $out/opened
+  grep -q "^$full/lib/libdnnl.so.2$" $out/opened && grep -q "^$full/lib/libgomp.so.1$" $out/opened &&
+    grep -q "^$full/lib/libffi.so" $out/opened
 }
 
 # ---- Refusals ----
@@ -175,6 +191,13 @@ END
   says "version: 0.1.0" cmake -S $out/other -B $out/other/built -DCMAKE_PREFIX_PATH=$prefix
 }
 
+the_example_is_built_and_serves() {
+  cmake -S "$1/share/doc/lamella/example" -B $out/example -DCMAKE_PREFIX_PATH="$1" \
+    -DCMAKE_CXX_FLAGS="$warnings" > $out/cmake.log || { cat $out/cmake.log; return 1; }
+  cmake --build $out/example > $out/make.log || { cat $out/make.log; return 1; }
+  $out/example/server 3 5 | grep "^15 tokens for 3 clients"
+}
+
 opened_at_run_time() {
   cd $outside && gcc -std=c11 $warnings -I"$1/include" -idirafter "$1/include/lamella" opened.c \
     -o opened -ldl && ! ldd ./opened | grep lamella &&
@@ -210,7 +233,9 @@ claim_with pkg-config pkg-config a_moved_tree_serves_c_with_pkg_config c_with_pk
 claim_with pkg-config pkg-config a_hosts_dlpack_comes_first a_hosts_dlpack_comes_first
 claim_with cmake cmake a_moved_tree_serves_cpp_with_cmake cpp_with_cmake $prefix
 claim_with cmake cmake cmake_refuses_another_version cmake_refuses_another_version
+claim_with pkg-config pkg-config libraries_come_along_and_are_used libraries_come_along_and_are_used
 claim_with cmake cmake libraries_may_lie_elsewhere other_libdir
+claim_with cmake cmake the_example_is_built_and_serves the_example_is_built_and_serves $prefix
 claim opened_at_run_time opened_at_run_time $prefix
 echo "$n_passed passed, $n_failed failed"
 [ $n_failed -eq 0 ]
