@@ -253,7 +253,7 @@ def test_an_unknown_family_is_told_how_to_describe_itself():
 
 def test_a_plan_for_another_number_of_ranks_is_refused():
     def rank(group):
-        with pytest.raises(lamella.Error, match="tp=3 for a group of 2"):
+        with pytest.raises(lamella.Error, match="tp=3 and pp=1 for a group of 2"):
             split(unsplit("gpt2"), group, tp=3)
 
     run_ranks(2, rank)

@@ -2,7 +2,7 @@
 
 Invariant: every rank makes the same calls with the same ids; only hidden states and gradients
 travel.
-Leaves cutting to stages.py, a training step's order to pipeline.py.
+Leaves cutting to cutting.py, a training step's order to pipeline.py.
 """
 
 import torch

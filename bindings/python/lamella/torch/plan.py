@@ -5,7 +5,7 @@
 
 Invariant: every rank calls it with the same model and plan; what cannot be split is refused, by
 name, before anything is changed.
-Leaves which modules are split to families.py, replacing them to splitting.py, stages to stages.py.
+Leaves which modules are split to families.py, replacing them to splitting.py, stages to cutting.py.
 """
 
 import functools
@@ -15,7 +15,7 @@ import torch
 
 from lamella import errors
 from lamella.schedule import Schedule
-from lamella.torch import distributed, families, splitting, stages
+from lamella.torch import cutting, distributed, families, splitting
 from lamella.torch.modules import vocab_parallel_cross_entropy
 from lamella.torch.pipelined import Pipelined
 
@@ -123,13 +123,13 @@ def place(model, plan, group):
 def pipelined(model, placement, splitter):
     """This rank's stages of the model."""
     plan, family, schedule = placement.plan, placement.family, placement.schedule
-    stages.check_outside(model, family)
-    bounds = stages.bounds(model, family, schedule.n_stages, plan.layers)
+    cutting.check_outside(model, family)
+    bounds = cutting.bounds(model, family, schedule.n_stages, plan.layers)
     seed, taken, roots = 0, {}, {}
     if splitter:
         seed = agreed_seed(placement.tensor)
     for stage in schedule.stages_of(placement.pipeline.rank):
-        roots[stage] = stages.cut(model, family, stage, bounds)
+        roots[stage] = cutting.cut(model, family, stage, bounds)
         if splitter:
             splitter.apply(roots[stage], seed, taken)
     return Pipelined(roots, placement)

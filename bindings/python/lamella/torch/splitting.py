@@ -3,7 +3,7 @@
 First all new modules are made without data, so that everything that cannot be split is known, and
 named in one error, before anything is changed; then each takes its part of the old one's weights.
 Invariant: the model computes what it computed before; a shared weight stays shared.
-Leaves the rows to families.py, stages to stages.py, the split modules to modules.py.
+Leaves the rows to families.py, stages to cutting.py, the split modules to modules.py.
 """
 
 import zlib
