@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include "plugin/pipeline/schedule.h"
+#include "plugin/pipeline/schedule/schedule.h"
 
 enum { LAYERS = 1000, STAGES = 64, ROUNDS = 9 };
 

@@ -18,7 +18,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "plugin/pipeline/schedule.h"
+#include "plugin/pipeline/schedule/schedule.h"
 
 enum { MICRO = 64, WARM = 200, STEPS = 2001 };
 

@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include "plugin/pipeline/schedule.h"
+#include "plugin/pipeline/schedule/schedule.h"
 
 enum { RANKS = 64, STAGES = 2 * RANKS, MOST_SAMPLES = 201 };
 

@@ -22,7 +22,7 @@
 #include <sys/prctl.h>
 #include <time.h>
 
-#include "plugin/pipeline/schedule.h"
+#include "plugin/pipeline/schedule/schedule.h"
 
 enum { MOST_RANKS = 8, MOST_V = 2, MOST_STAGES = MOST_RANKS * MOST_V, MOST_STEPS = 50, WARM = 1 };
 enum { FORWARD_NS = 4000000, EDGE_FLOATS = 1024 }; /* of all stages of a rank */

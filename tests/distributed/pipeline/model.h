@@ -10,7 +10,7 @@
 
 #include <stdbool.h>
 
-#include "plugin/pipeline/schedule.h"
+#include "plugin/pipeline/schedule/schedule.h"
 #include "tests/check.h"
 
 enum { MODEL_STAGES_MAX = 16, MODEL_MICRO_MAX = 24 };

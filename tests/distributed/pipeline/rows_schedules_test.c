@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "abi/lamella.h"
-#include "plugin/pipeline/schedule.h"
+#include "plugin/pipeline/schedule/schedule.h"
 #include "tests/check.h"
 
 enum { ROWS = 33, WIDTH = 64, MICROS = 7, STAGES_MAX = 6, STEPS = 2 };

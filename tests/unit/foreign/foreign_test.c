@@ -1,7 +1,7 @@
 /* foreign_test.c: foreign stage functions: what a signature binds, and that every wrong one is
  * refused where it is wrong. The library libtarget.so lies beside this program. Leaves foreign
  * functions in a pipeline to tests/distributed/pipeline. */
-#include "plugin/pipeline/foreign.h"
+#include "plugin/pipeline/run/foreign.h"
 #include "tests/check.h"
 
 #include <math.h>

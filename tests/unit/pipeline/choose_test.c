@@ -1,7 +1,7 @@
 /* choose_test.c: which schedule "auto" is, why, and that it fits in memory. */
 #include <string.h>
 
-#include "plugin/pipeline/walk.h"
+#include "plugin/pipeline/schedule/walk.h"
 #include "tests/unit/pipeline/tables.h"
 
 enum { SPLITS = LAM_CHOICE_SPLITS, OVERLAPS = LAM_CHOICE_OVERLAPS, LOOSE = LAM_CHOICE_LOOSE };

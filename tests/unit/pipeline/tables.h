@@ -5,7 +5,7 @@
 #ifndef LAMELLA_TESTS_UNIT_PIPELINE_TABLES_H
 #define LAMELLA_TESTS_UNIT_PIPELINE_TABLES_H
 
-#include "plugin/pipeline/schedule.h"
+#include "plugin/pipeline/schedule/schedule.h"
 #include "tests/check.h"
 
 lam_schedule *table_of(const char *text);            /* parsed; a failure is recorded, NULL */
