@@ -3,7 +3,8 @@
 @lamella_config//:dlpack, :ffi, :dnnl, :mpi   libraries to depend on; what is missing has no target
 @lamella_config//:dlpack1                     torch's copy of DLPack 1.x, as dlpack1/dlpack/dlpack.h
 @lamella_config//:defs.bzl                    HAVE (a dict: name -> bool), HAVE_MPI, HAVE_CUDA, ...,
-                                              and paths: NVCC, MPICC, MPIRUN, PYTHON ("" = none)
+                                              paths: NVCC, MPICC, MPIRUN, PYTHON ("" = none);
+                                              GCC: whether that is the compiler
 
 Nothing is downloaded. What is missing is named in one message, and the targets that need it are
 left out (the `needs` attribute of the macros in lamella.bzl). Bazel looks again whenever its server
@@ -109,6 +110,8 @@ def _machine_impl(ctx):
     defs += ["HAVE_%s = %s" % (name.upper(), value) for name, value in have.items()]
     programs = {"NVCC": nvcc, "MPICC": mpicc, "MPIRUN": _program(ctx, ["mpirun"]), "PYTHON": python}
     defs += ["%s = %s" % (name, repr(path)) for name, path in programs.items()]
+    compiler = ctx.os.environ.get("CC", "gcc")
+    defs += ["GCC = %s" % ("Free Software Foundation" in _output(ctx, [compiler, "--version"]))]
     ctx.file("defs.bzl", "\n".join(defs) + "\n")
     ctx.file("BUILD", 'load("@rules_cc//cc:defs.bzl", "cc_library")\n' + build + mpi + dlpack1)
 

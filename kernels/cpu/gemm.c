@@ -12,12 +12,11 @@
 
 /* Strides of a dimension of at most one element mean nothing; give them values that say "by rows"
  * or "by columns". */
-static lam_matrix with_plain_strides(lam_matrix m) {
-  if (m.packed || !lam_matrix_here(m)) return m;
-  if (m.cols <= 1) m.col_stride = 1;
-  if (m.rows <= 1 && m.col_stride == 1) m.row_stride = m.cols > 0 ? m.cols : 1;
-  if (m.rows <= 1 && m.col_stride != 1) m.row_stride = 1;
-  return m;
+static void set_plain_strides(lam_matrix *m) {
+  if (m->packed || !lam_matrix_here(*m)) return;
+  if (m->cols <= 1) m->col_stride = 1;
+  if (m->rows > 1) return;
+  m->row_stride = m->col_stride == 1 && m->cols > 0 ? m->cols : 1;
 }
 
 static bool is_by_cols(lam_matrix m) { return m.col_stride != 1 && m.row_stride == 1; }
@@ -133,10 +132,8 @@ lam_status lam_gemm_run(const lam_workers *w, const lam_gemm *call, void *stream
   (void)stream;
   lam_gemm g = *call;
   if (g.d.rows <= 0 || g.d.cols <= 0) return LAM_OK;
-  g.a = with_plain_strides(g.a);
-  g.b = with_plain_strides(g.b);
-  g.d = with_plain_strides(g.d);
-  g.aux = with_plain_strides(g.aux);
+  lam_matrix *const views[] = {&g.a, &g.b, &g.d, &g.aux};
+  for (int i = 0; i < 4; i++) set_plain_strides(views[i]); /* in place: views are slow to copy */
   if (is_by_cols(g.d) && !g.b.packed && !has(g.bias) && !has(g.aux)) g = transposed(&g);
   if (g.a.cols == 0) return lam_gemm_plain_run(w, &g);
   return g.b.packed ? run_packed_b(w, &g) : run_plain_b(w, &g);

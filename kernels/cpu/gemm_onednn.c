@@ -35,7 +35,8 @@ static pthread_key_t at_thread_end;
 
 static void free_cache(void *p) {
   cache *c = p;
-  for (int i = 0; i < SETS * WAYS; i++) lam_onednn_free(&c->sets[0][i].product);
+  for (int set = 0; set < SETS; set++)
+    for (int way = 0; way < WAYS; way++) lam_onednn_free(&c->sets[set][way].product);
   free(c);
   mine = NULL;
 }

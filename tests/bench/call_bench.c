@@ -92,12 +92,19 @@ static void print(const char *name, double *times, int n) {
   printf("%s %.1f ns %.2f\n", name, median, (times[n * 3 / 4] - times[n / 4]) / median);
 }
 
-static double time_gemm(void) {
+/* A row's kernel: one product, or two of which the second reads what the first wrote. */
+static double time_kernel(int products) {
+  static float h;
   const lam_workers *workers = lam_context_workers(lam_context_default());
-  const lam_matrix a = {&x, 1, 1, 1, 1, LAM_F32, false}, b = {&w1, 1, 1, 1, 1, LAM_F32, false};
-  const lam_gemm g = {.a = a, .b = b, .d = {&y, 1, 1, 1, 1, LAM_F32, false}};
+#define VIEW(at) \
+  { at, 1, 1, 1, 1, LAM_F32, false }
+  const lam_gemm one = {.a = VIEW(&x), .b = VIEW(&w1), .d = VIEW(products == 1 ? &y : &h)};
+  const lam_gemm two = {.a = VIEW(&h), .b = VIEW(&w2), .d = VIEW(&y)};
   const double begin = now_ns();
-  for (int i = 0; i < CALLS; i++) must(lam_device_gemm(&lam_device_cpu, workers, &g, NULL));
+  for (int i = 0; i < CALLS; i++) {
+    must(lam_device_gemm(&lam_device_cpu, workers, &one, NULL));
+    if (products == 2) must(lam_device_gemm(&lam_device_cpu, workers, &two, NULL));
+  }
   return (now_ns() - begin) / CALLS;
 }
 
@@ -108,18 +115,19 @@ static double time_call(const lam_call *call) {
 }
 
 int main(int argc, char **argv) {
-  static double gemm[MOST_ROUNDS], above[N_ROWS][MOST_ROUNDS];
+  static double kernel[3][MOST_ROUNDS], above[N_ROWS][MOST_ROUNDS];
   const int n = argc > 1 ? atoi(argv[1]) : MOST_ROUNDS;
   if (n < 1 || n > MOST_ROUNDS) return fprintf(stderr, "call_bench [1..%d]\n", MOST_ROUNDS), 1;
   join_group_of_1();
 
   for (int i = -1; i < n; i++) { /* the first round warms up */
     const int at = i < 0 ? 0 : i;
-    gemm[at] = time_gemm();
+    for (int products = 1; products <= 2; products++) kernel[products][at] = time_kernel(products);
     for (int r = 0; r < N_ROWS; r++)
-      above[r][at] = time_call(&rows[r].call) - rows[r].products * gemm[at];
+      above[r][at] = time_call(&rows[r].call) - kernel[rows[r].products][at];
   }
-  print("gemm_1x1x1", gemm, n);
+  print("gemm_1x1x1", kernel[1], n);
+  print("two_gemms_1x1x1", kernel[2], n);
   for (int r = 0; r < N_ROWS; r++) print(rows[r].name, above[r], n);
   return 0;
 }
