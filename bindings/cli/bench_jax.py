@@ -28,6 +28,7 @@ def ffn(n):
     figures = rounds(commands, n)
     ours, theirs = figures["ffn from JAX"], figures["ffn by XLA"]
     require(ours, *goals)
+    require(theirs, *goals)
     note = "two processes of one core; XLA: two CPU devices, shard_map and psum"
     return [compare(f"jax {line}, tp=2", "us", values, "XLA", theirs[line], goals.get(line, ""), note) for line, values in ours.items()]
 

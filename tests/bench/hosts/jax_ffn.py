@@ -31,7 +31,7 @@ def fill(shape, dtype):
     return jnp.full(shape, 1 / 64, dtype)
 
 
-def median_times(calls, m):
+def count(calls, m):
     return 3 * calls if m == 1 else calls
 
 
@@ -49,7 +49,7 @@ def lamella_side(calls):
         mine = FFN // group.size
         tensors = fill((m, HIDDEN), dtype), fill((HIDDEN, mine), dtype), fill((mine, HIDDEN), dtype)
         times = []
-        for i in range(median_times(calls, m) + 2):
+        for i in range(count(calls, m) + 2):
             meet(jnp.zeros(1)).block_until_ready()
             begin = time.perf_counter_ns()
             ffn(*tensors).block_until_ready()
@@ -63,10 +63,10 @@ def xla_side(calls):
     mesh = Mesh(np.array(jax.devices()), ("tp",))
     specs = P(), P(None, "tp"), P("tp", None)
 
-    @jax.jit
-    @lambda f: jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=P())
-    def ffn(x, w1, w2):
+    def shard(x, w1, w2):
         return jax.lax.psum(jax.nn.gelu(x @ w1, approximate=False) @ w2, "tp")
+
+    ffn = jax.jit(jax.shard_map(shard, mesh=mesh, in_specs=specs, out_specs=P()))
 
     for dtype, m in CASES:
         shapes = (m, HIDDEN), (HIDDEN, FFN), (FFN, HIDDEN)
@@ -75,7 +75,7 @@ def xla_side(calls):
             for shape, spec in zip(shapes, specs)
         ]
         times = []
-        for i in range(median_times(calls, m) + 2):
+        for i in range(count(calls, m) + 2):
             begin = time.perf_counter_ns()
             ffn(*placed).block_until_ready()
             times += [(time.perf_counter_ns() - begin) / 1e3] if i > 1 else []

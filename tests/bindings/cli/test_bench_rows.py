@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from bindings.cli import bench_hosts, bench_rows
+from bindings.cli import bench_hosts, bench_jax, bench_rows
 from bindings.cli.common import ROOT, Problem
 
 def named(kinds, sizes):
@@ -42,6 +42,8 @@ PRINTED = {
     "partition": [f"partition_1000_64{cut}" for cut in CUTS],
     "calls from torch": [f"{name}_{way}" for name in FROM_TORCH for way in ("c", *(f"above_{mode}" for mode, _ in ABOVE))],
     "transfers in torch": [f"{crossing}/{side}" for crossing in CROSSINGS for side in ("gloo", "lamella")],
+    "calls from JAX": ["doubled", *(f"{name}_above" for name in FROM_TORCH)],
+    **{f"ffn {way}": [f"ffn_{dtype}_m{m}" for dtype in ("bf16", "f32") for m in (512, 1)] for way in ("from JAX", "by XLA")},
     "kernels": ["gemm_f32_512x512x512/onednn", "gemm_f32_512x512x512/packed", "act_gelu_f32"],
 }
 
@@ -60,6 +62,8 @@ GOALS = {
     "partition": [(f"partition_1000_64{cut}", "<= 1000") for cut in CUTS],
     "hosts": [(f"torch {name} above its C call, {mode}", goal) for name in FROM_TORCH for mode, goal in ABOVE]
     + [(f"torch {crossing}", "<= 0.25" if crossing.endswith("16777216") else "<= 0.20") for crossing in CROSSINGS],
+    "hosts_jax": [(f"jax {name}, jitted, above x * 2", "<= 1") for name in FROM_TORCH]
+    + [(f"jax ffn_{case}, tp=2", goal) for case, goal in (("bf16_m512", "<= 0.40"), ("bf16_m1", "<= 0.06"), ("f32_m512", "<= 0.90"))],
     "kernels": [],
 }
 
@@ -74,6 +78,7 @@ def printed(monkeypatch):
 
     monkeypatch.setattr(bench_rows, "rounds", rounds)
     monkeypatch.setattr(bench_hosts, "rounds", rounds)
+    monkeypatch.setattr(bench_jax, "rounds", rounds)
     return names
 
 
@@ -94,6 +99,8 @@ def test_each_group_has_its_goals(printed, group):
         ("call", "above_linear"),
         ("calls from torch", "linear_above_grad"),
         ("transfers in torch", "one_way/64/gloo"),
+        ("calls from JAX", "linear_above"),
+        ("ffn by XLA", "ffn_f32_m512"),
         ("schedule", "check/1048576"),
         ("partition", "partition_1000_64"),
     ],
@@ -101,13 +108,14 @@ def test_each_group_has_its_goals(printed, group):
 def test_a_figure_by_another_name_does_not_lose_its_goal_unnoticed(printed, command, figure):
     group = {"lamella": "comm", "open mpi": "comm", "a killed rank": "comm"}.get(command, command)
     group = "hosts" if "torch" in command else group
+    group = "hosts_jax" if command in ("calls from JAX", "ffn by XLA") else group
     printed[command][printed[command].index(figure)] = "renamed"
     with pytest.raises(Problem, match=f"a goal is on {figure}, which no program printed"):
         bench_rows.GROUPS[group](3)
 
 
 def test_the_rows_of_hosts_are_among_the_groups():
-    assert set(bench_hosts.GROUPS) <= set(bench_rows.GROUPS.values())
+    assert {*bench_hosts.GROUPS, *bench_jax.GROUPS} <= set(bench_rows.GROUPS.values())
 
 
 def literals(program):
@@ -126,3 +134,5 @@ def test_the_programs_print_these_names():
     assert set(PRINTED["partition"]) <= literals("partition_bench.c")
     assert {*FROM_TORCH, *(mode for mode, _ in ABOVE), "%s_c", "%s_above_%s"} <= literals("hosts/torch_call.py")
     assert {"gloo", "lamella", "%s/%d/%s"} <= literals("hosts/torch_comm.py")
+    assert {*FROM_TORCH, "doubled", "%s_above"} <= literals("hosts/jax_call.py")
+    assert {"bf16", "f32", "ffn_%s_m%d", "lamella", "xla"} <= literals("hosts/jax_ffn.py")
