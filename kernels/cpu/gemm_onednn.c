@@ -35,8 +35,10 @@ static pthread_key_t at_thread_end;
 
 static void free_cache(void *p) {
   cache *c = p;
+  lam_onednn_begin_making();
   for (int set = 0; set < SETS; set++)
     for (int way = 0; way < WAYS; way++) lam_onednn_free(&c->sets[set][way].product);
+  lam_onednn_end_making();
   free(c);
   mine = NULL;
 }
@@ -72,9 +74,12 @@ static lam_status find_product(const lam_onednn_shape *s, const lam_onednn_produ
     }
     if (e->last_use < oldest->last_use) oldest = e;
   }
+  lam_onednn_begin_making();
   lam_onednn_free(&oldest->product);
   oldest->last_use = 0;
-  LAM_TRY(lam_onednn_make(s, &oldest->product));
+  const lam_status status = lam_onednn_make(s, &oldest->product);
+  lam_onednn_end_making();
+  if (status != LAM_OK) return status;
   oldest->shape = *s;
   oldest->last_use = ++c->uses;
   *out = &oldest->product;
@@ -236,9 +241,18 @@ static const char *describe(void) {
 
 static lam_status pack(const lam_workers *w, lam_matrix b, lam_weight_layout layout, void *data) {
   const int before = lam_cpu_set_team(w->own_pool ? 1 : w->n_threads);
+  lam_onednn_begin_making();
   const lam_status status = lam_onednn_pack(b, layout, data);
+  lam_onednn_end_making();
   lam_cpu_set_team(before);
   return status;
+}
+
+static lam_weight_layout best_layout(lam_dtype dtype, int64_t n, int64_t k) {
+  lam_onednn_begin_making();
+  const lam_weight_layout best = lam_onednn_best_layout(dtype, n, k);
+  lam_onednn_end_making();
+  return best;
 }
 
 const lam_library lam_library_onednn = {
@@ -247,6 +261,6 @@ const lam_library lam_library_onednn = {
     .instruction_set = instruction_set,
     .takes = takes,
     .run = run,
-    .layout = lam_onednn_best_layout,
+    .layout = best_layout,
     .pack = pack,
 };

@@ -3,8 +3,8 @@
 #
 #   bazel run //:install -- --prefix DIR      see usage below
 #
-# Invariant: nothing is written outside of the prefix (below DESTDIR, where that is set), and nothing
-# that is written names it: the whole tree may be moved afterwards.
+# Invariant: nothing is written outside of the prefix (below DESTDIR, where that is set), and
+# nothing that is written names it: the whole tree may be moved afterwards.
 # Leaves building to Bazel, and oneDNN, which is opened when it is first used, to the machine.
 set -u -e
 PATH=/usr/bin:/bin:$PATH # before a "." in it, where this program is called as the one it uses
@@ -71,7 +71,9 @@ while [ $# -gt 0 ]; do
   esac
 done
 [ -n "$prefix" ] || stop 2 "--prefix DIR is needed; --help tells more"
-case /$libdir/ in //* | */../* | */./*) stop 2 "--libdir is $libdir, expected a folder in the prefix" ;; esac
+case /$libdir/ in
+  //* | */../* | */./*) stop 2 "--libdir is $libdir, expected a folder in the prefix" ;;
+esac
 
 # Bazel starts programs in a folder of its own, and tells where its user is.
 absolute() { case $1 in /*) echo "$1" ;; *) echo "${BUILD_WORKING_DIRECTORY:-$PWD}/$1" ;; esac; }
@@ -90,7 +92,8 @@ writable() {
   local folder=$1
   while [ ! -e "$folder" ]; do folder=$(dirname "$folder"); done
   [ -d "$folder" ] || stop 1 "$folder is not a folder"
-  [ -w "$folder" ] || stop 1 "no permission to write to $folder: choose another --prefix, or see --help"
+  [ -w "$folder" ] ||
+    stop 1 "no permission to write to $folder: choose another --prefix, or see --help"
 }
 
 # put MODE FILE... FOLDER
@@ -154,7 +157,8 @@ put_needed_libraries() {
 
 for folder in include "$libdir" share/doc; do writable "$to/$folder"; done
 [ -e "$dlpack" ] || stop 1 "$dlpack is not here (Debian: libdlpack-dev)"
-put 644 "$from"/abi/lamella{.h,_pipeline.h,_ops.def,_api.def} "$from"/bindings/cpp/lamella{,_pipeline}.hpp include
+put 644 "$from"/abi/lamella{.h,_pipeline.h,_ops.def,_api.def} \
+  "$from"/bindings/cpp/lamella{,_pipeline}.hpp include
 put 644 "$dlpack" include/lamella/dlpack
 put_library
 [ $with_libraries = no ] || put_needed_libraries

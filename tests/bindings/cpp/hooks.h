@@ -1,5 +1,5 @@
-/* hooks.h: contexts whose hooks are callables that carry what they need. A part of client.cc: the big
- * header is compiled once. */
+/* hooks.h: contexts whose hooks are callables that carry what they need.
+ * A part of client.cc: the big header is compiled once. */
 #ifndef LAMELLA_TESTS_CPP_HOOKS_H_
 #define LAMELLA_TESTS_CPP_HOOKS_H_
 #include "client.h"

@@ -1,5 +1,5 @@
-/* stages.h: schedules, and pipelines of one rank whose stages are callables. A part of client.cc: the big
- * header is compiled once. */
+/* stages.h: schedules, and pipelines of one rank whose stages are callables.
+ * A part of client.cc: the big header is compiled once. */
 #ifndef LAMELLA_TESTS_CPP_STAGES_H_
 #define LAMELLA_TESTS_CPP_STAGES_H_
 #include "client.h"

@@ -83,7 +83,8 @@ END
 puts_there_what_help_names() {
   local printed files
   printed=$(install_to "$prefix") || return 1
-  files=$(cd "$prefix" && find . ! -type d -printf '%P\n' | grep -v lamella/libdlpack-dev | LC_ALL=C sort)
+  files=$(cd "$prefix" && find . ! -type d -printf '%P\n' | grep -v lamella/libdlpack-dev |
+    LC_ALL=C sort)
   diff <(the_files) <(echo "$files") || return 1
   diff <(echo "$printed" | sort) <(find "$prefix" ! -type d | sort) || return 1
   same liblamella.so.0.1.0 readlink "$prefix/lib/liblamella.so.0" &&
@@ -98,8 +99,9 @@ names_neither_the_prefix_nor_the_tree() {
 # A program that runs goes on with the file it has: the new library is another inode.
 a_second_one_replaces_the_first() {
   local before
-  before=$(stat -c %i "$prefix/lib/liblamella.so.0.1.0") && exec 5< "$prefix/lib/liblamella.so.0.1.0"
-  install_to "$prefix" > $out/again && [ "$before" != "$(stat -c %i "$prefix/lib/liblamella.so.0.1.0")" ]
+  local library=$prefix/lib/liblamella.so.0.1.0
+  before=$(stat -c %i "$library") && exec 5< "$library" && install_to "$prefix" > $out/again &&
+    [ "$before" != "$(stat -c %i "$library")" ]
 }
 
 destdir_is_put_before_the_prefix() {
@@ -130,7 +132,9 @@ libraries_come_along_and_are_used() {
 no_prefix() { says "--prefix DIR is needed" "$tree/install"; }
 unknown_option() { says "--perfix is not known" "$tree/install" --perfix /tmp; }
 value_is_missing() { says "--prefix needs a value" "$tree/install" --prefix; }
-a_file_in_the_way() { echo > $out/file && says "$out/file is not a folder" install_to $out/file/lamella; }
+a_file_in_the_way() {
+  echo > $out/file && says "$out/file is not a folder" install_to $out/file/lamella
+}
 libdir_outside() { says "expected a folder in the prefix" install_to $out/x --libdir ../lib; }
 refuses_with_a_reason() {
   no_prefix && unknown_option && value_is_missing && a_file_in_the_way && libdir_outside
@@ -155,7 +159,7 @@ headers() { tr ' \\' '\n\n' | grep '^/' | xargs -r realpath; }
 # Every header is the system's, the prefix's or the project's own, and the prefix's were used.
 only_installed() {
   local all=$out/headers
-  headers > $all && grep -q "^$1/include/lamella.h$" $all || { echo "lamella.h is not of $1"; return 1; }
+  headers > $all && grep -q "^$1/include/lamella.h$" $all || { echo "not $1's lamella.h"; return 1; }
   ! grep -v -e ^/usr/ -e "^$1/" -e "^$outside/" $all
 }
 
@@ -233,7 +237,8 @@ claim_with pkg-config pkg-config a_moved_tree_serves_c_with_pkg_config c_with_pk
 claim_with pkg-config pkg-config a_hosts_dlpack_comes_first a_hosts_dlpack_comes_first
 claim_with cmake cmake a_moved_tree_serves_cpp_with_cmake cpp_with_cmake $prefix
 claim_with cmake cmake cmake_refuses_another_version cmake_refuses_another_version
-claim_with pkg-config pkg-config libraries_come_along_and_are_used libraries_come_along_and_are_used
+claim_with pkg-config pkg-config libraries_come_along_and_are_used \
+  libraries_come_along_and_are_used
 claim_with cmake cmake libraries_may_lie_elsewhere other_libdir
 claim_with cmake cmake the_example_is_built_and_serves the_example_is_built_and_serves $prefix
 claim opened_at_run_time opened_at_run_time $prefix

@@ -129,6 +129,52 @@ TEST(fork, a_parents_group_is_refused_in_a_child_and_goes_on) {
 
 /* -- while other threads are in calls -- */
 
+enum { MOST_ROWS = 200, K = 24, N = 48 };
+
+/* A product of a shape that is new, more often than not. */
+static void multiply_some_rows(rng *r) {
+  static float x[MOST_ROWS * K], w[N * K];
+  float y[MOST_ROWS * N];
+  const int64_t rows = rng_int(r, 9, MOST_ROWS), n = rng_int(r, 1, N);
+  host_tensor hx, hw, hy;
+  HOST(&hx, x, F32, rows, K), HOST(&hw, w, F32, n, K), HOST(&hy, y, F32, rows, n);
+  lam_call call = LAM_CALL_INIT;
+  call.op = LAM_OP_linear;
+  call.inputs = (const DLTensor *[]){&hx.t, &hw.t}, call.n_inputs = 2;
+  call.outputs = (DLTensor *[]){&hy.t}, call.n_outputs = 1;
+  CHECK_OK(lam_run(NULL, &call));
+}
+
+static _Atomic bool enough;
+static _Atomic int n_multiplied;
+
+static void *multiply_until_enough(void *arg) {
+  rng r = {seed() + (uint64_t)(uintptr_t)arg};
+  while (!enough) {
+    multiply_some_rows(&r);
+    n_multiplied++;
+  }
+  return NULL;
+}
+
+static void multiply_a_few(void *r) {
+  for (int i = 0; i < 4; i++) multiply_some_rows(r);
+}
+
+/* Products are made by a library with locks of its own. */
+TEST(fork, a_child_makes_products_whatever_other_threads_were_making) {
+  pthread_t threads[2];
+  rng r = {seed() + 99};
+  for (int i = 0; i < 2; i++)
+    REQUIRE(pthread_create(&threads[i], NULL, multiply_until_enough, (void *)(uintptr_t)i) == 0);
+  for (int i = 0; i < 80 || n_multiplied < 100; i++) {
+    in_child(multiply_a_few, &r);
+    rng_next(&r);
+  }
+  enough = true;
+  for (int i = 0; i < 2; i++) pthread_join(threads[i], NULL);
+}
+
 typedef struct busy {
   int64_t handles[2];
   _Atomic bool stop;

@@ -55,9 +55,9 @@ is_called_liblamella() { readelf -d $library | grep -q '(SONAME).*\[liblamella.s
 stays_loaded() { readelf -d $library | grep -q 'FLAGS_1.*NODELETE'; }
 
 # What would end the host's process, change its signals, or start threads or processes of our own.
-not_the_librarys="exit|_exit|_Exit|quick_exit|abort|__assert_fail|raise|t?g?kill|pthread_kill|signal\
-|sigaction|sigprocmask|pthread_sigmask|sigaltstack|pthread_create|fork|vfork|exec.*|posix_spawn.*\
-|system|popen|setenv|putenv|unsetenv|setlocale|chdir|umask|longjmp|siglongjmp"
+not_the_librarys="exit|_exit|_Exit|quick_exit|abort|__assert_fail|raise|t?g?kill|pthread_kill\
+|signal|sigaction|sigprocmask|pthread_sigmask|sigaltstack|pthread_create|fork|vfork|exec.*\
+|posix_spawn.*|system|popen|setenv|putenv|unsetenv|setlocale|chdir|umask|longjmp|siglongjmp"
 leaves_the_process_to_its_host() {
   ! nm -D --undefined-only $library | awk '{sub("@.*", "", $2); print $2}' |
     grep -xE "$not_the_librarys"
