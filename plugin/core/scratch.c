@@ -1,4 +1,4 @@
-/* scratch.c: memory for the duration of one call, or of a kernel's piece of work, kept for the next.
+/* scratch.c: memory for one call, or for one piece of a kernel's work, kept for the next.
  *
  * A context keeps idle blocks in slots. A thread starts looking at a slot of its own, takes what
  * lies there with one atomic exchange, makes it bigger if need be, and puts it back where it was.

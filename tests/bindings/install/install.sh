@@ -123,8 +123,8 @@ libraries_come_along_and_are_used() {
   cd $outside && gcc -std=c11 $(at $full --cflags) plain.c -o full $(at $full --libs) \
     -Wl,-rpath,$full/lib || return 1
   LD_DEBUG=files ./full 2>&1 | sed -n 's/.*calling init: //p' > $out/opened
-  grep -q "^$full/lib/libdnnl.so.2$" $out/opened && grep -q "^$full/lib/libgomp.so.1$" $out/opened &&
-    grep -q "^$full/lib/libffi.so" $out/opened
+  grep -q "^$full/lib/libdnnl.so.2$" $out/opened &&
+    grep -q "^$full/lib/libgomp.so.1$" $out/opened && grep -q "^$full/lib/libffi.so" $out/opened
 }
 
 # ---- Refusals ----
@@ -159,7 +159,8 @@ headers() { tr ' \\' '\n\n' | grep '^/' | xargs -r realpath; }
 # Every header is the system's, the prefix's or the project's own, and the prefix's were used.
 only_installed() {
   local all=$out/headers
-  headers > $all && grep -q "^$1/include/lamella.h$" $all || { echo "not $1's lamella.h"; return 1; }
+  headers > $all
+  grep -q "^$1/include/lamella.h$" $all || { echo "lamella.h is not of $1"; return 1; }
   ! grep -v -e ^/usr/ -e "^$1/" -e "^$outside/" $all
 }
 
