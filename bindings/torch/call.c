@@ -8,9 +8,12 @@
  * Leaves all checks to the library. */
 #include "bindings/torch/call.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "bindings/torch/tensor.h"
+
+#define TEXT_BYTES 640
 
 typedef struct frame {
   const lam_torch_row *row;
@@ -24,6 +27,7 @@ typedef struct frame {
   int64_t ints[LAM_TORCH_MAX_DIMS + 1]; /* one too many is refused by the library */
   bool wanted[LAM_TORCH_MAX_TENSORS];
   const char *error;
+  char *text; /* [TEXT_BYTES], for an error that is made of parts; not cleared for each call */
 } frame;
 
 static bool ok(frame *f, const char *error) {
@@ -125,8 +129,11 @@ static void give_back(frame *f) {
 
 /* -- the call -- */
 
+/* Torch's exception has only words for its kind: lamella.errors reads the status from them. */
 static bool holds(frame *f, lam_status s) {
-  return ok(f, s == LAM_OK ? NULL : lam_last_error());
+  if (s == LAM_OK) return true;
+  snprintf(f->text, TEXT_BYTES, "lamella %s: %s", lam_status_name(s), lam_last_error());
+  return ok(f, f->text);
 }
 
 static bool give_output(frame *f, int i, DLDevice device) {
@@ -163,7 +170,8 @@ static bool run(frame *f) {
 }
 
 void lam_torch_run(const lam_torch_row *row, uint64_t *stack) {
-  frame f = {.row = row};
+  char text[TEXT_BYTES];
+  frame f = {.row = row, .text = text};
   take(&f, stack);
   if (!f.error) run(&f);
   give_back(&f);

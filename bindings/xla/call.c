@@ -43,7 +43,9 @@ static xla_error *make_error(const xla_frame *frame, int32_t code, const char *m
 }
 
 static xla_error *library_error(const xla_frame *frame, lam_status status) {
-  return make_error(frame, status & 0xff, lam_last_error());
+  char text[640]; /* XLA keeps the low byte of the status: lamella.errors reads it from the words */
+  snprintf(text, sizeof text, "lamella %s: %s", lam_status_name(status), lam_last_error());
+  return make_error(frame, status & 0xff, text);
 }
 
 /* -- buffers -- */

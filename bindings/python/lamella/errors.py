@@ -1,13 +1,20 @@
 """One exception class for each status of the library; all of them are lamella.Error.
 
-Invariant: the message is the library's own line. Leaves finding the library to library.py.
+Invariant: the message is the library's own line. Hosts raise their own exceptions for what fails inside them; `of` gives the one that theirs tells of.
+Leaves finding the library to library.py.
 """
+
+from __future__ import annotations
+
+import re
 
 
 class Error(RuntimeError):
     """A call of the library failed; `status` is its lam_status."""
 
-    def __init__(self, message, status=0):
+    status: int
+
+    def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
         self.status = status
 
@@ -60,23 +67,37 @@ class Interrupted(Error):
     """The host asked for the wait to end."""
 
 
-CLASSES = {
-    3: InvalidArgument,
-    4: DeadlineExceeded,
-    5: NotFound,
-    8: ResourceExhausted,
-    9: FailedPrecondition,
-    12: Unimplemented,
-    14: Unavailable,
-    9 | 1 << 8: Mismatch,
-    14 | 2 << 8: PeerDead,
-    4 | 3 << 8: PeerStalled,
-    9 | 5 << 8: Poisoned,
-    1 | 6 << 8: Interrupted,
+STATUSES = {  # name, as lam_status_name gives it: (number, class)
+    "CANCELLED": (1, Error),
+    "INVALID_ARGUMENT": (3, InvalidArgument),
+    "DEADLINE_EXCEEDED": (4, DeadlineExceeded),
+    "NOT_FOUND": (5, NotFound),
+    "RESOURCE_EXHAUSTED": (8, ResourceExhausted),
+    "FAILED_PRECONDITION": (9, FailedPrecondition),
+    "UNIMPLEMENTED": (12, Unimplemented),
+    "INTERNAL": (13, Error),
+    "UNAVAILABLE": (14, Unavailable),
+    "MISMATCH": (9 | 1 << 8, Mismatch),
+    "PEER_DEAD": (14 | 2 << 8, PeerDead),
+    "PEER_STALLED": (4 | 3 << 8, PeerStalled),
+    "WOULD_BLOCK": (8 | 4 << 8, ResourceExhausted),
+    "POISONED": (9 | 5 << 8, Poisoned),
+    "INTERRUPTED": (1 | 6 << 8, Interrupted),
 }
+CLASSES = dict(STATUSES.values())
+IN_TEXT = re.compile(r"lamella ([A-Z_]+): (.*)")  # what adapters write into a host's exception
 
 
-def of_status(status, message):
+def of_status(status: int, message: str) -> Error:
     """The exception for a lam_status that is not 0."""
     kind = CLASSES.get(status) or CLASSES.get(status & 0xFF) or Error
     return kind(message, status)
+
+
+def of(exception: BaseException) -> Error | None:
+    """The lamella.Error that a host's exception tells of, such as the JaxRuntimeError of a jitted
+    call; None where it tells of none. Operators in PyTorch raise it themselves."""
+    if isinstance(exception, Error):
+        return exception
+    found = IN_TEXT.search(str(exception))
+    return of_status(STATUSES[found[1]][0], found[2]) if found and found[1] in STATUSES else None

@@ -33,6 +33,36 @@ x, w = (draw.standard_normal(shape, numpy.float32) for shape in ((41, 131), (131
 y = jax.jit(lamella.jax.linear)(x, w)
 numpy.testing.assert_allclose(y, x @ w, rtol=1e-4, atol=1e-4)
 assert lamella.__file__.startswith(sys.prefix)
+
+from lamella import errors, library
+
+lib = library.native()
+lib.lam_status_name.restype = library.ctypes.c_char_p
+for name, (number, kind) in errors.STATUSES.items():
+    assert lib.lam_status_name(number).decode() == name
+group = lamella.Group.create(lamella.Group.new_id(), 0, 1)
+jitted = jax.jit(lambda x: lamella.jax.all_reduce(x, group=group))
+y, tensor = jitted(x), torch.from_numpy(x).requires_grad_()
+group.close()
+calls = {
+    "torch": lambda: torch.ops.lamella.all_reduce(tensor, group=group.handle),
+    "torch overload": lambda: torch.ops.lamella.all_reduce.default(tensor, group=group.handle),
+    "torch shapes": lambda: torch.ops.lamella.linear(tensor, tensor[:, 1:]),
+    "jax": lambda: jitted(x),
+}
+for name, call in calls.items():
+    try:
+        call()
+    except RuntimeError as error:
+        print("failed:", name, type(error).__name__, type(errors.of(error)).__name__)
+print(errors.of(RuntimeError("torch's own")))
+"""
+FAILURES = """\
+failed: torch NotFound NotFound
+failed: torch overload NotFound NotFound
+failed: torch shapes InvalidArgument InvalidArgument
+failed: jax JaxRuntimeError NotFound
+None
 """
 
 
@@ -99,11 +129,20 @@ def test_the_version_is_the_headers(wheel):
     assert wheel.name == "lamella-%s-py3-none-linux_x86_64.whl" % ".".join(parts)
 
 
-def test_torch_and_jax_compute_with_the_wheels_own_onednn(bare, python, tmp_path):
+@pytest.fixture(scope="module")
+def said(bare, python, tmp_path_factory):
+    """What both hosts did in a root without Debian's oneDNN."""
     env = dict(os.environ, DNNL_VERBOSE="1", JAX_PLATFORMS="cpu")
-    out = run(*bare, python, "-c", HOSTS, cwd=tmp_path, env=env)
-    products = re.findall(r"onednn_verbose,exec,cpu,matmul,.*,(\d+x\d+:\d+x\d+:\d+x\d+),", out)
-    assert products == ["37x129:129x65:37x65", "41x131:131x67:41x67"], out
+    return run(*bare, python, "-c", HOSTS, cwd=tmp_path_factory.mktemp("bare"), env=env)
+
+
+def test_torch_and_jax_compute_with_the_wheels_own_onednn(said):
+    products = re.findall(r"onednn_verbose,exec,cpu,matmul,.*,(\d+x\d+:\d+x\d+:\d+x\d+),", said)
+    assert products == ["37x129:129x65:37x65", "41x131:131x67:41x67"], said
+
+
+def test_failures_have_the_class_of_their_status(said):
+    assert said.endswith(FAILURES)
 
 
 def test_without_bazel_the_build_says_what_installs_it(tmp_path):

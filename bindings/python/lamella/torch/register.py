@@ -1,7 +1,7 @@
 """Loads the native adapter and gives each of its operators a fake, a gradient and its order.
 
 Invariant: done once per process, at import; the adapter's schemas are the rows' own (compared).
-Leaves shapes to lamella.shapes, gradients to gradients.py, order to order.py.
+Leaves shapes to lamella.shapes, gradients to gradients.py, order to order.py, errors to raises.py.
 """
 
 import ctypes
@@ -9,7 +9,7 @@ import ctypes
 import torch
 
 from lamella import errors, group, library, rows, shapes
-from lamella.torch import dtypes, gradients, order
+from lamella.torch import dtypes, gradients, order, raises
 
 
 def load():
@@ -60,13 +60,15 @@ def result(output, call, values, like):
 
 
 def register(row):
-    operator = getattr(torch.ops.lamella, row.name).default
+    packet = getattr(torch.ops.lamella, row.name)
+    operator = packet.default
     names = [argument.name for argument in operator._schema.arguments]
     if names != row.arguments:
         raise errors.Error(
             "lamella_torch.so was built for another operator table: %s takes %s there, %s here"
             % (row.name, names, row.arguments)
         )
+    raises.own_errors(packet)
     torch.library.register_fake(operator, fake_of(row))
     gradients.register(row, operator)
     if row.communicates:
