@@ -20,6 +20,7 @@ TAG = "py3-none-" + re.sub(r"\W", "_", sysconfig.get_platform())
 PACKAGE = ROOT / "bindings/python/lamella"
 TARGETS = {  # what Bazel builds, and where it puts it
     "//abi:liblamella.so.0": "abi/liblamella.so.0",
+    "//bindings/python/native:lamella_python.so": "bindings/python/native/lamella_python.so",
     "//bindings/torch:lamella_torch.so": "bindings/torch/lamella_torch.so",
     "//bindings/xla:liblamella_xla.so": "bindings/xla/liblamella_xla.so",
 }

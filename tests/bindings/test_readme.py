@@ -21,7 +21,7 @@ def programs(language="c"):
 
 @pytest.fixture(scope="module")
 def library():
-    assert bazel.build(["//abi:liblamella.so.0"]) == 0
+    assert bazel.build(["//bindings/python/native"]) == 0
     return ROOT / "bazel-bin" / "abi" / "liblamella.so.0"
 
 

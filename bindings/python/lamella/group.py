@@ -8,7 +8,7 @@ Leaves communication to the library.
 import ctypes
 import weakref
 
-from lamella import errors, library
+from lamella import errors, interrupt, library
 
 places = {0: (0, 1)}  # handle -> (rank, size); 0 = alone
 
@@ -49,13 +49,13 @@ class Group:
         10 min for the first operation."""
         desc = _desc(rank, size, deadline_ms, first_deadline_ms)
         ctypes.memmove(desc.id.bytes, bytes(id), 128)
-        return cls._open("lam_group_create", None, ctypes.byref(desc))
+        return cls._open("lam_group_create", interrupt.context(), ctypes.byref(desc))
 
     @classmethod
     def from_env(cls, deadline_ms=0, first_deadline_ms=0):
         """From the environment that ./lamella run or torchrun makes."""
         desc = _desc(0, 0, deadline_ms, first_deadline_ms)
-        return cls._open("lam_group_create_from_env", None, ctypes.byref(desc))
+        return cls._open("lam_group_create_from_env", interrupt.context(), ctypes.byref(desc))
 
     def split(self, color, key=0):
         """Collective: ranks of one color form a group, by (key, rank); None for a color below 0."""

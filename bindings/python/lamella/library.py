@@ -19,6 +19,7 @@ BUILT = {
     NAME: "bazel-bin/abi",
     "lamella_torch.so": "bazel-bin/bindings/torch",
     "liblamella_xla.so": "bazel-bin/bindings/xla",
+    "lamella_python.so": "bazel-bin/bindings/python/native",
 }
 
 
@@ -29,6 +30,19 @@ def path(name):
         if place.exists():
             return str(place)
     raise errors.Error("%s is neither in %s nor in %s: run ./lamella build" % (name, *places))
+
+
+class ContextDesc(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_uint32),
+        ("threads", ctypes.c_int32),
+        ("user", ctypes.c_void_p),
+        ("alloc", ctypes.c_void_p),
+        ("free", ctypes.c_void_p),
+        ("parallel_for", ctypes.c_void_p),
+        ("should_stop", ctypes.c_void_p),
+        ("log", ctypes.c_void_p),
+    ]
 
 
 class GroupId(ctypes.Structure):
@@ -84,6 +98,7 @@ _SIGNATURES = {
         _STATUS,
         [ctypes.c_int64, ctypes.c_int64, *[ctypes.c_int32] * 3, ctypes.POINTER(ShardInfo)],
     ),
+    "lam_context_create": (_STATUS, [ctypes.POINTER(ContextDesc), _OUT]),
     "lam_group_id_create": (_STATUS, [ctypes.POINTER(GroupId)]),
     "lam_group_create": (_STATUS, [_HANDLE, ctypes.POINTER(GroupDesc), _OUT]),
     "lam_group_create_from_env": (_STATUS, [_HANDLE, ctypes.POINTER(GroupDesc), _OUT]),

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT), str(ROOT / "bindings/python")]
-TARGETS = ["//abi:liblamella.so.0", "//bindings/xla:liblamella_xla.so"]
+TARGETS = ["//bindings/python/native", "//bindings/xla:liblamella_xla.so"]
 DEVICES = "--xla_force_host_platform_device_count=4"
 
 os.environ["JAX_PLATFORMS"] = "cpu"

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT), str(ROOT / "bindings/python")]
-TARGETS = ["//abi:liblamella.so.0", "//bindings/torch:lamella_torch.so"]
+TARGETS = ["//bindings/python/native", "//bindings/torch:lamella_torch.so"]
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", TQDM_DISABLE="1")
 
 torch = pytest.importorskip("torch", reason="torch is not installed: ./lamella setup")

@@ -14,7 +14,7 @@ pytest.importorskip("numpy", reason="numpy is not installed: ./lamella setup")
 def build():
     from bindings.cli import bazel
 
-    assert bazel.build(["//abi:liblamella.so.0"]) == 0, "the library does not build"
+    assert bazel.build(["//bindings/python/native"]) == 0, "the library does not build"
 
 
 build()  # before test modules import lamella

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT), str(ROOT / "bindings/python")]
-TARGETS = ["//abi:liblamella.so.0", "//bindings/torch:lamella_torch.so"]
+TARGETS = ["//bindings/python/native", "//bindings/torch:lamella_torch.so"]
 
 torch = pytest.importorskip("torch", reason="torch is not installed: ./lamella setup")
 

@@ -1,0 +1,127 @@
+"""One rank that waits, case after case, for a peer that does not call, until a signal comes.
+
+    python waiting.py CASE ID ...   (ID: a group's id in hex; rank 0 of 2)
+
+Says `waiting CASE` once the main thread sleeps in the library, and `CASE: EXCEPTION` for what ended
+the wait. The last case's exception ends the program.
+"""
+
+import signal
+import sys
+import threading
+
+import lamella
+from lamella import library
+
+
+def torch_op(group):
+    import lamella.torch
+    import torch
+
+    return lambda: torch.ops.lamella.all_reduce(torch.ones(3), group=group.handle)
+
+
+def torch_backward(group):
+    import lamella.torch
+    import torch
+
+    y = torch.ops.lamella.copy_to_group(torch.ones(3, requires_grad=True), group=group.handle)
+    return lambda: y.sum().backward()
+
+
+def torch_compiled(group):
+    import lamella.torch
+    import torch
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def step(x):
+        return torch.ops.lamella.all_reduce(x, group=group.handle) * 2
+
+    return lambda: step(torch.ones(3))
+
+
+def jax_jitted(group):
+    import jax
+    import lamella.jax as lj
+
+    step = jax.jit(lambda x, token: lj.all_reduce(x, group=group, token=token))
+    return lambda: step(jax.numpy.ones(3), lj.new_token())[0].block_until_ready()
+
+
+def pipeline(group):
+    from lamella.pipeline import Pipeline, Schedule, Stage
+
+    class Last(Stage):
+        def forward(self, io):
+            pass
+
+        backward = forward
+
+    schedule = Schedule.parse("rank 0: 1F0 1B0\nrank 1: 0F0 0B0\n")
+    made = Pipeline(schedule, {1: Last()}, [[((4,), "f32")]], group)
+    return made.run
+
+
+def handler_that_raises_nothing(group):
+    heard = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: (heard.append(number), say("heard")))
+
+    def wait():
+        try:
+            group.warmup()
+        finally:
+            signal.signal(signal.SIGINT, before)
+            say("signals %d" % len(heard))
+
+    return wait
+
+
+def say(text):
+    print(text, flush=True)
+
+
+def sleeps(group):
+    info = library.GroupInfo(struct_size=library.ctypes.sizeof(library.GroupInfo))
+    library.check(library.native().lam_group_get_info(group._pointer, library.ctypes.byref(info)))
+    return info.sleeps
+
+
+def switches():
+    """How often the main thread has gone to sleep."""
+    task = "/proc/self/task/%d/status" % threading.main_thread().native_id
+    [line] = [line for line in open(task) if line.startswith("voluntary")]
+    return int(line.split()[1])
+
+
+def tell_when_asleep(case, count):
+    """A thread that says so when `count` has grown: nobody else can, for the main one sleeps."""
+    before = count()
+
+    def watch():
+        while count() == before:
+            pass
+        say("waiting " + case)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(cases):
+    for i, (case, id) in enumerate(cases):
+        if case == "create":
+            call = lambda: lamella.Group.create(bytes.fromhex(id), 0, 2)
+            count = switches
+        else:
+            group = lamella.Group.create(bytes.fromhex(id), 0, 2)
+            call = globals()[case](group)
+            count = lambda: sleeps(group)
+        tell_when_asleep(case, count)
+        try:
+            call()
+            say("%s: nothing" % case)
+        except BaseException as error:
+            say("%s: %s" % (case, type(error).__name__))
+            if i + 1 == len(cases):
+                raise
+
+
+main(list(zip(sys.argv[1::2], sys.argv[2::2])))
