@@ -46,7 +46,7 @@ def main(args):
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, world.on_signal)
     try:
-        world.start(args)
+        world.start([[args.program, *args.arguments]] * args.ranks, not args.no_prefix)
         return world.watch()
     finally:
         world.send(signal.SIGKILL)
@@ -78,14 +78,15 @@ class World:
         self.status = 0
         self.kill_at = None  # set by the first bad end or signal
 
-    def start(self, args):
-        env = dict(os.environ, LAMELLA_SIZE=str(args.ranks), LAMELLA_ID=secrets.token_hex(32))
-        pipe = None if args.no_prefix else subprocess.PIPE
+    def start(self, commands, heard=True):
+        """One command for each rank; heard: what they print comes here."""
+        env = dict(os.environ, LAMELLA_SIZE=str(len(commands)), LAMELLA_ID=secrets.token_hex(32))
+        pipe = subprocess.PIPE if heard else None
         libc = ctypes.CDLL(None)
-        for rank in range(args.ranks):
+        for rank, command in enumerate(commands):
             try:
                 process = subprocess.Popen(
-                    [args.program, *args.arguments],
+                    command,
                     stdin=subprocess.DEVNULL,
                     stdout=pipe,
                     stderr=pipe,
@@ -96,7 +97,7 @@ class World:
                 )
             except OSError as error:
                 raise Problem(
-                    "%s cannot be started: %s" % (args.program, error.strerror),
+                    "%s cannot be started: %s" % (command[0], error.strerror),
                     126 if isinstance(error, PermissionError) else 127,
                 ) from None
             self.processes.append(process)

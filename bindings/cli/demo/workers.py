@@ -1,7 +1,7 @@
-"""One run of the demo's program: N workers as the ranks of one group, and what rank 0 tells of it.
+"""One run of the demo's workers: N programs as the ranks of one group, and what they tell of it.
 
-The workers print lines of JSON (see train.c, report.c); the last of their other words is kept for
-the case that they fail.
+The workers print lines of JSON (see train.c, report.c, hosts/common.py), most of it rank 0; the
+last of their other words is kept for the case that they fail.
 Invariant: `run` gives back what was told, or raises a Problem of one line: which worker ended how.
 """
 
@@ -9,20 +9,19 @@ import json
 import os
 import signal
 import time
-from collections import namedtuple
 
 from bindings.cli import run as launcher
 from bindings.cli.common import Problem
 
-Arguments = namedtuple("Arguments", "ranks no_prefix program arguments")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Told:
-    """What one run told: per step its loss and milliseconds; reports by schedule."""
+    """What one run told: per step its loss and milliseconds; reports by schedule; by rank, how far
+    its gradients are from those that it was to compare them with."""
 
     def __init__(self):
-        self.losses, self.times, self.reports = [], [], {}
+        self.losses, self.times, self.reports, self.gradients = [], [], {}, {}
         self.memory, self.idle, self.transfer, self.saved = [], 0.0, 0.0, None
 
 
@@ -69,6 +68,8 @@ class Workers(launcher.World):
             self.told.losses.append(message["loss"])
             self.told.times.append(message["ms"])
             self.on_step(message)
+        elif "gradients" in message:
+            self.told.gradients[message["gradients"]] = message
         elif "report" in message:
             self.told.reports[message["report"]] = message
         else:
@@ -109,11 +110,16 @@ def is_stopped(process):
 
 def run(program, options, pp, tp, on_step=lambda message: None):
     """Trains with these options on pp x tp workers."""
+    command = [program, *options, "--pp", str(pp), "--tp", str(tp)]
+    return run_commands([command] * (pp * tp), tp, on_step)
+
+
+def run_commands(commands, tp, on_step=lambda message: None):
+    """One worker for each command; what they told."""
     workers = Workers(tp, on_step)
     before = {number: signal.signal(number, workers.on_signal) for number in SIGNALS}
     try:
-        placed = [*options, "--pp", str(pp), "--tp", str(tp)]
-        workers.start(Arguments(pp * tp, False, program, placed))
+        workers.start(commands)
         if workers.watch() != 0:
             raise Problem(workers.explain(), workers.status)
         return workers.told
