@@ -12,7 +12,7 @@
  *   adamw.c      the optimizer
  *   worker.c     groups, pipelines; train.c: the steps
  *   observe.c, report.c, bench.c  where the time went
- *   save.c       the whole model into one safetensors file
+ *   save.c       the whole model into one safetensors file; gradients.c: gradients beside such a file
  *   call.c       matrices, and operator calls on them; memory.c: every byte taken is counted
  *
  * Letters: T tokens of a micro-batch, H hidden size, A this worker's share of H in attention, F
@@ -42,8 +42,10 @@ const char *error_text(void);
 
 typedef struct options {
   const char *text, *schedule, *assign, *dtype, *draw, *save, *out;
+  const char *save_gradients, *check_gradients; /* of the first step */
   int pp, tp, layers, hidden, sequence, sequences, micro_batches, stages_per_rank;
   int steps, seed, threads, check, bench;
+  int mixed;    /* other ranks are other programs: they know the steps, nothing else */
   int deadline; /* seconds that a peer may be late once training runs; 0: Lamella's */
   /* Made from the above. */
   int bits;                  /* of an element of weights and activations: 32 (f32) or 16 (bf16) */
@@ -167,6 +169,9 @@ lam_status model_describe(const options *o, int stage, int part, model *out);
 lam_status model_fill(model *m);
 void model_free(model *m);
 static inline int64_t param_size(const param *p) { return p->w.rows * p->w.cols; }
+static inline matrix param_grad(const param *p) {
+  return matrix_at(p->grad, p->w.rows, p->w.cols, 32);
+}
 int64_t param_whole_row(const param *p, int64_t row);
 
 /* -- layer.c and what it calls -- */
@@ -299,7 +304,7 @@ int64_t now_ns(void);
 int64_t cpu_ns(void);                 /* of this thread */
 double median(double *values, int n); /* sorts them */
 
-/* -- train.c, observe.c, report.c, save.c, bench.c -- */
+/* -- train.c, observe.c, report.c, save.c, gradients.c, bench.c -- */
 
 /* F, I, W of a micro-batch of a stage, each after two waits at most. */
 enum { MAX_EVENTS = 3 * 3 * MAX_HELD * MAX_MICRO, MAX_TEXT = 8192 };
@@ -318,6 +323,9 @@ lam_status record_take(worker *w, line *l, record *out);
 lam_status report(worker *w, const line *l, const record *records, int n_steps,
                   const char *explained);
 lam_status save(worker *w, const char *path);
+lam_status save_gradients(worker *w, const char *path);
+/* This worker's gradients beside those that save_gradients wrote, as a line of JSON. */
+lam_status check_gradients(const worker *w, const char *path);
 lam_status bench(worker *w);
 /* One step without its loss: when the pipeline had run (now_ns) comes out, then AdamW. */
 lam_status bench_step(worker *w, line *l, int64_t step, int64_t *out_ran);

@@ -34,14 +34,12 @@ lam_status layer_forward(const model *m, int layer, layer_room *room, matrix x, 
   return LAM_OK;
 }
 
-static matrix grad_of(const param *p) { return matrix_at(p->grad, p->w.rows, p->w.cols, 32); }
-
 lam_status layer_backward(const model *m, int layer, layer_room *room, matrix x,
                           const layer_saved *s, matrix d_y, matrix d_x) {
   const param *p = m->params + layer * N_LAYER_PARAMS;
   const int64_t tp = room->tp, hidden = m->o->hidden, head = m->o->head_size;
   const int heads = (int)(m->heads.end - m->heads.begin);
-  const matrix d_gate_up = grad_of(&p[GATE_UP]), d_down = grad_of(&p[DOWN]);
+  const matrix d_gate_up = param_grad(&p[GATE_UP]), d_down = param_grad(&p[DOWN]);
   lam_context *ctx = room->ctx;
 
   TRY(call_op(ctx, LAM_OP_ffn_bwd, IN(d_y, s->h2, s->aux, p[GATE_UP].w, p[DOWN].w),
@@ -51,13 +49,13 @@ lam_status layer_backward(const model *m, int layer, layer_room *room, matrix x,
   norm_backward(room->d_h, s->mid, p[NORM2].master, s->r2, d_y, room->d_mid, p[NORM2].grad);
 
   TRY(call_op(ctx, LAM_OP_linear_row_bwd, IN(room->d_mid, s->o, p[ATTENTION_OUT].w),
-              OUT(room->d_o, grad_of(&p[ATTENTION_OUT])),
+              OUT(room->d_o, param_grad(&p[ATTENTION_OUT])),
               /* group split seq total unit chunks dtype acc */
               ATTRS(I(tp), I(1), I(0), I(hidden), I(head), I(0), I(0), I(1))));
   attention_backward(s->qkv, m->o->sequence, heads, room->attention, s->o, s->lse, room->d_o,
                      room->d_qkv);
   TRY(call_op(ctx, LAM_OP_linear_col_bwd, IN(room->d_qkv, s->h1, p[QKV].w),
-              OUT(room->d_h, grad_of(&p[QKV])),
+              OUT(room->d_h, param_grad(&p[QKV])),
               /* group seq chunks acc */
               ATTRS(I(tp), I(0), I(0), I(1))));
   norm_backward(room->d_h, x, p[NORM1].master, s->r1, room->d_mid, d_x, p[NORM1].grad);
@@ -96,11 +94,11 @@ lam_status layer_backward_weight(const model *m, int layer, layer_room *room,
 
   TRY(call_op(
       ctx, LAM_OP_ffn_wgrad, IN(s->d_y, s->h2, s->aux, s->d_aux),
-      OUT(grad_of(&p[GATE_UP]), ABSENT, grad_of(&p[DOWN])),
+      OUT(param_grad(&p[GATE_UP]), ABSENT, param_grad(&p[DOWN])),
       ATTRS(I(tp), S("silu"), I(1), I(0), I(0), I(1)))); /* group act gated seq chunks acc */
-  TRY(call_op(ctx, LAM_OP_linear_row_wgrad, IN(d_mid, s->o), OUT(grad_of(&p[ATTENTION_OUT])),
+  TRY(call_op(ctx, LAM_OP_linear_row_wgrad, IN(d_mid, s->o), OUT(param_grad(&p[ATTENTION_OUT])),
               /* group split seq total unit chunks dtype acc */
               ATTRS(I(tp), I(1), I(0), I(hidden), I(head), I(0), I(0), I(1))));
-  return call_op(ctx, LAM_OP_linear_col_wgrad, IN(d_qkv, s->h1), OUT(grad_of(&p[QKV])),
+  return call_op(ctx, LAM_OP_linear_col_wgrad, IN(d_qkv, s->h1), OUT(param_grad(&p[QKV])),
                  ATTRS(I(tp), I(0), I(0), I(1))); /* group seq chunks acc */
 }

@@ -29,6 +29,8 @@ static const struct {
     {"--steps", NUMBER, offsetof(options, steps), 0, 1000000},
     {"--assign", TEXT, offsetof(options, assign), 0, 0},
     {"--save", TEXT, offsetof(options, save), 0, 0},
+    {"--save-gradients", TEXT, offsetof(options, save_gradients), 0, 0},
+    {"--check-gradients", TEXT, offsetof(options, check_gradients), 0, 0},
     {"--out", TEXT, offsetof(options, out), 0, 0},
     {"--seed", NUMBER, offsetof(options, seed), 0, 0x7fffffff},
     {"--sequence", NUMBER, offsetof(options, sequence), 32, 4096},
@@ -38,6 +40,7 @@ static const struct {
     {"--draw", TEXT, offsetof(options, draw), 0, 0},
     {"--check", FLAG, offsetof(options, check), 0, 0},
     {"--bench", FLAG, offsetof(options, bench), 0, 0},
+    {"--mixed", FLAG, offsetof(options, mixed), 0, 0},
 };
 
 static lam_status read_number(int row, const char *value, void *to) {
@@ -230,8 +233,9 @@ void print_plan(const options *o) {
       "\"layers\": %d, \"hidden\": %d, ",
       o->pp, o->tp, o->micro_batches, (long long)o->tokens * o->micro_batches, o->steps, o->layers,
       o->hidden);
-  emit("\"heads\": %d, \"ffn\": %d, \"sequence\": %d, \"dtype\": \"%s\", ", o->heads, o->ffn,
-       o->sequence, o->dtype);
+  emit("\"heads\": %d, \"ffn\": %d, \"sequence\": %d, \"sequences\": %d, ", o->heads, o->ffn,
+       o->sequence, o->sequences);
+  emit("\"seed\": %d, \"dtype\": \"%s\", ", o->seed, o->dtype);
   emit_text("text", o->text);
   emit(", ");
   emit_text("schedule", o->schedule);

@@ -60,12 +60,19 @@ void update(worker *w, int64_t step, int64_t steps) {
       adamw_step(&w->models[i].params[k], adamw_at(step, steps), step);
 }
 
+static lam_status tell_gradients(worker *w) {
+  const options *o = w->o;
+  if (o->save_gradients) TRY(save_gradients(w, o->save_gradients));
+  return o->check_gradients ? check_gradients(w, o->check_gradients) : LAM_OK;
+}
+
 static lam_status train_step(worker *w, line *l, int64_t step, ledger *sum) {
   const int64_t began = now_ns();
   double mine = 0;
   float loss;
   TRY(lam_pipeline_run(l->pipeline, step, &mine));
   const int64_t ran = now_ns();
+  if (step == 0) TRY(tell_gradients(w));
   update(w, step, w->o->steps);
   const int64_t updated = now_ns();
   TRY(share_loss(w, mine, &loss));
@@ -135,7 +142,7 @@ lam_status train(worker *w) {
   line l = {0};
   ledger sum = {0};
   lam_status status = train_line(w, &l, &sum);
-  if (status == LAM_OK && w->o->steps) status = tell_accounts(w, &sum);
+  if (status == LAM_OK && w->o->steps && !w->o->mixed) status = tell_accounts(w, &sum);
   line_close(&l);
   if (status == LAM_OK && w->o->save) status = save(w, w->o->save);
   const char *at = w->o->draw;
