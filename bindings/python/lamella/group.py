@@ -28,13 +28,24 @@ class Group:
     """
 
     def __init__(self, pointer):
-        info = library.GroupInfo(struct_size=ctypes.sizeof(library.GroupInfo))
-        library.check(library.native().lam_group_get_info(pointer, ctypes.byref(info)))
         self._pointer = pointer
+        info = self._info()
         self.pipelines = weakref.WeakSet()  # over this group: they end before it
         self.rank, self.size = info.rank, info.size
         self.handle = library.native().lam_group_handle(pointer)
         places[self.handle] = (self.rank, self.size)
+
+    def _info(self):
+        info = library.GroupInfo(struct_size=ctypes.sizeof(library.GroupInfo))
+        library.check(library.native().lam_group_get_info(self._pointer, ctypes.byref(info)))
+        return info
+
+    @property
+    def error(self):
+        """What ended this group's world, a lamella.Error; None while all is well. For programs that
+        met it as an exception of their host."""
+        info = self._info()
+        return errors.of_status(info.poison, info.error.decode()) if info.poison else None
 
     @staticmethod
     def new_id():

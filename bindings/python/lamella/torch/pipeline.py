@@ -192,9 +192,9 @@ class Pipeline:
             native = self.native[is_training] = self._create(batch, is_training)
         for stage in self.stages.values():
             stage.begin(batch, is_training)
-        self.steps += 1
+        step, self.steps = self.steps, self.steps + 1  # from 0, as ranks in other hosts count
         try:
-            return native.run(self.steps), batch.outputs
+            return native.run(step), batch.outputs
         finally:
             for stage in self.stages.values():
                 stage.begin(None, is_training)  # nothing of this step is kept
