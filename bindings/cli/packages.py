@@ -35,7 +35,7 @@ TABLE = [
     Package("abigail-tools", "ABI comparison", "test"),
     Package("cmake", "other people's C++ projects, built against an installation", "test"),
     Package("pkg-config", "other people's C projects, the same", "test"),
-    Package("python3-venv", "Python environments", "test bench"),
+    Package("python3-venv", "Python environments", "test bench hosts"),
     Package("python3-dev", "Python's headers, for what torch.compile writes", "test bench"),
     Package("mpich", "MPICH's launcher", "test"),
     Package("libopenmpi-dev", "Open MPI, the peer to compare with", "test bench"),

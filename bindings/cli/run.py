@@ -78,9 +78,10 @@ class World:
         self.status = 0
         self.kill_at = None  # set by the first bad end or signal
 
-    def start(self, commands, heard=True):
-        """One command for each rank; heard: what they print comes here."""
-        env = dict(os.environ, LAMELLA_SIZE=str(len(commands)), LAMELLA_ID=secrets.token_hex(32))
+    def start(self, commands, heard=True, **variables):
+        """One command for each rank, and environment variables for all; heard: what they print
+        comes here."""
+        env = dict(os.environ, **variables, LAMELLA_SIZE=str(len(commands)), LAMELLA_ID=secrets.token_hex(32))
         pipe = subprocess.PIPE if heard else None
         libc = ctypes.CDLL(None)
         for rank, command in enumerate(commands):

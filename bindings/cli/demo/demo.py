@@ -2,7 +2,7 @@
 
 Builds and starts the program of this folder, a host of Lamella in C; this module only asks for runs
 and shows what they tell: the split model; the same model on one worker, whose losses must be equal;
-one worker and two, for the table of speeds.
+one worker and two, for the table of speeds. Leaves other hosts to beside.py.
 Invariant: at every step the split model's loss is within the tolerance of one worker's, or the demo
 fails.
 """
@@ -20,6 +20,8 @@ from bindings.cli.demo import show, workers
 TARGET = "//bindings/cli/demo:lamella_demo"
 TOLERANCE = {"f32": 1e-4, "bf16": 5e-3}
 SCALING_STEPS = 7
+PLACES = {"mixed": ("3", "1")}  # --pp and --tp where they are not given: else 2 and 2
+HOSTS = ("c", "torch", "jax", "mixed")
 
 # Options handed on to the program as they are, which also checks them.
 PASSED = {
@@ -35,8 +37,16 @@ PASSED = {
 
 
 def add_arguments(parser):
-    parser.add_argument("--pp", help="pipeline stages (default 2, or as many as --assign names)")
-    parser.add_argument("--tp", default="2", help="parts of each matrix (default 2)")
+    parser.add_argument(
+        "--host",
+        choices=HOSTS,
+        default="c",
+        help="who trains: c (default); torch or jax, beside c; mixed: a pipeline of all three",
+    )
+    parser.add_argument(
+        "--pp", help="pipeline stages (default 2, or as many as --assign names; mixed: 3)"
+    )
+    parser.add_argument("--tp", help="parts of each matrix (default 2; mixed: 1)")
     parser.add_argument(
         "--schedule",
         default="1f1b",
@@ -63,14 +73,24 @@ def main(args):
     # by its share and not by a factor (measured with 3 other busy processes on 2 cores: 4 times).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     began = time.monotonic()
-    demo = Demo(build(), args)
-    passed = demo.run()
+    passed = make(args).run()
     print("\nall of this took %.0f s" % (time.monotonic() - began))
     return 0 if passed else 1
 
 
-def build():
-    if bazel.build([TARGET]) != 0:
+def make(args):
+    pp, tp = PLACES.get(args.host, ("2", "2"))
+    args.tp = args.tp or tp
+    args.pp = args.pp or (None if args.assign is not None else pp)
+    if args.host == "c":
+        return Demo(build(), args)
+    from bindings.cli.demo import beside
+
+    return beside.Beside(args)
+
+
+def build(more=()):
+    if bazel.build([TARGET, *more]) != 0:
         raise Problem("the demo does not build; see above")
     # Not through the tree's bazel-bin link, which moves with every build of another configuration.
     return str(Path(bazel.info("bazel-bin")) / "bindings/cli/demo/lamella_demo")
@@ -97,7 +117,6 @@ class Demo:
         for name in ("--pp", "--tp", "--schedule", "--stages-per-rank", "--save"):
             value = vars(self.args)[name[2:].replace("-", "_")]
             options += [name, value] if value is not None else []
-        options += [] if self.args.pp or self.args.assign is not None else ["--pp", "2"]
         done = subprocess.run([self.program, *options, "--check"], capture_output=True, text=True)
         if done.returncode != 0:
             raise Problem(done.stderr.strip().replace("lamella demo: ", "", 1), 2)
@@ -154,11 +173,8 @@ class Demo:
         show.curve(split.losses, whole.losses)
         allowed = TOLERANCE[self.plan["dtype"]]
         most, step = show.difference(split.losses, whole.losses)
-        passed = len(split.losses) == len(whole.losses) and most <= allowed
-        verdict = "PASS" if passed else "FAIL"
-        line = "  largest difference %.2g, at step %d; allowed %.0e: %s"
-        print(line % (most, step, allowed, verdict))
-        return passed
+        complete = len(split.losses) == len(whole.losses)
+        return show.verdict(most, allowed, "at step %d" % step, complete)
 
     def show_steps(self, split):
         for name, report in split.reports.items():

@@ -3,11 +3,13 @@
 Invariant: every figure comes from the workers' own lines or from plain arithmetic on them.
 """
 
+import math
 import statistics
 import sys
 import time
 
 WIDTH, HEIGHT = 64, 12
+ROWS = 16  # of the table of two hosts' losses
 EVERY_S = 5.0  # where lines cannot be overwritten, one comes this often
 
 
@@ -125,7 +127,40 @@ def curve(split, whole):
 
 def difference(split, whole):
     """The largest difference of two loss curves and the step, counted from 1, where it is."""
-    return max((abs(a - b), i + 1) for i, (a, b) in enumerate(zip(split, whole)))
+    apart = (abs(a - b) for a, b in zip(split, whole))
+    return max((math.inf if math.isnan(d) else d, i + 1) for i, d in enumerate(apart))
+
+
+def losses(ours, theirs, allowed, name):
+    """Both hosts' losses, every few steps in a table; whether all steps lie within `allowed`."""
+    steps = min(len(ours), len(theirs))
+    every = max(1, -(-steps // ROWS))
+    shown = [i for i in range(steps) if i % every == 0 or i == steps - 1]
+    off = ["%.1e" % abs(ours[i] - theirs[i]) for i in shown]
+    numbers = [["%.6f" % losses[i] for i in shown] for losses in (ours, theirs)]
+    table(["step", "C", name, "difference"], list(zip([str(i + 1) for i in shown], *numbers, off)))
+    most, step = difference(ours, theirs) if steps else (0.0, 0)
+    return verdict(most, allowed, "at step %d" % step, len(ours) == len(theirs))
+
+
+def gradients(told, hosts, allowed):
+    """By worker, where its gradients lie furthest from the expected; whether all are `allowed`."""
+    rows = [
+        [str(rank), host, "%.1e" % told[rank]["difference"], told[rank]["weight"]]
+        for rank, host in enumerate(hosts)
+        if rank in told
+    ]
+    table(["worker", "host", "difference", "at most in"], rows)
+    most = max((told[rank]["difference"] for rank in told), default=0.0)
+    where = "of a weight's largest gradient"
+    return verdict(most, allowed, where, len(rows) == len(hosts))
+
+
+def verdict(most, allowed, where, complete):
+    passed = complete and most <= allowed
+    said = "PASS" if passed else "FAIL"
+    print("  largest difference %.2g, %s; allowed %.0e: %s" % (most, where, allowed, said))
+    return passed
 
 
 def percent(share):

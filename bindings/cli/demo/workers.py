@@ -114,12 +114,12 @@ def run(program, options, pp, tp, on_step=lambda message: None):
     return run_commands([command] * (pp * tp), tp, on_step)
 
 
-def run_commands(commands, tp, on_step=lambda message: None):
-    """One worker for each command; what they told."""
+def run_commands(commands, tp, on_step=lambda message: None, **variables):
+    """One worker for each command, with these environment variables; what they told."""
     workers = Workers(tp, on_step)
     before = {number: signal.signal(number, workers.on_signal) for number in SIGNALS}
     try:
-        workers.start(commands)
+        workers.start(commands, **variables)
         if workers.watch() != 0:
             raise Problem(workers.explain(), workers.status)
         return workers.told
