@@ -1,19 +1,13 @@
-"""What all commands share: the tree's root, messages, the one kind of error that a user sees."""
+"""What all commands share: the tree's root, and the package's own words for messages and problems."""
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = str(ROOT / "bindings/python")
+if PACKAGE not in sys.path:
+    sys.path.insert(0, PACKAGE)  # before an installed package of the same name
 
+from lamella.command import Problem, say  # noqa: E402
 
-class Problem(Exception):
-    """Something the user can understand and mend. Shown as one message, without a traceback."""
-
-    def __init__(self, message, status=1):
-        super().__init__(message)
-        self.status = status
-
-
-def say(message):
-    """To the user, beside the result: results go to stdout, everything else here."""
-    print("lamella: " + message, file=sys.stderr, flush=True)
+__all__ = ["PACKAGE", "ROOT", "Problem", "say"]

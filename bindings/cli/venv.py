@@ -13,14 +13,15 @@ import sys
 from collections import namedtuple
 
 from bindings.cli.common import ROOT, Problem, say
+from lamella.doctor import TESTED
 
 # alone: without what it asks for itself
 Requirement = namedtuple("Requirement", "name version what alone", defaults=[False])
 
 # An unpinned torch brings gigabytes of CUDA packages.
 TABLE = [
-    Requirement("torch", "2.13.0", "host: PyTorch"),
-    Requirement("jax", "0.10.2", "host: JAX"),
+    Requirement("torch", TESTED["torch"], "host: PyTorch"),
+    Requirement("jax", TESTED["jax"], "host: JAX"),
     Requirement("numpy", "2.4.6", "arrays, for both"),
     Requirement("transformers", "4.57.6", "tests: Hugging Face decoders, split over ranks"),
     Requirement("safetensors", "0.8.0", "tests: checkpoints, mapped"),

@@ -142,7 +142,8 @@ def test_setup_without_root_gives_the_command_for_an_administrator():
         folder = Path(scratch)
         folder.chmod(0o755)
         shutil.copy(LAMELLA, folder)
-        shutil.copytree(ROOT / "bindings/cli", folder / "bindings/cli")
+        for part in ("cli", "python"):
+            shutil.copytree(ROOT / "bindings" / part, folder / "bindings" / part)
         (folder / "bin").mkdir()
         env = tools(folder / "bin", dpkg_query=NOTHING_INSTALLED, apt_get="exit 100")
         other = (

@@ -10,8 +10,8 @@ import os
 import signal
 import time
 
-from bindings.cli import run as launcher
 from bindings.cli.common import Problem
+from lamella import run as launcher
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

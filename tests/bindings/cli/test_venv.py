@@ -94,7 +94,8 @@ def test_without_a_network_it_asks_for_one_and_takes_no_other_build(pip):
 def test_the_real_pip_without_a_network(tmp_path):
     """A copy of the commands, where every index is a closed port."""
     shutil.copy(ROOT / "lamella", tmp_path)
-    shutil.copytree(ROOT / "bindings/cli", tmp_path / "bindings/cli")
+    for part in ("cli", "python"):
+        shutil.copytree(ROOT / "bindings" / part, tmp_path / "bindings" / part)
     env = {k: v for k, v in os.environ.items() if not k.startswith("PIP_")}
     env.update(PIP_CONFIG_FILE=os.devnull, PIP_INDEX_URL="http://127.0.0.1:9/simple")
     code = (

@@ -1,5 +1,6 @@
 """What a wheel holds, and that it computes where Debian's oneDNN is not installed."""
 
+import json
 import os
 import re
 import shutil
@@ -143,6 +144,35 @@ def test_torch_and_jax_compute_with_the_wheels_own_onednn(said):
 
 def test_failures_have_the_class_of_their_status(said):
     assert said.endswith(FAILURES)
+
+
+def test_doctor_names_the_wheels_own_library_and_onednn(bare, python, tmp_path):
+    env = dict(os.environ, LAMELLA_RANK="1", LAMELLA_SIZE="3")
+    out = run(*bare, python, "-m", "lamella", "doctor", "--json", cwd=tmp_path, env=env)
+    found = {row["name"]: row["found"] for row in json.loads(out)}
+    lib = python.parents[1] / "lib"
+    assert found["lamella"].startswith("0.1.0 (%s/" % lib)
+    assert re.match(r"2\.\d+\.\d+ \(%s/\S+/libdnnl\.so\.2\), instruction set " % lib, found["oneDNN"])
+    assert found["torch"].startswith("2.13.0") and found["jax"] == "0.10.2"
+    assert "./lamella run: rank 1 of 3" in found["launcher"]
+
+
+def test_doctor_says_what_installs_a_host_that_is_missing(wheel, tmp_path):
+    """With no packages but this one."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)}
+    text = run("/usr/bin/python3", "-B", "-m", "lamella", "doctor", cwd=tmp_path, env=env)
+    if "torch        not found" not in text:
+        pytest.skip("/usr/bin/python3 has torch of its own")
+    assert "  torch        pip install 'torch>=2.10'" in text.split("to install what is missing:")[1]
+
+
+def test_the_package_starts_ranks_itself(python, tmp_path):
+    code = "import lamella; print('%d of %d' % (lambda g: (g.rank, g.size))(lamella.Group.from_env()))"
+    run_ranks = [python, "-m", "lamella", "run", "-n", "2", python, "-c", code]
+    assert sorted(run(*run_ranks, cwd=tmp_path).splitlines()) == ["[0] 0 of 2", "[1] 1 of 2"]
+    assert run(python, "-m", "lamella", "--help").startswith("usage: python -m lamella [-h] COMMAND")
 
 
 def test_without_bazel_the_build_says_what_installs_it(tmp_path):

@@ -1,4 +1,4 @@
-"""lamella run: starts N copies of a program on this machine as the ranks of one group.
+"""The command run: starts N copies of a program on this machine as the ranks of one group.
 
 Each copy gets LAMELLA_RANK, LAMELLA_SIZE and LAMELLA_ID (32 fresh random bytes in hex, from which
 the library makes the group's id). What a rank prints goes through line by line with its number in
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 
-from bindings.cli.common import Problem, say
+from lamella.command import Problem, say
 
 GRACE_S = 2.0
 POLL_S = 0.05
