@@ -22,7 +22,7 @@ ADAPTERS = {
     "torch": ["//bindings/torch:lamella_torch.so"],
     "jax": ["//bindings/xla:liblamella_xla.so"],
 }
-LIBRARY = "//abi:liblamella.so.0"
+NATIVE = "//bindings/python/native"  # what the Python package loads, whatever the host
 GRADIENT = {"f32": 1e-5, "bf16": 2e-2}  # what gradients may differ by, of their weight's largest
 
 
@@ -31,7 +31,7 @@ class Beside(demo.Demo):
         if args.save:
             raise Problem("--save: the C host writes models; leave out --host", 2)
         self.hosts = ["torch", "jax"] if args.host == "mixed" else [args.host]
-        super().__init__(demo.build([LIBRARY, *sum((ADAPTERS[h] for h in self.hosts), [])]), args)
+        super().__init__(demo.build([NATIVE, *sum((ADAPTERS[h] for h in self.hosts), [])]), args)
         self.places = self.place()
         packages.ensure("hosts")
 

@@ -12,7 +12,8 @@
  *   adamw.c      the optimizer
  *   worker.c     groups, pipelines; train.c: the steps
  *   observe.c, report.c, bench.c  where the time went
- *   save.c       the whole model into one safetensors file; gradients.c: gradients beside such a file
+ *   save.c       the whole model, or its gradients, into one safetensors file
+ *   gradients.c  gradients beside such a file
  *   call.c       matrices, and operator calls on them; memory.c: every byte taken is counted
  *
  * Letters: T tokens of a micro-batch, H hidden size, A this worker's share of H in attention, F

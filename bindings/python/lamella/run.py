@@ -81,7 +81,8 @@ class World:
     def start(self, commands, heard=True, **variables):
         """One command for each rank, and environment variables for all; heard: what they print
         comes here."""
-        env = dict(os.environ, **variables, LAMELLA_SIZE=str(len(commands)), LAMELLA_ID=secrets.token_hex(32))
+        world = dict(LAMELLA_SIZE=str(len(commands)), LAMELLA_ID=secrets.token_hex(32))
+        env = dict(os.environ, **variables, **world)
         pipe = subprocess.PIPE if heard else None
         libc = ctypes.CDLL(None)
         for rank, command in enumerate(commands):

@@ -189,7 +189,7 @@ def test_a_group_tells_what_ended_its_world(monkeypatch):
     from lamella import Group
     from lamella.pipeline import Pipeline, Schedule
 
-    demo.build([beside.LIBRARY])
+    demo.build([beside.NATIVE])
     with Group.create(Group.new_id(), 0, 1) as group:
         with Pipeline(Schedule.build("gpipe", 1, 1), {0: Failing()}, [], group=group) as pipeline:
             assert group.error is None

@@ -1,11 +1,11 @@
 """What the demo's Python hosts share: the plan, the text's micro-batches, files of weights, and
 what a worker tells.
 
-A worker is one rank: `<host>.py PLAN`, started by ./lamella demo --host, or by ./lamella run. PLAN
-is the JSON that the C program prints for --check, and two paths: "weights", the initial ones, and
-"gradients", the first step's as one process made them (absent: they are not compared).
+A worker is one rank of a group: `torch_host.py PLAN` or `jax_host.py PLAN`. PLAN is a file, written
+by ./lamella demo --host: what the C program said that it would do, and where it wrote the first
+weights, and the first step's gradients of one worker.
 Invariant: a micro-batch and a weight's first value are those of the C program, bit for bit.
-Leaves the decoder to the hosts.
+Leaves the decoder, its pipeline and its optimizer to the hosts.
 """
 
 import json
@@ -59,7 +59,7 @@ class Text:
     def __init__(self, plan):
         self.plan, self.bytes = plan, numpy.fromfile(plan.text, numpy.uint8)
 
-    def step(self, step):
+    def whole_batch(self, step):
         """All micro-batches of a step, one after the other."""
         batches = [self.batch(step, micro) for micro in range(self.plan.micro_batches)]
         return [numpy.concatenate(rows) for rows in zip(*batches)]
@@ -98,9 +98,13 @@ def by_head(plan, qkv):
     return parts.swapaxes(0, 1).reshape(qkv.shape)
 
 
-def whole_weights(plan, path):
-    """Of a file that the C program wrote: names as there, norms as vectors, queries by head."""
-    found = read_safetensors(path)
+def weights_of(plan, stage, path):
+    """A stage's weights, whole, from a file that the C program wrote: names as there, norms as
+    vectors, queries by head."""
+    own = ["layers.%d." % i for i in layers_of(plan, stage)]
+    own += ["embedding.", "position."] if stage == 0 else []
+    own += ["last_norm.", "head."] if stage == len(plan.stages) - 1 else []
+    found = {name: w for name, w in read_safetensors(path).items() if name.startswith(tuple(own))}
     for name, w in found.items():
         if name.endswith("qkv.weight"):
             found[name] = by_head(plan, w)
@@ -137,9 +141,10 @@ class Worker:
         self.schedule = Schedule.build(plan.schedule, plan.pp, plan.micro_batches, per_rank)
         self.stages = self.schedule.stages_of(self.index)
 
-    def own(self, loss):
-        """What this worker adds to the sum that is the step's loss: its parts have it all."""
-        return loss or 0.0 if self.part == 0 else 0.0
+    def share_of(self, loss):
+        """What this worker adds to the sum that tells all ranks the loss: each part of the last
+        stage has the whole of it, others have None or 0."""
+        return loss if loss and self.part == 0 else 0.0
 
     def tell_step(self, step, loss, began):
         if self.world.rank == 0:

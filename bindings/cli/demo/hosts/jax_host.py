@@ -14,7 +14,6 @@ import common
 import lamella.jax as lj
 from lamella import library
 
-
 DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
 
@@ -26,11 +25,12 @@ def norm(x, gain):
 
 
 def attention(plan, group, w, x, token):  # x [T, H], of whole sequences
-    d, own = plan.head_size, dict(group=group)
-    qkv, token = lj.linear_col(x, w["attention.qkv.weight"], token=token, unit=3 * d, **own)
+    d = plan.head_size
+    weights = w["attention.qkv.weight"], w["attention.out.weight"]
+    qkv, token = lj.linear_col(x, weights[0], group=group, token=token, unit=3 * d)
     q, k, v = jnp.moveaxis(qkv.reshape(-1, plan.sequence, qkv.shape[1] // (3 * d), 3, d), 3, 0)
     o = jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(len(x), -1)
-    return lj.linear_row(o, w["attention.out.weight"], token=token, unit=d, **own)
+    return lj.linear_row(o, weights[1], group=group, token=token, unit=d)
 
 
 def layer(plan, group, w, x, token):
@@ -86,28 +86,24 @@ def loss_of(plan, logits, targets):
 
 def part_of(plan, name, w, rank, size):
     """A rank's part of a weight [out, in], as [in, out]."""
-    heads = dict(zip(("qkv", "out"), (3 * plan.head_size, plan.head_size)))
-    kind = name.split(".")[-2]
-    if kind in ("qkv", "gate_up"):
-        gated = kind == "gate_up"
-        whole = len(w) // 2 if gated else len(w)
-        pieces = library.shard(whole, rank, size, heads.get(kind, 1), gated)
+    kind, d = name.split(".")[-2], plan.head_size
+    if kind == "qkv":
+        [(begin, end)] = library.shard(len(w), rank, size, unit=3 * d)
+        w = w[begin:end]
+    elif kind == "gate_up":
+        pieces = library.shard(plan.ffn, rank, size, gated=True)
         w = numpy.concatenate([w[begin:end] for begin, end in pieces])
     elif kind in ("out", "down"):
-        [(begin, end)] = library.shard(w.shape[1], rank, size, heads.get(kind, 1))
+        [(begin, end)] = library.shard(w.shape[1], rank, size, unit=d if kind == "out" else 1)
         w = w[:, begin:end]
     return w if kind in ("embedding", "position") else numpy.ascontiguousarray(w.T)
 
 
-def load(plan, stage, path, group=None):
-    rank, size = (group.rank, group.size) if group else (0, 1)
-    prefixes = ["layers.%d." % i for i in common.layers_of(plan, stage)]
-    prefixes += ["embedding.", "position."] if stage == 0 else []
-    prefixes += ["last_norm.", "head."] if stage == len(plan.stages) - 1 else []
+def load(plan, stage, path, group):
+    """This rank's part of a file's weights, or gradients."""
     return {
-        name: jnp.asarray(part_of(plan, name, w, rank, size))
-        for name, w in common.whole_weights(plan, path).items()
-        if name.startswith(tuple(prefixes))
+        name: jnp.asarray(part_of(plan, name, w, group.rank, group.size))
+        for name, w in common.weights_of(plan, stage, path).items()
     }
 
 
@@ -158,7 +154,7 @@ def train(plan, worker):
                 stage.params, *moments[s] = update(
                     stage.params, grads[s], *moments[s], rate, step + 1
                 )
-            whole = share(jnp.array([[worker.own(loss)]]))
+            whole = share(jnp.array([[worker.share_of(loss)]]))
             worker.tell_step(step, whole[0, 0], began)
 
 

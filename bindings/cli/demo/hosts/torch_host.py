@@ -15,7 +15,6 @@ from torch.func import functional_call
 import common
 from lamella.torch import ColumnParallelLinear, ParallelFFN, Pipeline, RowParallelLinear
 
-
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -71,7 +70,7 @@ class Decoder(nn.Module):
 
     def __init__(self, plan, stage, group=None):
         super().__init__()
-        self.plan, h = plan, plan.hidden
+        self.plan, self.stage, h = plan, stage, plan.hidden
         if stage == 0:
             self.embedding = nn.Embedding(common.VOCAB, h)
             self.position = nn.Embedding(plan.sequence, h)
@@ -90,10 +89,9 @@ class Decoder(nn.Module):
         return self.head(self.last_norm(x)) if hasattr(self, "head") else x
 
     def load(self, path):
-        whole = common.whole_weights(self.plan, path)
-        state = {name: torch.tensor(w) for name, w in whole.items()}
-        missing = self.load_state_dict(state, strict=False).missing_keys
-        assert not missing, missing
+        """This rank's part of a file's weights, or gradients."""
+        whole = common.weights_of(self.plan, self.stage, path)
+        self.load_state_dict({name: torch.tensor(w) for name, w in whole.items()})
         return self
 
 
@@ -135,23 +133,24 @@ def train(plan, worker):
     optimizer = optimizer_of(nn.ModuleList(models.values()))
     stages = {s: Rounded(m) if plan.dtype == "bf16" else m for s, m in models.items()}
     edges = [[plan.edge]] * (len(plan.stages) - 1)
-    with Pipeline(stages, worker.schedule, group=worker.pp, loss_fn=loss_fn, edges=edges) as pipeline:
+    more = dict(group=worker.pp, loss_fn=loss_fn, edges=edges)
+    with Pipeline(stages, worker.schedule, **more) as pipeline:
         for step in range(plan.steps):
             began = time.monotonic()
-            tokens, targets = map(torch.tensor, text.step(step))
+            tokens, targets = map(torch.tensor, text.whole_batch(step))
             loss = pipeline.step(tokens, targets)
             if step == 0:
-                worker.tell_difference(gradients(models, plan.gradients))
+                worker.tell_difference(beside(models, plan.gradients))
             for group in optimizer.param_groups:
                 group["lr"] = common.learning_rate(step, plan.steps)
             optimizer.step()
             optimizer.zero_grad()
-            mine = torch.tensor([[worker.own(loss)]])
+            mine = torch.tensor([[worker.share_of(loss)]])
             whole = torch.ops.lamella.all_reduce(mine, group=worker.world.handle)
             worker.tell_step(step, whole, began)
 
 
-def gradients(models, path):
+def beside(models, path):
     """(name, gradient, the one of the file) of every parameter here."""
     for model in models.values():
         expected = copy.deepcopy(model).load(path).parameters()
