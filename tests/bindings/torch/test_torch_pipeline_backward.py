@@ -27,7 +27,7 @@ class Block(torch.nn.Module):
 class Ours(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.up = lamella.torch.ColumnParallelLinear(6, 9, act="gelu")
+        self.up = lamella.torch.ColumnParallelLinear(6, 9)
         self.down = lamella.torch.RowParallelLinear(9, 6)
         self.ffn = lamella.torch.ParallelFFN(6, 7, "silu", gated=True)
 
@@ -143,3 +143,28 @@ def test_a_long_chain_is_no_recursion():
     edge = torch.autograd.graph.get_gradient_edge(y)
     backward.weights_part(backward.inputs_part([edge], [torch.ones(1, 2)], [x]))
     assert torch.equal(layer.bias.grad, torch.ones(2))
+
+
+class Rows(dispatch.TorchDispatchMode):
+    """Notes Lamella's operators below autograd."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "lamella":
+            self.names.append(function.name().partition("::")[2])
+        return function(*args, **(kwargs or {}))
+
+
+def test_operators_compute_what_their_part_is_for():
+    module, x = Ours(), torch.randn(3, 6, requires_grad=True)
+    y = module(x)
+    edge = [torch.autograd.graph.get_gradient_edge(y)]
+    with Rows() as first:
+        later = backward.inputs_part(edge, [torch.ones_like(y)], [x])
+    with Rows() as second:
+        backward.weights_part(later)
+    assert first.names and not [name for name in first.names if "wgrad" in name]
+    assert second.names and not [n for n in second.names if "dgrad" in n or n.endswith("_bwd")]

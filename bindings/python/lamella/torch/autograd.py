@@ -110,8 +110,19 @@ def gradients_of(row, run):
     """A gradient, or None, for each argument of the row."""
 
     def gradients(ctx, grads, needs_grad):
-        needs = {name for name, need in zip(row.arguments, needs_grad) if need}
+        wanted = [name for name, need in zip(row.arguments, needs_grad) if need]
+        nodes = [node for node, _ in ctx.next_functions if node is not None]  # of those, in order
+        needs = {name for name, node in zip(wanted, nodes) if is_used(node)}
         found = run(ctx, grads, needs)
         return tuple(found.get(name) if name in needs else None for name in row.arguments)
 
     return gradients
+
+
+def is_used(node):
+    """Whether this backward goes on to a node: a backward for some inputs only does not to all. It is
+    private to torch to know, and for a leaf in autograd.grad it does not: then it may."""
+    try:
+        return _C._will_engine_execute_node(node)
+    except (AttributeError, RuntimeError):
+        return True

@@ -39,6 +39,7 @@ class Saved:
         if self.dy is None:  # the other ranks wait for their part in it
             shape, dtype = ctx.like[row.outputs[0].name]
             self.dy = ctx.saved_tensors[0].new_zeros(shape, dtype=dtype)
+        self.ctx = ctx
 
 
 def backward(name, saves="", like=""):
@@ -232,8 +233,15 @@ def _(c):
     aux = c.aux if c.save else ops.linear_col(c.x, c.w1, c.b1, **common)[0]
     common.update(act=c.act, gated=c.gated)
     if not c.needs & {"w1", "b1", "w2", "b2"}:
-        return {"x": ops.ffn_dgrad(dy, aux, c.w1, c.w2, **common)[0]}
+        dx, dz = ops.ffn_dgrad(dy, aux, c.w1, c.w2, **common)
+        c.ctx.put_off = c.dy, dz  # for the weights of the same call, if their turn comes
+        return {"x": dx}
     wanted = dict(db1=_wants(c, "b1"), db2=_wants(c, "b2"))
+    of, dz = getattr(c.ctx, "put_off", (None, None))
+    if of is c.dy and "x" not in c.needs:
+        c.ctx.put_off = None, None
+        grads = ops.ffn_wgrad(dy, c.x, aux, dz, **common, **wanted)
+        return _weights(["w1", "b1", "w2", "b2"], grads)
     grads = ops.ffn_bwd(dy, c.x, aux, c.w1, c.w2, **common, **wanted)
     return _weights(["x", "w1", "b1", "w2", "b2"], grads)
 
