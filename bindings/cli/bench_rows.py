@@ -11,7 +11,7 @@ import tempfile
 import time
 from itertools import combinations
 
-from bindings.cli import bench_hosts, bench_jax
+from bindings.cli import bench_hosts, bench_jax, bench_train
 from bindings.cli.bench_figures import alone, compare, require, rounds
 from bindings.cli.common import ROOT
 
@@ -194,4 +194,4 @@ def kernels(n):
 
 
 OWN = (comm, ffn, call, pipeline, schedule, partition, demo, kernels)
-GROUPS = {group.__name__: group for group in (*OWN, *bench_hosts.GROUPS, *bench_jax.GROUPS)}
+GROUPS = {group.__name__: group for group in (*OWN, *bench_hosts.GROUPS, *bench_jax.GROUPS, *bench_train.GROUPS)}

@@ -38,6 +38,12 @@ METHODS = ("forward", "backward", "backward_input", "backward_weight", "reduce_g
 # keeps it alive, and starts each step from zeros; after a step it has the sum over all ranks.
 Tied = namedtuple("Tied", "stages shape dtype data")
 
+# One rank's part of a step: see lam_idle.
+Idle = namedtuple(
+    "Idle", "work warm_up drain waiting imbalance other predicted worst worst_edge worst_kind"
+)
+Explained = namedtuple("Explained", "step predicted_step level_step metering ranks text")
+
 
 class Stage:
     """What a pipeline calls for a stage; derive from it, or have the same attributes. A method
@@ -286,12 +292,22 @@ class Pipeline:
     def explain(self):
         """Where the last step's time went on all ranks, as text, and what to do about it.
         Collective: every rank calls it after the same step."""
-        text = ctypes.create_string_buffer(EXPLAINED_BYTES)
+        return self.explained().text
+
+    def explained(self):
+        """The same with its numbers, nanoseconds: Explained, whose `ranks` are of Idle. Collective."""
+        text, ranks = ctypes.create_string_buffer(EXPLAINED_BYTES), self.schedule.n_ranks
+        idle = (pipeline_abi.Idle * ranks)()
         found = pipeline_abi.Explained(
-            text=ctypes.cast(text, ctypes.c_char_p), text_bytes=EXPLAINED_BYTES
+            ranks=idle,
+            n_ranks=ranks,
+            text=ctypes.cast(text, ctypes.c_char_p),
+            text_bytes=EXPLAINED_BYTES,
         )
         library.check(native().lam_pipeline_explain(self.pointer, ctypes.byref(found)))
-        return text.value.decode()
+        idle = [Idle(*[getattr(rank, name) for name in Idle._fields]) for rank in idle]
+        times = found.step, found.predicted_step, found.level_step, found.metering
+        return Explained(*times, idle, text.value.decode())
 
     def close(self):
         """Frees it; a second time does nothing. Never from within a stage's method."""

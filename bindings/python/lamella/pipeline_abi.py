@@ -156,12 +156,21 @@ class PipelineReport(Sized):
     ]
 
 
+class Idle(ctypes.Structure):
+    _fields_ = [
+        *[(name, c_double) for name in ("work", "warm_up", "drain", "waiting", "imbalance")],
+        *[(name, c_double) for name in ("other", "predicted", "worst")],
+        ("worst_edge", c_int32),
+        ("worst_kind", c_int32),
+    ]
+
+
 class Explained(Sized):
     _fields_ = [
         ("struct_size", c_uint32),
         ("reserved", c_uint32),
         *[(name, c_double) for name in ("step", "predicted_step", "level_step", "metering")],
-        ("ranks", c_void_p),
+        ("ranks", POINTER(Idle)),
         ("text", c_char_p),
         ("n_ranks", c_uint64),
         ("text_bytes", c_uint64),

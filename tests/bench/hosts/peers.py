@@ -30,9 +30,9 @@ def free_port():
         return s.getsockname()[1]
 
 
-def in_turn(functions, group, rounds, calls=1):
+def in_turn(functions, group, rounds, calls=1, after=lambda name: None):
     """Times `calls` calls of each function once a round, in turn, the ranks together, after a round
-    that warms up. {name: [us per call of each round, of the slower rank]}"""
+    that warms up. {name: [us per call of each round, of the slower rank]}. after(name) follows each."""
     times = {name: [] for name in functions}
     for i in range(rounds + 1):
         for name, function in functions.items():
@@ -44,6 +44,7 @@ def in_turn(functions, group, rounds, calls=1):
             took = torch.ops.lamella.all_gather(took, group=group.handle)
             if i:
                 times[name].append(took.max().item())
+            after(name)
     return times
 
 

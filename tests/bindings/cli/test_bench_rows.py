@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from bindings.cli import bench_hosts, bench_jax, bench_rows
+from bindings.cli import bench_hosts, bench_jax, bench_rows, bench_train
 from bindings.cli.common import ROOT, Problem
 
 def named(kinds, sizes):
@@ -44,6 +44,8 @@ PRINTED = {
     "transfers in torch": [f"{crossing}/{side}" for crossing in CROSSINGS for side in ("gloo", "lamella")],
     "calls from JAX": ["doubled", *(f"{name}_above" for name in FROM_TORCH)],
     **{f"ffn {way}": [f"ffn_{dtype}_m{m}" for dtype in ("bf16", "f32") for m in (512, 1)] for way in ("from JAX", "by XLA")},
+    "train step": ["step/pipelining", *(f"{kind}/{linear}_{schedule}" for linear in ("torch", "lamella")
+                   for schedule in ("1f1b", "zb-h1") for kind in ("step", "idle", "simulated"))],
     "kernels": ["gemm_f32_512x512x512/onednn", "gemm_f32_512x512x512/packed", "act_gelu_f32"],
 }
 
@@ -64,6 +66,9 @@ GOALS = {
     + [(f"torch {crossing}", "<= 0.25" if crossing.endswith("16777216") else "<= 0.20") for crossing in CROSSINGS],
     "hosts_jax": [(f"jax {name}, jitted, above x * 2", "<= 1") for name in FROM_TORCH]
     + [(f"jax ffn_{case}, tp=2", goal) for case, goal in (("bf16_m512", "<= 0.40"), ("bf16_m1", "<= 0.06"), ("f32_m512", "<= 0.90"))],
+    "hosts_train": [(f"train {row}, {name}, {schedule}", goal) for schedule in ("1f1b", "zb-h1")
+                    for name, goals in (("the same modules", ("<= 0.97", "<= 2")), ("Lamella's linear layers", ("<= 0.60", "<= 2")))
+                    for row, goal in zip(("step", "idle off the simulated"), goals)],
     "kernels": [],
 }
 
@@ -79,6 +84,7 @@ def printed(monkeypatch):
     monkeypatch.setattr(bench_rows, "rounds", rounds)
     monkeypatch.setattr(bench_hosts, "rounds", rounds)
     monkeypatch.setattr(bench_jax, "rounds", rounds)
+    monkeypatch.setattr(bench_train, "rounds", rounds)
     return names
 
 
@@ -101,6 +107,7 @@ def test_each_group_has_its_goals(printed, group):
         ("transfers in torch", "one_way/64/gloo"),
         ("calls from JAX", "linear_above"),
         ("ffn by XLA", "ffn_f32_m512"),
+        ("train step", "idle/lamella_1f1b"),
         ("schedule", "check/1048576"),
         ("partition", "partition_1000_64"),
     ],
@@ -109,13 +116,14 @@ def test_a_figure_by_another_name_does_not_lose_its_goal_unnoticed(printed, comm
     group = {"lamella": "comm", "open mpi": "comm", "a killed rank": "comm"}.get(command, command)
     group = "hosts" if "torch" in command else group
     group = "hosts_jax" if command in ("calls from JAX", "ffn by XLA") else group
+    group = "hosts_train" if command == "train step" else group
     printed[command][printed[command].index(figure)] = "renamed"
     with pytest.raises(Problem, match=f"a goal is on {figure}, which no program printed"):
         bench_rows.GROUPS[group](3)
 
 
 def test_the_rows_of_hosts_are_among_the_groups():
-    assert {*bench_hosts.GROUPS, *bench_jax.GROUPS} <= set(bench_rows.GROUPS.values())
+    assert {*bench_hosts.GROUPS, *bench_jax.GROUPS, *bench_train.GROUPS} <= set(bench_rows.GROUPS.values())
 
 
 def literals(program):

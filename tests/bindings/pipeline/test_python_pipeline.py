@@ -96,10 +96,13 @@ def test_explain_tells_of_every_rank():
         layers = layers_of(plan, group.rank, ws, xs)
         with Pipeline(plan, layers, edges(plan), group=group) as pipeline:
             pipeline.run()
-            return pipeline.explain()
+            return pipeline.explained(), pipeline.explain()
 
-    first, second = results(run_ranks(2, explained))
-    assert first == second and "rank" in first
+    (first, text), second = results(run_ranks(2, explained))
+    assert (first.ranks, text) == (second[0].ranks, second[1]) and text == first.text
+    for rank in first.ranks:
+        idle = rank.warm_up + rank.drain + rank.waiting + rank.imbalance
+        assert rank.work > 0 and abs(rank.work + idle + rank.other - first.step) < 1
 
 
 def test_without_backward_functions_forwards_run_alone():

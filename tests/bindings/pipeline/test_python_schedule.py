@@ -77,6 +77,7 @@ STRUCTS = {
     "lam_pipeline_desc": pipeline_abi.PipelineDesc,
     "lam_pipeline_report": pipeline_abi.PipelineReport,
     "lam_explained": pipeline_abi.Explained,
+    "lam_idle": pipeline_abi.Idle,
     "lam_event": pipeline_abi.Event,
     "lam_shape": pipeline_abi.Shape,
     "lam_schedule_info": pipeline_abi.ScheduleInfo,

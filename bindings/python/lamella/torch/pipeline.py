@@ -155,6 +155,10 @@ class Pipeline:
         """Where the last training step's time went on all ranks, as text."""
         return self._trained().explain()
 
+    def explained(self):
+        """The same with its numbers: lamella.pipeline.Explained."""
+        return self._trained().explained()
+
     def close(self):
         for native in self.native.values():
             native.close()
