@@ -9,6 +9,9 @@
  * - Tensors are borrowed for the call; outputs are allocated by the caller; out parameters come
  *   last, are set to NULL or zero on entry and filled on success. Destroy functions take NULL.
  * - Streams: a cudaStream_t as void *; NULL on CPU, where the result is there on return.
+ * - Any thread may call with any context; a group's rank is one thread's at a time.
+ * - A forked child may use what it inherits, but for groups: they are its parent's and say so
+ *   (LAM_FAILED_PRECONDITION). What its host's callbacks need is the host's to start again.
  * Sizes are in bytes where a name says so, else in elements. Times are nanoseconds unless a name
  * says otherwise. */
 #ifndef LAMELLA_H
@@ -59,7 +62,7 @@ typedef struct lam_context lam_context;
 typedef struct lam_context_desc {
   uint32_t struct_size;
   int32_t threads; /* 0 = the host's OpenMP setting */
-  void *user;      /* handed to every callback below */
+  void *user;      /* handed to every callback below; the host's threads call them, any of them */
   void *(*alloc)(void *user, uint64_t bytes, uint64_t alignment); /* NULL = aligned_alloc */
   void (*free)(void *user, void *p, uint64_t bytes);
   /* The host's thread pool: run fn(arg, i) for i in 0..n-1 and return when all are done. NULL =

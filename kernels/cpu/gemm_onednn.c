@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/cpu/forks.h"
 #include "kernels/cpu/onednn.h"
 #include "kernels/cpu/parallel.h"
 
@@ -35,10 +36,10 @@ static pthread_key_t at_thread_end;
 
 static void free_cache(void *p) {
   cache *c = p;
-  lam_onednn_begin_making();
+  lam_forks_wait();
   for (int set = 0; set < SETS; set++)
     for (int way = 0; way < WAYS; way++) lam_onednn_free(&c->sets[set][way].product);
-  lam_onednn_end_making();
+  lam_forks_go_on();
   free(c);
   mine = NULL;
 }
@@ -74,11 +75,11 @@ static lam_status find_product(const lam_onednn_shape *s, const lam_onednn_produ
     }
     if (e->last_use < oldest->last_use) oldest = e;
   }
-  lam_onednn_begin_making();
+  lam_forks_wait();
   lam_onednn_free(&oldest->product);
   oldest->last_use = 0;
   const lam_status status = lam_onednn_make(s, &oldest->product);
-  lam_onednn_end_making();
+  lam_forks_go_on();
   if (status != LAM_OK) return status;
   oldest->shape = *s;
   oldest->last_use = ++c->uses;
@@ -241,17 +242,17 @@ static const char *describe(void) {
 
 static lam_status pack(const lam_workers *w, lam_matrix b, lam_weight_layout layout, void *data) {
   const int before = lam_cpu_set_team(w->own_pool ? 1 : w->n_threads);
-  lam_onednn_begin_making();
+  lam_forks_wait();
   const lam_status status = lam_onednn_pack(b, layout, data);
-  lam_onednn_end_making();
+  lam_forks_go_on();
   lam_cpu_set_team(before);
   return status;
 }
 
 static lam_weight_layout best_layout(lam_dtype dtype, int64_t n, int64_t k) {
-  lam_onednn_begin_making();
+  lam_forks_wait();
   const lam_weight_layout best = lam_onednn_best_layout(dtype, n, k);
-  lam_onednn_end_making();
+  lam_forks_go_on();
   return best;
 }
 

@@ -10,6 +10,8 @@
 #include <dlfcn.h>
 #include <pthread.h>
 
+#include "kernels/cpu/forks.h"
+
 static lam_onednn api;
 static bool is_open;
 
@@ -39,27 +41,19 @@ static void *open_own_copy(const char *soname) {
   return dlopen(soname, RTLD_LAZY | RTLD_LOCAL);
 }
 
-/* oneDNN has locks around what it makes, which a child forked meanwhile would find held for ever.
- * So a fork waits until nothing is being made. */
-static pthread_rwlock_t making = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
-void lam_onednn_begin_making(void) { pthread_rwlock_rdlock(&making); }
-void lam_onednn_end_making(void) { pthread_rwlock_unlock(&making); }
-
-static void before_fork(void) { pthread_rwlock_wrlock(&making); }
-static void in_parent(void) { pthread_rwlock_unlock(&making); }
-static void in_child(void) { /* its thread has another number than the lock's holder */
-  making = (pthread_rwlock_t)PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
-}
-
-static void open_library(void) {
+static bool open_and_find(void) {
   static const char soname[] = "libdnnl.so.2"; /* 3.x: libdnnl.so.3 */
   api.library = dlopen(soname, RTLD_LAZY | RTLD_LOCAL | RTLD_NOLOAD);
   if (!api.library) api.library = open_own_copy(soname);
-  if (!api.library || !find_all() || api.dnnl_version()->major != 2) return;
-  pthread_atfork(before_fork, in_parent, in_child);
-  is_open =
-      api.dnnl_engine_create(&api.engine, dnnl_cpu, 0) == dnnl_success &&
-      api.dnnl_stream_create(&api.stream, api.engine, dnnl_stream_default_flags) == dnnl_success;
+  return api.library && find_all() && api.dnnl_version()->major == 2 &&
+         api.dnnl_engine_create(&api.engine, dnnl_cpu, 0) == dnnl_success &&
+         api.dnnl_stream_create(&api.stream, api.engine, dnnl_stream_default_flags) == dnnl_success;
+}
+
+static void open_library(void) {
+  lam_forks_wait();
+  is_open = open_and_find();
+  lam_forks_go_on();
 }
 
 const lam_onednn *lam_onednn_open(void) {

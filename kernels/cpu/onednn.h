@@ -65,10 +65,7 @@ lam_status lam_onednn_failed(const char *what, dnnl_status_t status);
 lam_status lam_onednn_run(const lam_onednn_product *p, const lam_onednn_operands *o);
 void lam_onednn_free(lam_onednn_product *p);
 
-/* Around whatever makes, packs or frees: no fork comes between. */
-void lam_onednn_begin_making(void);
-void lam_onednn_end_making(void);
-
+/* What makes, packs or frees takes locks of oneDNN's: the caller lets forks wait (forks.h). */
 lam_status lam_onednn_make(const lam_onednn_shape *s, lam_onednn_product *out);
 /* Packs b [n, k] of any strides into a layout of blocks, and the layout that oneDNN likes best. */
 lam_status lam_onednn_pack(lam_matrix b, lam_weight_layout layout, void *data);

@@ -14,6 +14,7 @@
 #include <stddef.h>
 
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/forks.h"
 
 enum { OMP_PAUSE_HARD = 2 };
 
@@ -30,29 +31,39 @@ static void dissolve_team(void) {
   if (atomic_load(&team_was_started)) openmp.omp_pause_resource_all(OMP_PAUSE_HARD);
 }
 
-static void *openmp_library(void) {
-  if (dlsym(RTLD_DEFAULT, "GOMP_parallel")) return RTLD_DEFAULT;
-  void *library = lam_gemm_library()->open();
-  return library ? library : dlopen("libgomp.so.1", RTLD_LAZY | RTLD_LOCAL);
+/* A pointer to a function from dlsym, as POSIX spells it. */
+static bool find(void *library, const char *name, void *function) {
+  return (*(void **)function = dlsym(library, name)) != NULL;
 }
 
-/* A pointer to a function from dlsym, as POSIX spells it. */
-static void find(void *library, const char *name, void *function) {
-  *(void **)function = dlsym(library, name);
+/* Whether `library` has an OpenMP whose teams we dissolve ourselves. LLVM's looks after forks
+ * itself, and would dissolve other threads' teams too. */
+static bool find_all(void *library) {
+  if (!find(library, "omp_get_max_threads", &openmp.omp_get_max_threads) ||
+      !find(library, "omp_set_num_threads", &openmp.omp_set_num_threads) ||
+      !find(library, "GOMP_parallel", &openmp.GOMP_parallel))
+    return false;
+  return find(library, "omp_pause_resource_all", &openmp.omp_pause_resource_all) &&
+         !dlsym(library, "__kmpc_fork_call");
+}
+
+/* The program's, or oneDNN's, or the machine's. */
+static bool find_openmp(bool in_program, void *onednn) {
+  void *library = in_program ? RTLD_DEFAULT : onednn;
+  if (!in_program && !onednn) library = dlopen("libgomp.so.1", RTLD_LAZY | RTLD_LOCAL);
+  return (in_program || library) && find_all(library);
 }
 
 static void open_openmp(void) {
   if (!lam_gemm_library()) return;
-  void *library = openmp_library();
-  if (library != RTLD_DEFAULT && !library) return;
-  find(library, "omp_get_max_threads", &openmp.omp_get_max_threads);
-  find(library, "omp_set_num_threads", &openmp.omp_set_num_threads);
-  find(library, "omp_pause_resource_all", &openmp.omp_pause_resource_all);
-  if (!openmp.omp_get_max_threads || !openmp.omp_set_num_threads) return;
-  find(library, "GOMP_parallel", &openmp.GOMP_parallel);
-  /* LLVM's OpenMP looks after forks itself, and would dissolve other threads' teams too. */
-  const bool is_llvm = dlsym(library, "__kmpc_fork_call") != NULL;
-  if (openmp.omp_pause_resource_all && !is_llvm) pthread_atfork(dissolve_team, NULL, NULL);
+  lam_forks_wait();
+  const bool in_program = dlsym(RTLD_DEFAULT, "GOMP_parallel") != NULL;
+  lam_forks_go_on();
+  void *onednn = in_program ? NULL : lam_gemm_library()->open();
+  lam_forks_wait();
+  const bool dissolves = find_openmp(in_program, onednn);
+  lam_forks_go_on();
+  if (dissolves) pthread_atfork(dissolve_team, NULL, NULL);
 }
 
 static bool have_openmp(void) {

@@ -184,7 +184,7 @@ cpp_with_cmake() {
   cmake --build $out/built > $out/make.log || { cat $out/make.log; return 1; }
   cat $(find $out/built -name '*.d') | only_installed "$1" &&
     runs_the_library_of "$1" $out/built/modern &&
-    same "1 8" $out/built/modern && same "1 8" $out/built/plain
+    same "1 0" $out/built/modern && same "1 8" $out/built/plain
 }
 
 cmake_refuses_another_version() {

@@ -4,6 +4,7 @@
  * A child has its parent's contexts, which work, and its parent's groups, which say that they are
  * the parent's. What the host's callbacks need in a child, such as threads, is the host's to bring.
  * Invariant: a parent's group goes on whatever a child did. */
+#include <dlfcn.h>
 #include <stdlib.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -24,6 +25,56 @@ static void in_child(void (*fn)(void *arg), void *arg) {
   CHECK_EQ(waitpid(child, &status, 0), child);
   if (status) check_fail(CHECK_AT, "the child ended with status %d", status);
 }
+
+/* -- the first use -- */
+
+enum { MOST_ROWS = 200, K = 24, N = 48 };
+
+/* A product of a shape that is new, more often than not. */
+static void multiply_some_rows(rng *r) {
+  static float x[MOST_ROWS * K], w[N * K];
+  float y[MOST_ROWS * N];
+  const int64_t rows = rng_int(r, 9, MOST_ROWS), n = rng_int(r, 1, N);
+  host_tensor hx, hw, hy;
+  HOST(&hx, x, F32, rows, K), HOST(&hw, w, F32, n, K), HOST(&hy, y, F32, rows, n);
+  lam_call call = LAM_CALL_INIT;
+  call.op = LAM_OP_linear;
+  call.inputs = (const DLTensor *[]){&hx.t, &hw.t}, call.n_inputs = 2;
+  call.outputs = (DLTensor *[]){&hy.t}, call.n_outputs = 1;
+  CHECK_OK(lam_run(NULL, &call));
+}
+
+static void multiply_a_few(void *r) {
+  for (int i = 0; i < 4; i++) multiply_some_rows(r);
+}
+
+static void *multiply_once(void *arg) {
+  rng r = {seed()};
+  pthread_barrier_wait(arg);
+  multiply_some_rows(&r);
+  return NULL;
+}
+
+static void fork_at_first_use(int rank, int size, void *arg) {
+  pthread_barrier_t both;
+  pthread_t thread;
+  rng r = {seed() + 1};
+  (void)rank, (void)size, (void)arg;
+  CHECK(dlopen("libdnnl.so.2", RTLD_LAZY | RTLD_NOLOAD) == NULL); /* this is the first use */
+  pthread_barrier_init(&both, NULL, 2);
+  REQUIRE(pthread_create(&thread, NULL, multiply_once, &both) == 0);
+  pthread_barrier_wait(&both);
+  for (int i = 0; i < 3; i++) in_child(multiply_a_few, &r);
+  pthread_join(thread, NULL);
+  pthread_barrier_destroy(&both);
+}
+
+/* In processes that have opened nothing yet. */
+TEST(fork, a_child_opens_what_another_thread_was_opening) {
+  for (int i = 0; i < 10; i++) run_processes(1, fork_at_first_use, NULL);
+}
+
+/* -- contexts -- */
 
 static void run_in_child(void *ctx) {
   weights *w = weights_make(seed());
@@ -129,22 +180,6 @@ TEST(fork, a_parents_group_is_refused_in_a_child_and_goes_on) {
 
 /* -- while other threads are in calls -- */
 
-enum { MOST_ROWS = 200, K = 24, N = 48 };
-
-/* A product of a shape that is new, more often than not. */
-static void multiply_some_rows(rng *r) {
-  static float x[MOST_ROWS * K], w[N * K];
-  float y[MOST_ROWS * N];
-  const int64_t rows = rng_int(r, 9, MOST_ROWS), n = rng_int(r, 1, N);
-  host_tensor hx, hw, hy;
-  HOST(&hx, x, F32, rows, K), HOST(&hw, w, F32, n, K), HOST(&hy, y, F32, rows, n);
-  lam_call call = LAM_CALL_INIT;
-  call.op = LAM_OP_linear;
-  call.inputs = (const DLTensor *[]){&hx.t, &hw.t}, call.n_inputs = 2;
-  call.outputs = (DLTensor *[]){&hy.t}, call.n_outputs = 1;
-  CHECK_OK(lam_run(NULL, &call));
-}
-
 static _Atomic bool enough;
 static _Atomic int n_multiplied;
 
@@ -155,10 +190,6 @@ static void *multiply_until_enough(void *arg) {
     n_multiplied++;
   }
   return NULL;
-}
-
-static void multiply_a_few(void *r) {
-  for (int i = 0; i < 4; i++) multiply_some_rows(r);
 }
 
 /* Products are made by a library with locks of its own. */

@@ -4,12 +4,14 @@
 #include <cstdio>
 
 int main() {
-  const float x[] = {1, 2}, w[] = {3, -1, 0, 4};
+  const float x[] = {1, 2}, w[] = {3, -1, 0, -4};
   float y[2] = {};
   try {
+    const auto model = lamella::make<lamella::context>(lamella::hooks());
     lamella::ops::linear(lamella::tensor(x, {1, 2}), lamella::tensor(w, {2, 2}))
         .out(lamella::tensor(y, {1, 2}))
-        .run();
+        .set("act", "relu")
+        .run(model);
   } catch (const lamella::error &e) {
     std::fprintf(stderr, "%s\n", e.what());
     return 1;
