@@ -20,6 +20,7 @@ from lamella.torch.register import ops
 from lamella.torch.checkpoint import load, save
 from lamella.torch.distributed import group
 from lamella.torch.families import FFN, Block, Family, register_family
+from lamella.torch.loss import next_token_loss
 from lamella.torch.modules import (
     ColumnParallelLinear,
     ParallelFFN,
@@ -29,7 +30,7 @@ from lamella.torch.modules import (
     whole_state_dict,
 )
 from lamella.torch.pipeline import Pipeline, PipelineStage
-from lamella.torch.plan import Plan, next_token_loss, parallelize
+from lamella.torch.plan import Plan, parallelize
 from lamella.torch.stage import from_view
 
 __all__ = [

@@ -123,8 +123,10 @@ class Split(torch.nn.Module):
 
 
 def whole_state_dict(model):
-    """The unsplit model's state_dict, on every rank, from a model with split modules. Collective:
-    all ranks call it at the same point."""
+    """The unsplit model's state_dict, on every rank, from a model with split modules, or in stages.
+    Collective: all ranks call it at the same point."""
+    if hasattr(model, "whole_state_dict"):
+        return model.whole_state_dict()
     state, taken = {}, []
     for prefix, module in model.named_modules():
         dot = prefix + "." if prefix else ""

@@ -5,12 +5,42 @@ travel.
 Leaves cutting to cutting.py, a training step's order to pipeline.py.
 """
 
+import json
+
 import torch
 
 from lamella.torch import dtypes
+from lamella.torch.loss import next_token_loss
+from lamella.torch.modules import whole_state_dict
+from lamella.torch.pipeline import Pipeline
 from lamella.torch.splitting import resolve
+from lamella.torch.stage import PipelineStage
 
 ops = torch.ops.lamella
+
+
+class Part(torch.nn.Module):
+    """A stage as lamella.torch.Pipeline calls it: with ids, or with hidden states, of one
+    micro-batch, whose other arguments its owner has."""
+
+    def __init__(self, owner, stage):
+        super().__init__()
+        self.root = owner.roots[str(stage)]
+        self.call = [owner.run, owner.arguments, stage]  # in a list: the owner is no submodule
+        self.micro = 0
+
+    def forward(self, x):
+        run, arguments, stage = self.call
+        ids, more = arguments(self.micro)
+        return run(stage, x, ids, more)
+
+
+class Stage(PipelineStage):
+    """Tells its module which micro-batch it is called for."""
+
+    def forward(self, io):
+        self.module.micro = io.micro
+        super().forward(io)
 
 
 class Pipelined(torch.nn.Module):
@@ -27,7 +57,9 @@ class Pipelined(torch.nn.Module):
         super().__init__()
         self.roots = torch.nn.ModuleDict({str(stage): root for stage, root in roots.items()})
         self.lamella = placement
-        self.pipeline = None
+        self.pipeline = None  # made by the first step
+        self.micro_batches = []  # of the step at hand: (ids, further arguments)
+        self.targets = 1  # of the whole batch, that the loss counts
 
     # one pass, forwards only
 
@@ -91,3 +123,98 @@ class Pipelined(torch.nn.Module):
             if ended.all():
                 break
         return ids
+
+    # training
+
+    def step(self, ids, labels, **more):
+        """Forwards and backwards of one batch: adds to .grad what the unsplit model's loss would.
+        ids, labels [B, T], equal on all ranks. Collective."""
+        here = self.lamella
+        self.micro_batches = self.cut(ids, more)
+        self.targets = int((labels[..., 1:] != -100).sum())
+        if self.pipeline is None or self.shape != self.micro_batches[0][0].shape:
+            self.shape = self.micro_batches[0][0].shape
+            self.pipeline = self.make(self.shape)
+        loss = self.pipeline.step(ids, targets=labels)
+        root = here.schedule.rank_of(here.schedule.n_stages - 1)
+        loss = torch.tensor([loss or 0.0])
+        return ops.broadcast(loss, group=here.pipeline.handle, root=root).item()
+
+    def cut(self, ids, more):
+        """[(ids, further arguments) of each micro-batch], larger ones first."""
+        n = self.lamella.schedule.n_micro
+        rows = {name: x for name, x in more.items() if torch.is_tensor(x) and len(x) == len(ids)}
+        rest = {name: x for name, x in more.items() if name not in rows}
+        parts = {name: x.tensor_split(n) for name, x in rows.items()}
+        return [
+            (own, {**rest, **{name: part[micro] for name, part in parts.items()}})
+            for micro, own in enumerate(ids.tensor_split(n))
+        ]
+
+    def arguments(self, micro):
+        return self.micro_batches[micro]
+
+    def make(self, shape):
+        here = self.lamella
+        if self.pipeline is not None:
+            self.pipeline.close()
+        edge = [((*shape, here.width), here.dtype)]
+        return Pipeline(
+            {int(stage): Stage(Part(self, int(stage))) for stage in self.roots},
+            here.schedule,
+            group=here.pipeline,
+            loss_fn=self.loss,
+            reduction="sum",
+            edges=[edge] * (here.schedule.n_stages - 1),
+            tensor=here.tensor,
+            tied=self.tied(),
+            any_order=here.plan.any_order,
+        )
+
+    def loss(self, logits, labels):
+        """This micro-batch's part of the whole batch's loss."""
+        here = self.lamella
+        if here.plan.loss:
+            return here.plan.loss(logits, labels) / here.schedule.n_micro
+        group = None if here.plan.gather_logits else here.tensor
+        more = dict(num_items_in_batch=self.targets, group=group)
+        return next_token_loss(logits, labels, here.vocabulary, **more)
+
+    def tied(self):
+        """[(stages, weight or None)]: weights that the first and the last stage share."""
+        here = self.lamella
+        row, last = here.family, here.schedule.n_stages - 1
+        names = here.shared.get(row.embedding + ".weight", [])
+        if row.head + ".weight" not in names:
+            return []
+        ends = {"0": row.embedding, str(last): row.head}
+        held = [resolve(self.roots[s], path).weight for s, path in ends.items() if s in self.roots]
+        return [((0, last), held[0] if held else None)]
+
+    def whole_state_dict(self):
+        """The unsplit model's state, on every rank. Collective."""
+        own, state = {}, {}
+        for root in self.roots.values():
+            own.update(whole_state_dict(root))
+        for rank in range(self.lamella.pipeline.size):
+            state.update(self.from_rank(rank, own))
+        return state
+
+    def from_rank(self, rank, own):
+        """A rank's tensors by name, on all of them."""
+        group = self.lamella.pipeline
+
+        def tell(tensor):
+            return ops.broadcast(tensor, group=group.handle, root=rank)
+
+        said = [[n, list(t.shape), dtypes.CODES[t.dtype]] for n, t in own.items()]
+        said = json.dumps(said).encode()
+        length = int(tell(torch.tensor([len(said)], dtype=torch.int32)))
+        said = said if rank == group.rank else bytes(length)
+        said = tell(torch.frombuffer(bytearray(said), dtype=torch.uint8))
+        found = {}
+        for name, shape, code in json.loads(bytes(said.tolist())):
+            empty = torch.empty(shape, dtype=dtypes.CODED[code])
+            mine = own[name].detach().contiguous() if rank == group.rank else empty
+            found[name] = tell(mine)
+        return found

@@ -16,7 +16,7 @@ import torch
 from lamella import errors
 from lamella.schedule import Schedule
 from lamella.torch import cutting, distributed, families, splitting
-from lamella.torch.modules import vocab_parallel_cross_entropy
+from lamella.torch.loss import next_token_loss
 from lamella.torch.pipelined import Pipelined
 
 
@@ -28,6 +28,7 @@ class Plan:
 
     schedule       of pp: a name of lamella.schedule.names(), or a Schedule
     micro_batches  that a training step's batch is cut into
+    any_order      weight gradients need not be summed in micro-batch order
     stages_per_rank, layers  how many stages each rank has; layers of each stage, None = balanced
     gather_logits  False: each rank's logits are its own columns of the vocabulary, as
                    vocab_parallel_cross_entropy takes them (and a Hugging Face model's own loss does)
@@ -39,6 +40,7 @@ class Plan:
     pp: int = 1
     schedule: object = "1f1b"
     micro_batches: int = 4
+    any_order: bool = False
     stages_per_rank: int = 1
     layers: tuple = None
     gather_logits: bool = True
@@ -103,6 +105,10 @@ def place(model, plan, group):
         if isinstance(schedule, str):
             per_rank = plan.stages_per_rank
             schedule = Schedule.build(schedule, plan.pp, plan.micro_batches, per_rank)
+        if schedule.n_ranks != plan.pp:
+            raise errors.InvalidArgument(
+                "parallelize: pp=%d, the schedule is for %d ranks" % (plan.pp, schedule.n_ranks)
+            )
         tensor = group.split(group.rank // plan.tp, group.rank) if plan.tp > 1 else None
         pipeline = group.split(group.rank % plan.tp, group.rank)
     embedding = splitting.embedding_of(model, family)
@@ -133,27 +139,6 @@ def pipelined(model, placement, splitter):
         if splitter:
             splitter.apply(roots[stage], seed, taken)
     return Pipelined(roots, placement)
-
-
-def next_token_loss(
-    logits,
-    labels,
-    vocab_size,
-    num_items_in_batch=None,
-    ignore_index=-100,
-    shift_labels=None,
-    group=None,
-    **_,
-):
-    """-log p(labels[..., t + 1]) at each t, averaged over those that are not `ignore_index` (or
-    summed and divided by num_items_in_batch). logits [..., T, V/p]: this rank's columns of
-    `vocab_size`. Called as Hugging Face models call their loss_function."""
-    if shift_labels is None:
-        shift_labels = torch.nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
-    targets = shift_labels.contiguous()
-    each = vocab_parallel_cross_entropy(logits, targets, vocab_size, group, ignore_index)
-    count = (targets != ignore_index).sum() if num_items_in_batch is None else num_items_in_batch
-    return each.sum() / count
 
 
 def agreed_seed(group):
