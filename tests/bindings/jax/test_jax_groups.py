@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from lamella import library
+from lamella.jax import call, grads
 
 SEED = int(os.environ.get("LAMELLA_TEST_SEED", np.random.SeedSequence().entropy % 2**32))
 DEADLINES = {"deadline_ms": 20000, "first_deadline_ms": 60000}
@@ -294,7 +295,103 @@ def test_a_backward_that_needs_nothing_of_the_forward_still_comes_after_it(pair,
     assert sorted(giver is None for giver in chain.values()) == [False, True]
 
 
+# -- what the tests of order are worth: without tokens, or without the side effect, they fail --
+
+
+@pytest.fixture
+def without_effect(monkeypatch):
+    real = jax.ffi.ffi_call
+
+    def plain(target, results, has_side_effect):
+        return real(target, results)
+
+    monkeypatch.setattr(jax.ffi, "ffi_call", plain)
+
+
+@pytest.fixture
+def without_tokens(monkeypatch):
+    """Every call is given a token of its own, whatever the program threads."""
+    real = call.call
+
+    def apart(row, inputs, attrs, group=None, token=None, *others):
+        return real(row, inputs, attrs, group, call.zero(), *others)
+
+    monkeypatch.setattr(call, "call", apart)
+    monkeypatch.setattr(grads, "call", apart)
+
+
+def test_without_the_side_effect_calls_are_dropped(pair, draw, without_effect):
+    with pytest.raises(AssertionError):
+        test_equal_calls_are_not_merged_and_unused_ones_not_dropped(pair, draw)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_without_tokens_no_call_follows_another(pair, draw, without_tokens, backward):
+    with pytest.raises(AssertionError):
+        test_every_token_is_the_one_that_the_call_before_gave(pair, draw, backward)
+
+
+def test_without_tokens_and_effect_equal_calls_are_merged(pair, draw, without_tokens, without_effect):
+    x = draw(3)
+
+    def f(x):
+        token, total = lj.new_token(), 0
+        for _ in range(5):
+            y, token = lj.all_reduce(x, group=pair, token=token)
+            total += y
+        return total
+
+    before = operations(pair)
+    sharded(pair, f, P(), P())(x).block_until_ready()
+    assert [n - b for n, b in zip(operations(pair), before)] == [1, 1]
+
+
 # -- refusals --
+
+
+def test_a_second_chain_of_a_group_is_refused(pair, draw):
+    def f(x):
+        y, _ = lj.all_reduce(x, group=pair, token=lj.new_token())
+        return lj.reduce(y, group=pair, token=lj.new_token())[0]
+
+    line = "reduce: token: it is a new one, and all_reduce has begun a chain"
+    with pytest.raises(lamella.Error, match=line):
+        sharded(pair, f, P(), P())(draw(3))
+
+
+def test_a_token_for_two_calls_is_refused(pair, draw):
+    def f(x):
+        token = lj.new_token()
+        y, _ = lj.all_reduce(x, group=pair, token=token)
+        return lj.all_reduce(y, group=pair, token=token)[0]
+
+    line = "all_reduce: token: it was given to all_reduce already"
+    with pytest.raises(lamella.Error, match=line):
+        sharded(pair, jax.grad(lambda x: jnp.sum(f(x))), P(), P())(draw(3))
+
+
+def test_one_chain_through_branches_loops_and_other_groups_is_taken(pair, draw):
+    def f(x):
+        token = lj.new_token()
+        x, token = lj.all_reduce(x, group=pair, token=token)
+
+        def once(x):  # both branches are given this token
+            return lj.all_reduce(x, group=pair, token=token)
+
+        def again(carry, _):
+            return lj.all_reduce(carry[0], group=pair, token=carry[1]), None
+
+        x, token = jax.lax.cond(jax.lax.axis_index("tp") >= 0, once, once, x)
+        (x, token), _ = jax.lax.scan(again, (x, token), length=2)
+        x, token = lj.all_reduce(x, group=other, token=token)
+        return lj.all_reduce(x, group=pair, token=token)[0]
+
+    x = draw(3)
+    with lj.LocalGroup(2, "tp", **DEADLINES) as other:
+        run = sharded(pair, f, P(), P())
+        for _ in range(2):
+            close(run(x), 64 * x)
+
 
 
 def test_uneven_shares_under_shard_map_are_refused(pair, draw):

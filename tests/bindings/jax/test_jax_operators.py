@@ -12,7 +12,7 @@ import lamella.jax as lj
 import numpy as np
 import pytest
 from lamella import library
-from lamella.jax import grads, native, rows
+from lamella.jax import call, grads, native, rows
 
 SEED = int(os.environ.get("LAMELLA_TEST_SEED", np.random.SeedSequence().entropy % 2**32))
 ACTS = {
@@ -144,6 +144,79 @@ def test_ffn_without_biases_differentiates_for_one_argument(draw):
     for argument in range(3):
         found = jax.grad(ours, argument)(x, w1, w2)
         close(found, jax.grad(theirs, argument)(x, w1, w2))
+
+
+class Values(ctypes.Structure):  # XLA_FFI_Args, XLA_FFI_Rets
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("extension", ctypes.c_void_p),
+        ("size", ctypes.c_int64),
+        ("types", ctypes.c_void_p),
+        ("values", ctypes.POINTER(ctypes.POINTER(ctypes.c_void_p * 6))),
+    ]
+
+    def pointers(self):
+        """The data of each buffer {size, extension, dtype, data, rank, dims}."""
+        return [self.values[i].contents[3] for i in range(self.size)]
+
+
+class Frame(ctypes.Structure):  # XLA_FFI_CallFrame, up to its attributes
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("extension", ctypes.c_void_p),
+        ("api", ctypes.c_void_p),
+        ("context", ctypes.c_void_p),
+        ("stage", ctypes.c_int32),
+        ("args", Values),
+        ("rets", Values),
+    ]
+
+
+HANDLER = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(Frame))
+EXECUTE = 3
+
+
+@pytest.fixture(scope="module")
+def watched():
+    """Handlers that note what memory they are handed, before Lamella's own: {row: [pointers]}."""
+    seen, kept = {}, []
+
+    def watch(name):
+        own = getattr(native.libraries()[1], "lam_xla_" + name)
+        own.restype, own.argtypes = ctypes.c_void_p, [ctypes.POINTER(Frame)]
+
+        def handler(frame):
+            if not frame.contents.extension and frame.contents.stage == EXECUTE:
+                seen[name] = frame.contents.args.pointers(), frame.contents.rets.pointers()
+            return own(frame)
+
+        kept.append(HANDLER(handler))
+        address = ctypes.cast(kept[-1], ctypes.c_void_p)
+        jax.ffi.register_ffi_target("watched_" + name, jax.ffi.pycapsule(address), platform="cpu")
+
+    for name in ("linear", "ffn", "all_reduce", "linear_wgrad"):
+        watch(name)
+    yield seen
+    jax.clear_caches()  # what is compiled for these handlers goes with them
+
+
+def where(*arrays):
+    return [x.unsafe_buffer_pointer() for x in arrays]
+
+
+def test_the_library_reads_and_writes_jaxs_own_memory(draw, watched, monkeypatch):
+    monkeypatch.setattr(call, "PREFIX", "watched_")
+    x, w, b, v = draw(6, 8), draw(8, 12), draw(12), draw(12, 8)
+    y = jax.jit(lambda *a: lj.linear(*a))(x, w, b)
+    assert watched["linear"][0][:3] == where(x, w, b)
+    assert watched["linear"][1][0] == y.unsafe_buffer_pointer()
+    y = jax.jit(lambda x, w, b, v: lj.ffn(x, w, b, v, act="gelu"))(x, w, b, v)
+    assert watched["ffn"][0][:4] == where(x, w, b, v)
+    assert watched["ffn"][1][0] == y.unsafe_buffer_pointer()
+    y = jax.jit(lambda x: lj.all_reduce(x))(x)
+    assert (watched["all_reduce"][0][:1], watched["all_reduce"][1][:1]) == (where(x), where(y))
+    dw, _ = jax.jit(lambda dy, x: lj.linear_wgrad(dy, x))(draw(6, 12), x)
+    assert watched["linear_wgrad"][1][0] == dw.unsafe_buffer_pointer()
 
 
 # -- as JAX functions --

@@ -10,7 +10,8 @@
 
 Weights are JAX's [in, out]; embedding tables [vocabulary, hidden]. They work under jit and grad, in
 shard_map (check_vma=False) and in several processes. A call with a group takes and gives a token,
-which orders it: thread one chain through all of a rank's calls. Where activations travel between
+which orders it: thread one chain through all of a rank's calls; a second one for the same group is
+refused where one traced function shows it. Where activations travel between
 ranks (send_activation, recv_activation), differentiate for the token too: it carries the edge.
 The outputs aux and lse are for the backward rows and carry no gradient.
 Failures are lamella.Error while tracing and JaxRuntimeError while running, with Lamella's line.
@@ -21,6 +22,7 @@ import inspect
 import jax
 
 from lamella.jax import call as _call
+from lamella.jax import chains as _chains
 from lamella.jax import grads as _grads
 from lamella.jax import native as _native
 from lamella.jax import rows as _rows
@@ -92,6 +94,8 @@ def _make(row):
                 "or lamella.jax.new_token() for the first: it orders the group's calls" % row.name
             )
         arrays = {name: bound.get(name) for name in inputs}
+        if group is not None and group.size > 1:
+            _chains.check(row.name, group, token, arrays.values())
         arrays = {k: None if x is None else jax.numpy.asarray(x) for k, x in arrays.items()}
         attrs = tuple(
             (a.name, _attr(row, a, bound[a.name]))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy
 
 from lamella import errors
-from lamella.jax import native, rows
+from lamella.jax import chains, native, rows
 
 PREFIX = "lamella_"
 AS_NUMPY = {
@@ -26,7 +26,7 @@ AS_NUMPY = {
 
 def new_token():
     """The first token of a chain."""
-    return jnp.zeros((1,), jnp.float32)
+    return chains.made(zero())
 
 
 def call(row, inputs, attrs, group=None, token=None, dtypes=None, skip=()):
@@ -48,7 +48,7 @@ def call(row, inputs, attrs, group=None, token=None, dtypes=None, skip=()):
     arguments = [empty() if x is None else x for x in tensors]
     if extra:
         results.append(jax.ShapeDtypeStruct((1,), jnp.float32))
-        arguments.append(new_token() if token is None else token)
+        arguments.append(zero() if token is None else token)
     if holds_several(group):
         arguments.append(rank_of(group))
     given = {a.name: AS_NUMPY[a.type](attrs[a.name]) for a in row.attributes if a.name in attrs}
@@ -64,6 +64,10 @@ def call(row, inputs, attrs, group=None, token=None, dtypes=None, skip=()):
 
 def is_plain(x):
     return x is not None and x.dtype != jnp.uint8  # packed weights are bytes
+
+
+def zero():
+    return jnp.zeros((1,), jnp.float32)
 
 
 def empty():
