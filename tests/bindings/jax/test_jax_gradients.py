@@ -253,12 +253,17 @@ def by(function, **attributes):
     return lambda at, x: function(x, **attributes, **at)
 
 
+def reduced(at, x):
+    y, token = lj.reduce(x, root=1, **at)
+    return jnp.where(rank() == 1, y, 0), token  # elsewhere it is not written
+
+
 MOVERS = {
     "all_reduce": (by(lj.all_reduce), summed, summed),
     "all_gather": (by(lj.all_gather, dim=1), gathered(1), scattered(1)),
     "reduce_scatter": (by(lj.reduce_scatter, dim=1), scattered(1), gathered(1)),
     "broadcast": (by(lj.broadcast, root=1), from_root, to_root),
-    "reduce": (by(lj.reduce, root=1), to_root, from_root),
+    "reduce": (reduced, to_root, from_root),
     "copy_to_group": (by(lj.copy_to_group), same, summed),
     "reduce_from_group": (by(lj.reduce_from_group), summed, same),
     "gather_from_group": (by(lj.gather_from_group), gathered(1), own(1)),

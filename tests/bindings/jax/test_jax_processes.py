@@ -39,7 +39,7 @@ def run(case, size, folder):
     port = free_port()
     ranks = [start(case, rank, size, port, folder) for rank in range(size)]
     try:
-        said = [rank.communicate(timeout=120)[0] for rank in ranks]
+        said = [rank.communicate(timeout=240)[0] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

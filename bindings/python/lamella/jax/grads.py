@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from lamella.jax import native, rows
-from lamella.jax.call import call
+from lamella.jax.call import call, holds_several, rank_of
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,16 @@ def partner(name, length=None, **changes):
     return backward
 
 
+def broadcast(b, d):
+    """A sum is the root's alone: what is elsewhere in its place was never written, nor read."""
+    found = partner("reduce")(b, d)["x"]
+    group = b.site.group
+    if group is None:
+        return {"x": found}
+    rank = rank_of(group)[0] if holds_several(group) else group.rank
+    return {"x": jnp.where(rank == b.site.get("root"), found, 0)}
+
+
 def same(b, d):
     return {"x": d["y"]}
 
@@ -189,7 +199,7 @@ GRADS = {
     "all_reduce": partner("all_reduce"),
     "all_gather": partner("reduce_scatter"),
     "reduce_scatter": partner("all_gather", length="dim"),
-    "broadcast": partner("reduce"),
+    "broadcast": broadcast,
     "reduce": partner("broadcast"),
     "copy_to_group": partner("reduce_from_group"),
     "reduce_from_group": same,
