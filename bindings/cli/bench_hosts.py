@@ -23,8 +23,8 @@ def program(name, *arguments, ranks=0):
 
 
 def hosts(n):
-    """PyTorch: a call above the C call, collectives and transfers against gloo"""
-    return torch_call(n) + torch_comm(n)
+    """PyTorch: a call above the C call; the ffn at tp=2, collectives and transfers against torch with gloo"""
+    return torch_call(n) + torch_ffn(n) + torch_comm(n)
 
 
 def torch_call(n):
@@ -36,6 +36,30 @@ def torch_call(n):
         name, _, mode = line.partition("_above_")
         if mode:
             rows.append(alone(f"torch {name} above its C call, {mode}", "us", values, goals.get(mode, "")))
+    return rows
+
+
+def torch_ffn(n):
+    amd = is_amd()
+    commands = {"ffn in torch": program("torch_ffn.py", "3", ranks=2)}
+    if not amd:
+        commands["oneDNN"] = [str(ROOT / "bazel-bin" / "tests" / "bench" / "ops_bench"), "3", "f32"]
+    measured = rounds(commands, n, timeout=560)
+    figures = measured["ffn in torch"]
+    goals = {"bf16_m512": "<= 0.90", "bf16_m1": "<= 0.55", "f32_m512": "<= 0.45" if amd else ""}
+    require(figures, *(f"ffn_{case}_{side}" for case in goals for side in ("gloo", "packed")))
+    note = "tp=2, H=4096 F=11008, gelu, inference, one thread a rank"
+    rows = []
+    for line, values in figures.items():
+        case, _, side = line.removeprefix("ffn_").rpartition("_")
+        if side == "gloo":
+            peer = values
+        else:
+            goal = goals.get(case, "") if side == "packed" else ""
+            rows.append(compare(f"torch ffn {case}, {side} weights", "us", values, "torch + gloo", peer, goal, note))
+    if not amd:
+        ours, theirs = figures["ffn_f32_m512_packed"], measured["oneDNN"]["ffn_f32_m512_onednn"]
+        rows.append(compare("torch ffn f32_m512, packed weights", "us", ours, "oneDNN's gemms", theirs, "<= 1.10", note))
     return rows
 
 
@@ -53,6 +77,12 @@ def torch_comm(n):
             goal = "<= 0.20" if size <= 4 << 20 else "<= 0.25"
             rows.append(compare(f"torch {case}", "us", values, "gloo", peer, goal))
     return rows
+
+
+def is_amd():
+    """There torch's own f32 products (MKL's) are slow; elsewhere the goal is on oneDNN's time."""
+    with open("/proc/cpuinfo") as info:
+        return "AuthenticAMD" in info.read()
 
 
 GROUPS = (hosts,)  # what bench_rows.py adds to its own

@@ -14,6 +14,7 @@ from lamella import errors
 PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parents[2]
 NAME = "liblamella.so.0"
+MAX_DIMS = 8
 # Where each file lies in a checkout; an installed package has all of them in `lib`.
 BUILT = {
     NAME: "bazel-bin/abi",
@@ -43,6 +44,34 @@ class ContextDesc(ctypes.Structure):
         ("should_stop", ctypes.c_void_p),
         ("log", ctypes.c_void_p),
     ]
+
+
+class Sized(ctypes.Structure):
+    """A struct that begins with its size, set when it is made."""
+
+    def __init__(self, **fields):
+        super().__init__(struct_size=ctypes.sizeof(type(self)), **fields)
+
+
+class Dtype(ctypes.Structure):
+    _fields_ = [("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16)]
+
+
+class Tensor(ctypes.Structure):  # DLTensor
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("dtype", Dtype),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    ]
+
+
+class Shape(ctypes.Structure):
+    _fields_ = [("ndim", ctypes.c_int32), ("dtype", Dtype), ("dims", ctypes.c_int64 * MAX_DIMS)]
 
 
 class GroupId(ctypes.Structure):
@@ -99,6 +128,14 @@ _SIGNATURES = {
         [ctypes.c_int64, ctypes.c_int64, *[ctypes.c_int32] * 3, ctypes.POINTER(ShardInfo)],
     ),
     "lam_context_create": (_STATUS, [ctypes.POINTER(ContextDesc), _OUT]),
+    "lam_run": (_STATUS, [_HANDLE, _HANDLE]),
+    "lam_infer": (_STATUS, [_HANDLE, _HANDLE, _HANDLE]),
+    "lam_tensor_view": (_STATUS, [_HANDLE, ctypes.c_uint32, _OUT]),
+    "lam_tensor_view_legacy": (_STATUS, [_HANDLE, ctypes.c_uint32, _OUT]),
+    "lam_packed_size": (
+        _STATUS,
+        [_HANDLE, Dtype, *[ctypes.c_int64] * 2, ctypes.c_int32, ctypes.POINTER(ctypes.c_int64)],
+    ),
     "lam_group_id_create": (_STATUS, [ctypes.POINTER(GroupId)]),
     "lam_group_create": (_STATUS, [_HANDLE, ctypes.POINTER(GroupDesc), _OUT]),
     "lam_group_create_from_env": (_STATUS, [_HANDLE, ctypes.POINTER(GroupDesc), _OUT]),
@@ -147,3 +184,11 @@ def shard(total, rank, size, unit=1, gated=False):
     info = ShardInfo(struct_size=ctypes.sizeof(ShardInfo))
     check(native().lam_shard(total, unit, int(gated), rank, size, ctypes.byref(info)))
     return [(piece.begin, piece.end) for piece in info.pieces[: info.n_pieces]]
+
+
+def packed_cols(dtype, n, k, side=0):
+    """Columns of the uint8 tensor that holds a packed weight [n, k]; dtype: code | bits << 8."""
+    cols = ctypes.c_int64()
+    described = Dtype(dtype & 0xFF, dtype >> 8, 1)
+    check(native().lam_packed_size(None, described, n, k, side, ctypes.byref(cols)))
+    return cols.value

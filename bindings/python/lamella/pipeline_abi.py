@@ -8,39 +8,10 @@ Leaves what they mean to the header, and to schedule.py and pipeline.py.
 import ctypes
 import functools
 from ctypes import POINTER, c_char_p, c_double, c_int32, c_int64, c_uint16, c_uint32, c_uint64
-from ctypes import c_uint8, c_void_p
+from ctypes import c_void_p
 
 from lamella import library
-
-MAX_DIMS = 8
-
-
-class Sized(ctypes.Structure):
-    """A struct that begins with its size, set when it is made."""
-
-    def __init__(self, **fields):
-        super().__init__(struct_size=ctypes.sizeof(type(self)), **fields)
-
-
-class Dtype(ctypes.Structure):
-    _fields_ = [("code", c_uint8), ("bits", c_uint8), ("lanes", c_uint16)]
-
-
-class Tensor(ctypes.Structure):  # DLTensor
-    _fields_ = [
-        ("data", c_void_p),
-        ("device_type", c_int32),
-        ("device_id", c_int32),
-        ("ndim", c_int32),
-        ("dtype", Dtype),
-        ("shape", POINTER(c_int64)),
-        ("strides", POINTER(c_int64)),
-        ("byte_offset", c_uint64),
-    ]
-
-
-class Shape(ctypes.Structure):
-    _fields_ = [("ndim", c_int32), ("dtype", Dtype), ("dims", c_int64 * MAX_DIMS)]
+from lamella.library import MAX_DIMS, Dtype, Shape, Sized, Tensor
 
 
 class StageIO(ctypes.Structure):

@@ -5,6 +5,7 @@ from the same rows. Nothing here knows a host.
 Leaves shape rules to shapes.py.
 """
 
+import functools
 import re
 from dataclasses import dataclass, field
 
@@ -86,6 +87,7 @@ def read(text):
     )
 
 
+@functools.cache
 def table():
     """Every row of the loaded library, by name."""
     rows = [read(text) for text in library.rows()]

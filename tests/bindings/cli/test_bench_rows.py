@@ -25,6 +25,7 @@ CUTS = ("", "_cuts", "_capped", "_short", "_loop")
 WAITS = ("all_reduce", "recv", "pull")
 ABOVE = (("inference", "<= 2"), ("no_grad", "<= 5"), ("grad", "<= 12"))
 FROM_TORCH = ("all_reduce", "linear", "ffn")
+FFN_CASES = ("bf16_m512", "bf16_m1", "f32_m512", "f32_m1")
 CROSSED = (64, 4096, 65536, 1 << 20, 4 << 20, 16 << 20)
 CROSSINGS = named(["all_reduce", "all_gather", "one_way"], CROSSED)
 
@@ -41,6 +42,8 @@ PRINTED = {
     "schedule": list(SCHEDULES),
     "partition": [f"partition_1000_64{cut}" for cut in CUTS],
     "calls from torch": [f"{name}_{way}" for name in FROM_TORCH for way in ("c", *(f"above_{mode}" for mode, _ in ABOVE))],
+    "ffn in torch": [f"ffn_{case}_{side}" for case in FFN_CASES for side in ("gloo", "packed", "plain")],
+    "oneDNN": ["ffn_f32_m512_onednn"],
     "transfers in torch": [f"{crossing}/{side}" for crossing in CROSSINGS for side in ("gloo", "lamella")],
     "calls from JAX": ["doubled", *(f"{name}_above" for name in FROM_TORCH)],
     **{f"ffn {way}": [f"ffn_{dtype}_m{m}" for dtype in ("bf16", "f32") for m in (512, 1)] for way in ("from JAX", "by XLA")},
@@ -63,6 +66,8 @@ GOALS = {
     "schedule": [("simulate/131072", "<= 2000"), ("events/131072", "<= 2000"), ("check/1048576", "<= 50000")],
     "partition": [(f"partition_1000_64{cut}", "<= 1000") for cut in CUTS],
     "hosts": [(f"torch {name} above its C call, {mode}", goal) for name in FROM_TORCH for mode, goal in ABOVE]
+    + [(f"torch ffn {case}, packed weights", goal)
+       for case, goal in (("bf16_m512", "<= 0.90"), ("bf16_m1", "<= 0.55"), ("f32_m512", "<= 0.45"))]
     + [(f"torch {crossing}", "<= 0.25" if crossing.endswith("16777216") else "<= 0.20") for crossing in CROSSINGS],
     "hosts_jax": [(f"jax {name}, jitted, above x * 2", "<= 1") for name in FROM_TORCH]
     + [(f"jax ffn_{case}, tp=2", goal) for case, goal in (("bf16_m512", "<= 0.40"), ("bf16_m1", "<= 0.06"), ("f32_m512", "<= 0.90"))],
@@ -85,6 +90,7 @@ def printed(monkeypatch):
     monkeypatch.setattr(bench_hosts, "rounds", rounds)
     monkeypatch.setattr(bench_jax, "rounds", rounds)
     monkeypatch.setattr(bench_train, "rounds", rounds)
+    monkeypatch.setattr(bench_hosts, "is_amd", lambda: True)
     return names
 
 
@@ -108,6 +114,7 @@ def test_each_group_has_its_goals(printed, group):
         ("calls from JAX", "linear_above"),
         ("ffn by XLA", "ffn_f32_m512"),
         ("train step", "idle/lamella_1f1b"),
+        ("ffn in torch", "ffn_bf16_m1_packed"),
         ("schedule", "check/1048576"),
         ("partition", "partition_1000_64"),
     ],
@@ -120,6 +127,13 @@ def test_a_figure_by_another_name_does_not_lose_its_goal_unnoticed(printed, comm
     printed[command][printed[command].index(figure)] = "renamed"
     with pytest.raises(Problem, match=f"a goal is on {figure}, which no program printed"):
         bench_rows.GROUPS[group](3)
+
+
+def test_where_torch_is_not_slow_the_goal_is_on_onednns_time(printed, monkeypatch):
+    monkeypatch.setattr(bench_hosts, "is_amd", lambda: False)
+    rows = bench_hosts.torch_ffn(3)
+    goals = [(row.peer, row.goal) for row in rows if row.name == "torch ffn f32_m512, packed weights"]
+    assert goals == [("torch + gloo", ""), ("oneDNN's gemms", "<= 1.10")]
 
 
 def test_the_rows_of_hosts_are_among_the_groups():
@@ -141,6 +155,7 @@ def test_the_programs_print_these_names():
     assert set(SCHEDULES) <= literals("schedule_bench.c")
     assert set(PRINTED["partition"]) <= literals("partition_bench.c")
     assert {*FROM_TORCH, *(mode for mode, _ in ABOVE), "%s_c", "%s_above_%s"} <= literals("hosts/torch_call.py")
+    assert {"gloo", "packed", "plain", "ffn_%s_m%d", "%s_%s", "bf16", "f32"} <= literals("hosts/torch_ffn.py")
     assert {"gloo", "lamella", "%s/%d/%s"} <= literals("hosts/torch_comm.py")
     assert {*FROM_TORCH, "doubled", "%s_above"} <= literals("hosts/jax_call.py")
     assert {"bf16", "f32", "ffn_%s_m%d", "lamella", "xla"} <= literals("hosts/jax_ffn.py")

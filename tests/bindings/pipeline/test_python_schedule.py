@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lamella import errors, pipeline_abi, schedule
+from lamella import errors, operators, pipeline_abi, schedule
 from lamella.schedule import Schedule
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
@@ -70,6 +70,9 @@ def test_what_cannot_be_is_refused_by_its_place(make, message):
 
 
 STRUCTS = {
+    "lam_attr": operators.Attr,
+    "lam_call": operators.Call,
+    "lam_inferred": operators.Inferred,
     "lam_stage_io": pipeline_abi.StageIO,
     "lam_stage": pipeline_abi.Stage,
     "lam_edge": pipeline_abi.Edge,

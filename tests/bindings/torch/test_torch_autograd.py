@@ -87,6 +87,16 @@ def test_only_what_is_asked_for_is_computed():
     assert names == ["lamella.linear_wgrad.default"]
 
 
+def test_a_backward_for_some_inputs_computes_their_gradients_only():
+    x, w = pair()
+    y, _ = ops.linear(x.requires_grad_(), w.requires_grad_())
+    for asked, row in ((x, "linear_dgrad"), (w, "linear_wgrad")):
+        with Seen() as seen:
+            torch.autograd.backward(y, torch.ones_like(y), inputs=[asked], retain_graph=True)
+        names = [name for name in seen.names if name.startswith("lamella")]
+        assert names == ["lamella.%s.default" % row]
+
+
 def test_attributes_left_out_have_their_defaults_in_the_backward():
     logits, targets = torch.randn(3, 9, requires_grad=True), torch.tensor([1, -100, 8])
     loss, _ = ops.cross_entropy_vocab(logits, targets)  # ignore is -100 by default

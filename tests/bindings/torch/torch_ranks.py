@@ -445,6 +445,120 @@ def parallel_ffn_gated(group):
 
 
 @case
+def packed_weights(group):
+    """Used where gradients are off, and follow their weights; the state has none of them."""
+    modules = [
+        lamella.torch.ColumnParallelLinear(K, N, group=group, act="gelu"),
+        lamella.torch.ColumnParallelLinear(K, N, group=group, transposed=True),
+        lamella.torch.RowParallelLinear(K, N, group=group, input_is_parallel=False),
+        lamella.torch.ParallelFFN(K, WIDTH, "silu", gated=True, group=group),
+    ]
+    for module in modules:
+        torch.manual_seed(int(os.environ["LAMELLA_TEST_SEED"]))
+        x = torch.randn(T, K)
+        names = set(module.state_dict())
+        plain = module(x)
+        module.pack()
+        assert module(x).requires_grad and set(module.state_dict()) == names
+        with torch.no_grad():
+            assert module.operand(module.weights[0]).dtype == torch.uint8
+            check((module(x), plain.double()))
+            compiled = torch.compile(module, fullgraph=True)
+            check((compiled(x), plain.double()))
+            for weight in module.parameters():
+                weight.mul_(2)
+        changed = module(x)
+        with torch.no_grad():
+            check((module(x), changed.detach().double()))
+
+
+class EveryLayer(torch.nn.Module):
+    """All layers that have weights; the weights are bf16."""
+
+    def __init__(self, group):
+        super().__init__()
+        bf16 = dict(group=group, dtype=torch.bfloat16)
+        whole, layer = dict(gather_output=True, **bf16), lamella.torch
+        self.embedding = layer.VocabParallelEmbedding(3 * group.size + 1, K, **bf16)
+        self.ffn = layer.ParallelFFN(K, WIDTH, "silu", gated=True, **bf16)
+        self.column = layer.ColumnParallelLinear(K, WIDTH, act="gelu", **bf16)
+        self.row = layer.RowParallelLinear(WIDTH, K, **bf16)
+        self.turned = layer.ColumnParallelLinear(K, N, transposed=True, **whole)
+
+    def forward(self, ids):
+        h = self.ffn(self.embedding(ids))
+        return self.turned(self.row(self.column(h)))
+
+
+def each_micro_batch(group, n=6):
+    vocab = 3 * group.size + 1
+    torch.manual_seed(int(os.environ["LAMELLA_TEST_SEED"]))
+    return [torch.randint(vocab, (T,)) for _ in range(n)]
+
+
+def differ(ours, theirs):
+    """How far apart, of the largest element."""
+    return float((ours.double() - theirs.double()).abs().max() / theirs.abs().max().clamp_min(1e-30))
+
+
+@case
+def gradients_added_up_in_f32(group):
+    """main_grad is the sum, in f64, of each micro-batch's gradient in f32; .grad is left alone. Each
+    is what .grad would be but for its rounding to bf16, whose sum is further off."""
+    model = EveryLayer(group)
+    named, micros = dict(model.named_parameters()), each_micro_batch(group)
+
+    def backward(ids):
+        weigh(model(ids).float()).backward()
+
+    rounded = []
+    for ids in micros:
+        backward(ids)
+        rounded.append({name: p.grad for name, p in named.items()})
+        model.zero_grad()
+    assert len(lamella.torch.accumulate_grads(model)) == len(named)
+    exact = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in named.items()}
+    for ids, grads in zip(micros, rounded):
+        backward(ids)
+        for name, p in named.items():
+            assert p.grad is None and p.main_grad.dtype == torch.float32, name
+            assert differ(grads[name], p.main_grad) <= 2.0**-8, name
+            exact[name] += p.main_grad.double()
+            p.main_grad.zero_()
+
+    own = torch.zeros(model.row.bias.numel() + 1)[1:]  # someone's part of one buffer
+    model.row.bias.main_grad = own
+    for ids in micros:
+        backward(ids)
+    assert own.data_ptr() == model.row.bias.main_grad.data_ptr() and own.any()
+    for name, p in named.items():
+        assert differ(p.main_grad, exact[name]) <= len(micros) * 2.0**-23, name
+    in_bf16 = {name: sum(grads[name] for grads in rounded) for name in named}
+    assert max(differ(in_bf16[name], exact[name]) for name in named) > 2.0**-10
+
+
+@case
+def gradients_added_up_stay_so_when_only_some_are_asked_for(group):
+    """A frozen weight beside one that accumulates, an input without a gradient, a checkpoint."""
+    x = torch.randn(T, K, dtype=torch.bfloat16)
+    ffn = lamella.torch.ParallelFFN(K, WIDTH, group=group, dtype=torch.bfloat16)
+    ffn.w1.requires_grad_(False)
+    lamella.torch.accumulate_grads(ffn)
+    weigh(ffn(x).float()).backward()
+    once = ffn.w2.main_grad.clone()
+    assert once.any() and not hasattr(ffn.w1, "main_grad") and ffn.w1.grad is None
+    again = torch.utils.checkpoint.checkpoint(ffn, x, use_reentrant=False)
+    weigh(again.float()).backward()
+    torch.testing.assert_close(ffn.w2.main_grad, 2 * once)
+    try:
+        torch.compile(ffn, fullgraph=True)(x)
+    except Exception as error:
+        assert "accumulate_grads" in str(error), error
+    else:
+        raise AssertionError("compiled, main_grad would be left alone")
+
+
+@case
 def a_models_ends(group):
     """Embedding and cross entropy, the vocabulary split, the weight tied."""
     vocab = 3 * group.size + 1

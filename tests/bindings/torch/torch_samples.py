@@ -6,6 +6,8 @@ every row of the library, so that a new row without a sample fails a test.
 
 import torch
 
+from lamella import library
+
 T, K, N, F, V = 5, 7, 3, 6, 9  # tokens, in, out, ffn width, vocabulary
 
 
@@ -31,23 +33,7 @@ def gated_ffn():
 
 def packed():
     w = rand(N, K)
-    return [w], dict(side=0, cols=_packed_cols(w))
-
-
-def _packed_cols(w):
-    import ctypes
-
-    from lamella import library
-
-    class DType(ctypes.Structure):
-        _fields_ = [("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16)]
-
-    cols = ctypes.c_int64()
-    size = library.native().lam_packed_size
-    size.argtypes = [ctypes.c_void_p, DType, ctypes.c_int64, ctypes.c_int64, ctypes.c_int32]
-    size.argtypes = [*size.argtypes, ctypes.POINTER(ctypes.c_int64)]
-    library.check(size(None, DType(2, 32, 1), *w.shape, 0, ctypes.byref(cols)))
-    return cols.value
+    return [w], dict(side=0, cols=library.packed_cols(2 | 32 << 8, N, K))
 
 
 SAMPLES = {

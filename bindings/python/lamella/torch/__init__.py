@@ -18,6 +18,7 @@ communicate keep their order in it, backward included. An optional input that is
 
 from lamella.torch.register import ops
 from lamella.torch.checkpoint import load, save
+from lamella.torch.accumulate import accumulate_grads
 from lamella.torch.distributed import group
 from lamella.torch.families import FFN, Block, Family, register_family
 from lamella.torch.loss import next_token_loss
@@ -29,6 +30,7 @@ from lamella.torch.modules import (
     vocab_parallel_cross_entropy,
     whole_state_dict,
 )
+from lamella.torch.packing import pack_weight
 from lamella.torch.pipeline import Pipeline, PipelineStage
 from lamella.torch.plan import Plan, parallelize
 from lamella.torch.stage import from_view
@@ -44,11 +46,13 @@ __all__ = [
     "Plan",
     "RowParallelLinear",
     "VocabParallelEmbedding",
+    "accumulate_grads",
     "from_view",
     "group",
     "load",
     "next_token_loss",
     "ops",
+    "pack_weight",
     "parallelize",
     "register_family",
     "save",

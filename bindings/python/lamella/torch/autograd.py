@@ -14,6 +14,8 @@ from functools import partial
 import torch
 from torch import _C
 
+from lamella.torch import accumulate
+
 NEEDED = ("_AutoDispatchBelowAutograd", "_after_autograd_keyset", "_any_requires_grad")
 HAS_KEYS = all(hasattr(_C, name) for name in NEEDED)  # private, so not certain to stay
 DEVICES = ("CPU", "CUDA")
@@ -88,6 +90,7 @@ def saver(row, entry):
     saved_results = [results.index(name) for name in entry.saves if name in results]
     like = [(name, inputs.index(name)) for name in entry.like]
     constants = [i for i, name in enumerate(results) if name in ("aux", "lse")]
+    weights = [(name, i) for i, name in enumerate(inputs) if name[0] in "wb"]
     n, absent = len(inputs), (None,) * len(inputs)
 
     def save(ctx, args, result):
@@ -99,6 +102,7 @@ def saver(row, entry):
             kept += [result[i] for i in saved_results]
         ctx.save_for_backward(*kept)
         ctx.rest = args[n:]
+        ctx.marks = accumulate.in_use and accumulate.marks((name, given[i]) for name, i in weights)
         ctx.like = {name: (given[i].shape, given[i].dtype) for name, i in like}
         if constants and row.communicates:
             ctx.like[results[0]] = (result[0].shape, result[0].dtype)

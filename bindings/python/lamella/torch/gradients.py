@@ -12,8 +12,9 @@ from collections import namedtuple
 
 import torch
 
+from lamella import rows
 from lamella.group import place
-from lamella.torch import autograd, dtypes
+from lamella.torch import accumulate, autograd, dtypes
 
 ops = torch.ops.lamella
 Backward = namedtuple("Backward", "saves like function")
@@ -23,7 +24,8 @@ BACKWARD = {}
 class Saved:
     """One operator's call in its backward: saved tensors and attributes by name; `shapes` and
     `dtypes` of the inputs that were saved or noted; `dy`, the first result's gradient; `grads` of
-    all results; `needs`, the inputs whose gradient is wanted."""
+    all results; `needs`, the inputs whose gradient is wanted; `marks`, of inputs whose gradient is
+    added up elsewhere."""
 
     def __init__(self, row, entry, ctx, grads, needs):
         tensors = dict(zip(entry.saves, ctx.saved_tensors))
@@ -34,7 +36,7 @@ class Saved:
         noted.update(ctx.like)
         self.shapes = {name: shape for name, (shape, _) in noted.items()}
         self.dtypes = {name: dtype for name, (_, dtype) in noted.items()}
-        self.grads, self.needs = grads, needs
+        self.grads, self.needs, self.marks = grads, needs, ctx.marks or {}
         self.dy = grads[0]
         if self.dy is None:  # the other ranks wait for their part in it
             shape, dtype = ctx.like[row.outputs[0].name]
@@ -172,12 +174,15 @@ def _before_act(c, dy, again):
     return ops.act_bwd(dy, c.aux if c.save else again(), act=c.act)
 
 
-def _weights(names, grads):
-    return dict(zip(names, grads))
-
-
-def _wants(c, bias):
-    return int(bias in c.needs)
+def _grads(c, name, tensors, results, **attributes):
+    """Calls a row whose results are the gradients of the inputs named in `results`."""
+    row = rows.table()[name]
+    if c.marks.keys() & c.needs:
+        return accumulate.run(row, tensors, results, c.marks, c.needs, **attributes)
+    pairs = zip(row.outputs, results)
+    wanted = {output.name: int(of in c.needs) for output, of in pairs if output.asked}
+    found = getattr(ops, name)(*tensors, **attributes, **wanted)
+    return dict(zip(results, found if isinstance(found, tuple) else (found,)))
 
 
 @backward("linear", "x w b aux")
@@ -187,7 +192,7 @@ def _(c):
     if "x" in c.needs:
         grads["x"] = ops.linear_dgrad(dz, c.w)
     if c.needs & {"w", "b"}:
-        grads.update(_weights("wb", ops.linear_wgrad(dz, c.x, db=_wants(c, "b"))))
+        grads.update(_grads(c, "linear_wgrad", [dz, c.x], "wb"))
     return grads
 
 
@@ -198,8 +203,7 @@ def _(c):
     if c.gather:
         dy = ops.scatter_to_group(dy, group=c.group, total=c.total, unit=c.unit)
     dz = _before_act(c, dy, lambda: ops.linear_col(c.x, c.w, c.b, **common)[0])
-    rows = ops.linear_col_dgrad, ops.linear_col_wgrad, ops.linear_col_bwd
-    return _split_linear(c, dz, rows, common)
+    return _split_linear(c, dz, "linear_col", common)
 
 
 @backward("linear_row", "x w")
@@ -208,19 +212,16 @@ def _(c):
         group=c.group, split=c.split, seq=c.seq, total=c.total, unit=c.unit, chunks=c.chunks
     )
     dy = c.dy.to(c.dtypes["x"])
-    rows = ops.linear_row_dgrad, ops.linear_row_wgrad, ops.linear_row_bwd
-    return _split_linear(c, dy, rows, common)
+    return _split_linear(c, dy, "linear_row", common)
 
 
-def _split_linear(c, dy, rows, common):
+def _split_linear(c, dy, name, common):
     """Both gradients in one call, so that one's sum travels beside the other's product."""
-    dgrad, wgrad, both = rows
-    weights = c.needs & {"w", "b"}
-    if not weights:
-        return {"x": dgrad(dy, c.w, **common)}
+    if not c.needs & {"w", "b"}:
+        return {"x": getattr(ops, name + "_dgrad")(dy, c.w, **common)}
     if "x" not in c.needs:
-        return _weights("wb", wgrad(dy, c.x, **common, db=_wants(c, "b")))
-    return _weights("xwb", both(dy, c.x, c.w, **common, db=_wants(c, "b")))
+        return _grads(c, name + "_wgrad", [dy, c.x], "wb", **common)
+    return _grads(c, name + "_bwd", [dy, c.x, c.w], "xwb", **common)
 
 
 # -- ffn --
@@ -236,14 +237,12 @@ def _(c):
         dx, dz = ops.ffn_dgrad(dy, aux, c.w1, c.w2, **common)
         c.ctx.put_off = c.dy, dz  # for the weights of the same call, if their turn comes
         return {"x": dx}
-    wanted = dict(db1=_wants(c, "b1"), db2=_wants(c, "b2"))
+    results = ["w1", "b1", "w2", "b2"]
     of, dz = getattr(c.ctx, "put_off", (None, None))
     if of is c.dy and "x" not in c.needs:
         c.ctx.put_off = None, None
-        grads = ops.ffn_wgrad(dy, c.x, aux, dz, **common, **wanted)
-        return _weights(["w1", "b1", "w2", "b2"], grads)
-    grads = ops.ffn_bwd(dy, c.x, aux, c.w1, c.w2, **common, **wanted)
-    return _weights(["x", "w1", "b1", "w2", "b2"], grads)
+        return _grads(c, "ffn_wgrad", [dy, c.x, aux, dz], results, **common)
+    return _grads(c, "ffn_bwd", [dy, c.x, aux, c.w1, c.w2], ["x", *results], **common)
 
 
 # -- vocabulary --
@@ -253,7 +252,7 @@ def _(c):
 def _(c):
     total = c.total or c.shapes["w"][0] * place(c.group)[1]
     common = dict(group=c.group, total=total, unit=c.unit, seq=c.seq)
-    return {"w": ops.embedding_vocab_wgrad(c.dy.to(c.dtypes["w"]), c.ids, **common)}
+    return _grads(c, "embedding_vocab_wgrad", [c.dy.to(c.dtypes["w"]), c.ids], "w", **common)
 
 
 @backward("cross_entropy_vocab", "logits targets lse")

@@ -14,6 +14,8 @@ from collections import namedtuple
 import torch
 
 from lamella import library
+from lamella.torch import accumulate
+from lamella.torch.packing import Packing
 
 ops = torch.ops.lamella
 # Which dimension is shared out, and what lies along it: (total, unit) of each block. A gated FFN has
@@ -22,7 +24,12 @@ Cut = namedtuple("Cut", "dim blocks")
 
 
 class Split(torch.nn.Module):
-    """A module with split parameters; `splits` says how: name -> Cut."""
+    """A module with split parameters; `splits` says how: name -> Cut. `weights` names those that
+    products are with."""
+
+    weights = ()
+    transposed = False
+    packing = None
 
     def __init__(self, group):
         super().__init__()
@@ -52,6 +59,28 @@ class Split(torch.nn.Module):
             bound = 1 / math.sqrt(fan_in) if fan_in else 0  # 0: equal on all ranks
             torch.nn.init.uniform_(parameter, -bound, bound)
         self.register_parameter(name, parameter)
+
+    def pack(self):
+        """Packs the weights for inference: wherever gradients are off, products are with the packed
+        copies, which take as much memory again. They follow their weights; the state dict has only
+        those."""
+        self.packing = Packing()
+        for name in self.weights:
+            self.packing.of(name, self.plain(name))
+        return self
+
+    def plain(self, name):
+        """A weight as [out, in]."""
+        weight = getattr(self, name)
+        return accumulate.transposed(weight) if self.transposed else weight
+
+    def operand(self, name):
+        """A weight as operators take it: packed, where it was and where no gradient is needed."""
+        if accumulate.in_use and torch.compiler.is_compiling():
+            accumulate.refuse_compiling(getattr(self, name))
+        if self.packing is None or name not in self.weights or torch.is_grad_enabled():
+            return self.plain(name)
+        return self.packing.of(name, self.plain(name))
 
     def origin(self, name):
         """What a parameter is called in the unsplit module: one name for each block, or one."""
@@ -147,6 +176,8 @@ class ColumnParallelLinear(Split):
     of x's first dimension, where each rank has its own rows of it; 0 = x is whole on every rank.
     """
 
+    weights = ("weight",)
+
     def __init__(
         self,
         in_features,
@@ -175,7 +206,7 @@ class ColumnParallelLinear(Split):
         gather = dict(gather=1, total=self.out_features) if self.gather_output else {}
         more = dict(act=self.act, unit=self.unit, seq=seq, **gather)
         save = int(self.act != "" and torch.is_grad_enabled())
-        weight = self.weight.t() if self.transposed else self.weight
+        weight = self.operand("weight")
         return ops.linear_col(x, weight, self.bias, group=self.group, save=save, **more)[0]
 
 
@@ -186,6 +217,8 @@ class RowParallelLinear(Split):
     [..., K] and each rank takes its part. `transposed`: the weight is kept as [K/p, N]. `seq`: each
     rank gets its own rows of y, whose first dimension is that long in all.
     """
+
+    weights = ("weight",)
 
     def __init__(
         self,
@@ -209,7 +242,7 @@ class RowParallelLinear(Split):
     def forward(self, x, seq=0):
         whole = {} if self.input_is_parallel else dict(split=0, total=self.in_features)
         more = dict(unit=self.unit, seq=seq, **whole)
-        weight = self.weight.t() if self.transposed else self.weight
+        weight = self.operand("weight")
         return ops.linear_row(x, weight, self.bias, group=self.group, **more)
 
 
@@ -220,6 +253,8 @@ class ParallelFFN(Split):
     layers with `names`: gate, up, down (without `gated`: up, down), each with weight and bias;
     Llama's are ("gate_proj", "up_proj", "down_proj").
     """
+
+    weights = ("w1", "w2")
 
     def __init__(
         self, hidden, width, act="gelu", gated=False, bias=True, group=None, names=None, **where
@@ -237,7 +272,8 @@ class ParallelFFN(Split):
     def forward(self, x, seq=0):
         save = int(torch.is_grad_enabled())
         more = dict(act=self.act, gated=int(self.gated), seq=seq, save=save)
-        return ops.ffn(x, self.w1, self.b1, self.w2, self.b2, group=self.group, **more)[0]
+        w1, w2 = self.operand("w1"), self.operand("w2")
+        return ops.ffn(x, w1, self.b1, w2, self.b2, group=self.group, **more)[0]
 
     def origin(self, name):
         *into, out = self.names
@@ -275,7 +311,7 @@ class VocabParallelEmbedding(Split):
 
     def forward(self, ids, seq=0):
         more = dict(group=self.group, total=self.num_embeddings, seq=seq)
-        y = ops.embedding_vocab(ids, self.weight, **more)
+        y = ops.embedding_vocab(ids, self.operand("weight"), **more)
         if self.padding_idx is None or not y.requires_grad:
             return y
         padding = ids == self.padding_idx
