@@ -1,6 +1,7 @@
 """The demo's other hosts beside the C one: losses and gradients that no host changes, mistakes,
 workers that die."""
 
+import argparse
 import os
 import re
 import signal
@@ -25,7 +26,9 @@ pytestmark = pytest.mark.skipif(bool(venv.missing("hosts")), reason="no .venv: .
 
 
 def make(*options):
-    return demo.make(main.parse(["demo", *SMALL, *options]))
+    parser = argparse.ArgumentParser()
+    demo.add_arguments(parser)
+    return demo.make(parser.parse_args([*SMALL, *options]))
 
 
 class Table:

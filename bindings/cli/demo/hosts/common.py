@@ -148,7 +148,7 @@ class Worker:
 
     def tell_step(self, step, loss, began):
         if self.world.rank == 0:
-            tell(step=step, loss=float(loss), ms=1e3 * (time.monotonic() - began))
+            tell(step=step, loss=loss, ms=1e3 * (time.monotonic() - began))
 
     def tell_difference(self, triples):
         """triples: (name, gradient, expected). The largest difference over the weight's largest

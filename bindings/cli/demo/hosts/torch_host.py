@@ -147,7 +147,7 @@ def train(plan, worker):
             optimizer.zero_grad()
             mine = torch.tensor([[worker.share_of(loss)]])
             whole = torch.ops.lamella.all_reduce(mine, group=worker.world.handle)
-            worker.tell_step(step, whole, began)
+            worker.tell_step(step, whole.item(), began)
 
 
 def beside(models, path):
