@@ -178,41 +178,47 @@ def bf16_edges(group):
 
 
 class Passes(torch.nn.Module):
-    """Gives what it gets, what it made of it, and a mask."""
+    """Gives what it gets, what it made of it, a mask, and something to spare."""
 
     def __init__(self, width):
         super().__init__()
         self.layer = torch.nn.Linear(width, width)
 
-    def forward(self, x, h=None, mask=None):
+    def forward(self, x, h=None, mask=None, spare=None):
         mask = x > 0 if mask is None else mask.bool()
         h = self.layer(x) if h is None else self.layer(h) * mask
-        return x, h, mask.to(torch.uint8)
+        return x, h, mask.to(torch.uint8), 2 * x if spare is None else spare
 
 
 class Ends(torch.nn.Module):
+    """Gives the loss; what is to spare it uses in the first half of six micro-batches."""
+
     def __init__(self, width):
         super().__init__()
-        self.layer = torch.nn.Linear(width, 1)
+        self.layer, self.calls = torch.nn.Linear(width, 1), 0
 
-    def forward(self, x, h, mask):
-        return self.layer(x + h * mask).square().mean()
+    def forward(self, x, h, mask, spare):
+        self.calls += 1
+        x = x + h * mask + (spare if self.calls <= 3 else 0)
+        return self.layer(x).square().mean()
 
 
 @case(1, 2, 3)
 def several_tensors_per_edge(group):
-    """Tensors with and without gradients; the last module gives the loss; the input has one."""
+    """Tensors with and without gradients, used or not; the last module gives the loss; the input
+    has a gradient."""
     whole = [Passes(4) for _ in range(group.size)] + [Ends(4)]
     mine = copy.deepcopy(whole)
-    x = torch.randn(6, 4)
+    x = torch.randn(12, 4)
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    loss = whole[-1](*_through(whole[:-1], theirs))
+    loss = sum(whole[-1](*_through(whole[:-1], part)) / 6 for part in theirs.split(2))
     loss.backward()
     last = group.rank == group.size - 1
     stage, alone = mine[group.rank], whole[group.rank]
     if last:
         stage, alone = Both(*mine[-2:]), Both(*whole[-2:])
-    with Pipeline(stage, "zb-h1", 3, group=group) as pipeline:
+    edge = [((2, 4), "f32"), ((2, 4), "f32"), ((2, 4), "u8"), ((2, 4), "f32")]
+    with Pipeline(stage, "zb-h1", 6, group=group, edges=[edge] * (group.size - 1)) as pipeline:
         found = pipeline.step(ours)
     if last:
         close((torch.tensor(found), loss.detach()))
@@ -376,7 +382,7 @@ def a_failing_module_is_named(group):
 def wrong_data_is_named(group):
     fails(group, ValueError, "inputs: None", inputs=None)
     fails(group, ValueError, "expected tensors with at least 4 rows", inputs=torch.zeros(3))
-    fails(group, ValueError, "the edge has", edges=[[((1, TOKENS, WIDTH - 1), "f32")]])
+    fails(group, ValueError, "the edge has at most", edges=[[((1, TOKENS, WIDTH - 1), "f32")]])
     fails(group, RuntimeError, "targets: None", targets=None)
     fails(group, RuntimeError, "targets: torch.int64[2], expected", targets=torch.zeros(2).long())
 

@@ -10,10 +10,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lamella import errors
+from lamella.pipeline import dtype_code
 from lamella.torch import dtypes
 from lamella.torch.stage import as_tuple
 
-MESSAGE_BYTES = 1 << 12
+MESSAGE_BYTES = 1 << 14
 
 
 def find(plan, group, modules, inputs):
@@ -87,4 +88,4 @@ def _read(tensor):
     if torch.is_tensor(tensor):
         return tuple(tensor.shape), dtypes.CODES[tensor.dtype]
     shape, dtype = tensor
-    return tuple(shape), dtypes.CODES.get(dtype, dtype)
+    return tuple(shape), dtypes.CODES.get(dtype) or dtype_code(dtype)

@@ -111,7 +111,7 @@ class PipelineStage(pipeline.Stage):
         for i, (view, y) in enumerate(zip(io.outputs, outputs)):
             if dtypes.CODES.get(y.dtype) != view.dtype or not _fits(y.shape, view.shape):
                 raise errors.InvalidArgument(
-                    "output %d is %s%s, the edge has %s%s"
+                    "output %d is %s%s, the edge has at most %s%s: edges= can say what is largest"
                     % (i, y.dtype, list(y.shape), dtypes.CODED[view.dtype], list(view.shape)),
                     3,
                 )
