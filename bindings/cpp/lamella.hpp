@@ -301,7 +301,7 @@ class tensor {
   tensor(void *data, DLDataType dtype, std::initializer_list<int64_t> shape,
          std::initializer_list<int64_t> strides = {})
       : tensor(data, dtype, shape.size(), shape.begin(),
-               strides.size() ? strides.begin() : nullptr) {
+               strides.size() == shape.size() ? strides.begin() : nullptr) {
     if (strides.size() && strides.size() != shape.size()) ndim_ = -1;
   }
   tensor(void *data, DLDataType dtype, std::size_t ndim, const int64_t *shape,

@@ -75,8 +75,15 @@ case /$libdir/ in
   //* | */../* | */./*) stop 2 "--libdir is $libdir, expected a folder in the prefix" ;;
 esac
 
-# Bazel starts programs in a folder of its own, and tells where its user is.
-absolute() { case $1 in /*) echo "$1" ;; *) echo "${BUILD_WORKING_DIRECTORY:-$PWD}/$1" ;; esac; }
+# Bazel starts programs in a folder of its own, and tells where its user is; a shell leaves the ~ of
+# --prefix=~/x as it is.
+absolute() {
+  case $1 in
+    /*) echo "$1" ;;
+    "~" | "~/"*) echo "$HOME${1#\~}" ;;
+    *) echo "${BUILD_WORKING_DIRECTORY:-$PWD}/$1" ;;
+  esac
+}
 
 prefix=$(realpath -ms "$(absolute "$prefix")")
 root=${DESTDIR:+$(realpath -ms "$(absolute "$DESTDIR")")}

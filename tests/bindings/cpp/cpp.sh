@@ -52,7 +52,7 @@ refused() {
   [[ $said == *"lamella.hpp needs LAMELLA_RETURN_STATUS"* ]]
 }
 
-client gxx_throws g++ "-std=c++17"
+client gxx_throws g++ "-std=c++17 -fsanitize=address,undefined -fno-sanitize-recover=all"
 client gxx_returns_status_cpp20 g++ "-std=c++20 -fno-rtti $returning"
 client clangxx_throws_cpp20 clang++ "-std=c++20 -fno-rtti"
 client clangxx_returns_status clang++ "-std=c++17 $returning"
