@@ -112,7 +112,9 @@ destdir_is_put_before_the_prefix() {
 
 a_relative_prefix_is_where_the_user_is() {
   mkdir -p $out/here && BUILD_WORKING_DIRECTORY=$out/here install_to ../there/./x > $out/relative &&
-    [ -e $out/there/x/include/lamella.h ]
+    [ -e $out/there/x/include/lamella.h ] &&
+    HOME=$out/home "$tree/install" --prefix='~/x' > $out/relative &&
+    [ -e $out/home/x/include/lamella.h ]
 }
 
 # It opens the oneDNN that lies beside it.
