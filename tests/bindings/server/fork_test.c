@@ -6,6 +6,7 @@
  * Invariant: a parent's group goes on whatever a child did. */
 #include <dlfcn.h>
 #include <stdlib.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -20,7 +21,7 @@ static void in_child(void (*fn)(void *arg), void *arg) {
   if (child == 0) {
     alarm(CHILD_S);
     fn(arg);
-    _exit(0);
+    syscall(SYS_exit_group, 0); /* _exit looks for threads that were not joined: the parent's are */
   }
   CHECK_EQ(waitpid(child, &status, 0), child);
   if (status) check_fail(CHECK_AT, "the child ended with status %d", status);
@@ -71,6 +72,8 @@ static void fork_at_first_use(int rank, int size, void *arg) {
 
 /* In processes that have opened nothing yet. */
 TEST(fork, a_child_opens_what_another_thread_was_opening) {
+  if (getenv("LAMELLA_SANITIZER"))
+    SKIP("a sanitizer build opens nothing, and its pthread_once does not know of forks");
   for (int i = 0; i < 10; i++) run_processes(1, fork_at_first_use, NULL);
 }
 
@@ -110,19 +113,6 @@ static lam_group *join(const meeting *m, int rank, int size) {
   desc.rank = rank, desc.size = size, desc.deadline_ms = 20000, desc.id = m->id;
   CHECK_OK(lam_group_create(m->ctx, &desc, &g));
   return g;
-}
-
-static lam_status sum_ones(int64_t handle, float *sum) {
-  float one = 1;
-  host_tensor x, y;
-  HOST(&x, &one, F32, 1), HOST(&y, sum, F32, 1);
-  const lam_attr group = lam_attr_i(handle);
-  lam_call call = LAM_CALL_INIT;
-  call.op = LAM_OP_all_reduce;
-  call.inputs = (const DLTensor *[]){&x.t}, call.n_inputs = 1;
-  call.outputs = (DLTensor *[]){&y.t}, call.n_outputs = 1;
-  call.attrs = &group, call.n_attrs = 1;
-  return lam_run(NULL, &call);
 }
 
 static void worker(int rank, int size, void *arg) {

@@ -139,6 +139,19 @@ void request_run(lam_context *ctx, const weights *w, rng *r, int64_t tokens) {
   CHECK_CLOSE(y + row * HIDDEN, want, HIDDEN, 1e-4, 1e-4);
 }
 
+lam_status sum_ones(int64_t handle, float *sum) {
+  float one = 1;
+  host_tensor x, y;
+  HOST(&x, &one, F32, 1), HOST(&y, sum, F32, 1);
+  const lam_attr group = lam_attr_i(handle);
+  lam_call call = LAM_CALL_INIT;
+  call.op = LAM_OP_all_reduce;
+  call.inputs = (const DLTensor *[]){&x.t}, call.n_inputs = 1;
+  call.outputs = (DLTensor *[]){&y.t}, call.n_outputs = 1;
+  call.attrs = &group, call.n_attrs = 1;
+  return lam_run(NULL, &call);
+}
+
 int count_tasks(void) {
   int n = 0;
   DIR *d = opendir("/proc/self/task");

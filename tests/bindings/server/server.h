@@ -51,6 +51,9 @@ weights *weights_make(uint64_t of);
 /* Runs it in f32 with tokens drawn from r, and compares. */
 void request_run(lam_context *ctx, const weights *w, rng *r, int64_t tokens);
 
+/* An all_reduce of a one: the ranks of a group. */
+lam_status sum_ones(int64_t handle, float *sum);
+
 int count_tasks(void); /* threads of this process, as the kernel counts them */
 
 #endif

@@ -147,6 +147,54 @@ TEST(server, models_count_apart) {
   free(w);
 }
 
+/* Each with a group of two ranks, which are threads. */
+typedef struct two_models {
+  lam_context *ctx[2];
+  lam_group_id id[2];
+  pthread_barrier_t first_has_ended;
+} two_models;
+
+static void rank_of_a_model(int thread, int size, void *arg) {
+  two_models *m = arg;
+  const int model = thread / 2;
+  lam_group_desc desc = LAM_GROUP_DESC_INIT;
+  lam_group_info info = LAM_GROUP_INFO_INIT;
+  lam_group *g = NULL;
+  float sum = 0;
+  (void)size;
+  desc.rank = thread % 2, desc.size = 2, desc.id = m->id[model];
+  CHECK_OK(lam_group_create(m->ctx[model], &desc, &g));
+  for (int i = 0; i < 20; i++) CHECK_OK(sum_ones(lam_group_handle(g), &sum));
+  if (model == 0) {
+    if (thread == 0) lam_group_poison(g, LAM_CANCELLED, "the model is taken away");
+    while (sum_ones(lam_group_handle(g), &sum) == LAM_OK) continue;
+    CHECK_STR(lam_last_error(), "the model is taken away");
+    lam_group_destroy(g);
+    g = NULL;
+  }
+  pthread_barrier_wait(&m->first_has_ended);
+  if (!g) return;
+  for (int i = 0; i < 20; i++) CHECK_OK(sum_ones(lam_group_handle(g), &sum));
+  CHECK_EQ(sum, 2);
+  CHECK_OK(lam_group_get_info(g, &info));
+  CHECK_EQ(info.poison, LAM_OK);
+  lam_group_destroy(g);
+}
+
+TEST(server, what_ends_a_models_group_leaves_anothers_alone) {
+  model_host first = {.pool = NULL}, second = {.pool = NULL};
+  two_models m = {.ctx = {model_context(&first), model_context(&second)}};
+  for (int i = 0; i < 2; i++) REQUIRE_OK(lam_group_id_create(&m.id[i]));
+  pthread_barrier_init(&m.first_has_ended, NULL, 4);
+  run_threads(4, rank_of_a_model, &m);
+  pthread_barrier_destroy(&m.first_has_ended);
+  for (int i = 0; i < 2; i++) {
+    CHECK_EQ(stats_of(m.ctx[i]).arena_bytes, 0);
+    lam_context_destroy(m.ctx[i]);
+  }
+  CHECK_EQ(first.bytes + second.bytes, 0);
+}
+
 /* -- signals -- */
 
 typedef struct dispositions {
