@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from bindings.cli.common import ROOT, Problem
+from bindings.wheel import stubs
 from bindings.wheel.archive import Entry
 
 TAG = "py3-none-" + re.sub(r"\W", "_", sysconfig.get_platform())
@@ -33,6 +34,8 @@ COMMON = Path("/usr/share/common-licenses")
 def package(bin_dir):
     """{path: Entry} of everything under lamella/."""
     files = {"lamella/%s" % path.relative_to(PACKAGE): Entry(path.read_bytes()) for path in sources()}
+    stubbed = stubs.files().items()
+    files.update(("lamella/" + path, Entry(data)) for path, data in stubbed)
     built = [bin_dir / path for path in TARGETS.values()]
     native = {path.name: Entry(stripped(path), 0o755) for path in built}
     native.update((path.name, Entry(path.read_bytes(), 0o755)) for path in companions(built))

@@ -5,6 +5,8 @@ from the same rows. Nothing here knows a host.
 Leaves shape rules to shapes.py.
 """
 
+from __future__ import annotations
+
 import functools
 import re
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ class Tensor:
     shape: object = None  # outputs: a function of a shapes.Call that gives dimensions, or None
     dtype: object = None  # outputs: a function of a shapes.Call
     decided: bool = False  # outputs: its rule says whether it is there
+    rule: str = ""  # outputs: its shape and dtype, as the table says it
 
     @property
     def optional(self):
@@ -44,12 +47,12 @@ class Attribute:
 class Row:
     id: int
     name: str
-    inputs: list
-    outputs: list
-    attributes: list
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    attributes: list[Attribute]
     communicates: bool
-    arguments: list = field(init=False)  # names, in the order of the hosts' schemas
-    defaults: dict = field(init=False)
+    arguments: list[str] = field(init=False)  # names, in the order of the hosts' schemas
+    defaults: dict[str, object] = field(init=False)
 
     def __post_init__(self):
         asked = [o.name for o in self.outputs if o.asked]
@@ -77,6 +80,8 @@ def read(text):
     number, name = head.split()
     results = [_tensor(word) for word in outputs.split()]
     shapes.compile(rules, results)
+    for result, rule in zip(results, rules.split(";")):
+        result.rule = rule.partition(":")[2].strip()
     return Row(
         int(number),
         name,

@@ -21,6 +21,7 @@ import inspect
 
 import jax
 
+from lamella import describe as _describe
 from lamella.jax import call as _call
 from lamella.jax import chains as _chains
 from lamella.jax import grads as _grads
@@ -67,19 +68,6 @@ def _signature(row):
     return inspect.Signature(parameters)
 
 
-def _document(row):
-    def names(tensors):
-        return ", ".join(t.name + ("?" if t.optional else "") for t in tensors)
-
-    text = "%s -> %s." % (names(row.inputs), names(row.outputs))
-    weights = [t.name for t in row.inputs + row.outputs if _rows.is_weight(row, t)]
-    if weights:
-        text += " %s: [in, out]." % ", ".join(weights)
-    if row.communicates:
-        text += " With a token given, the result ends with the next one."
-    return text + " lamella_ops.def has the row's words."
-
-
 def _make(row):
     signature = _signature(row)
     inputs = [t.name for t in row.inputs if t.name != "token"]
@@ -105,7 +93,7 @@ def _make(row):
         return _result(row, _run(_grads.Site(row.name, attrs, group), arrays, token), token)
 
     function.__name__ = function.__qualname__ = row.name
-    function.__signature__, function.__doc__ = signature, _document(row)
+    function.__signature__, function.__doc__ = signature, _describe.row(row, "[in, out]", _HIDDEN)
     return function
 
 

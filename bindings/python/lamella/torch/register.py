@@ -9,6 +9,7 @@ import ctypes
 import torch
 
 from lamella import errors, group, library, rows, shapes
+from lamella.describe import row as document
 from lamella.torch import dtypes, gradients, order, raises
 
 
@@ -69,6 +70,7 @@ def register(row):
             % (row.name, names, row.arguments)
         )
     raises.own_errors(packet)
+    packet.__doc__ = document(row, hidden=("acc",))
     torch.library.register_fake(operator, fake_of(row))
     gradients.register(row, operator)
     if row.communicates:
