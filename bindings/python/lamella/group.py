@@ -5,15 +5,17 @@ Invariant: `places` knows every open group of this process by its handle, for ho
 Leaves communication to the library.
 """
 
+from __future__ import annotations
+
 import ctypes
 import weakref
 
 from lamella import errors, interrupt, library
 
-places = {0: (0, 1)}  # handle -> (rank, size); 0 = alone
+places: dict[int, tuple[int, int]] = {0: (0, 1)}  # handle -> (rank, size); 0 = alone
 
 
-def place(handle):
+def place(handle: int) -> tuple[int, int]:
     """(rank, size) in the group that a handle names."""
     try:
         return places[int(handle)]
@@ -24,10 +26,17 @@ def place(handle):
 class Group:
     """An open group. `handle` is what operators take as `group`; it is equal on all ranks.
 
-    A group lives until `close` (or the end of a `with`); closing never blocks.
+    A group lives until `close` (or the end of a `with`); closing never blocks. Calls that wait for
+    peers raise lamella.Error: PeerDead within 0.1 s of a peer's death, PeerStalled after the
+    deadline, Mismatch where ranks call different things; then Poisoned. On the main thread they end
+    on Ctrl-C, with KeyboardInterrupt.
     """
 
-    def __init__(self, pointer):
+    rank: int
+    size: int
+    handle: int
+
+    def __init__(self, pointer: ctypes.c_void_p) -> None:
         self._pointer = pointer
         info = self._info()
         self.pipelines = weakref.WeakSet()  # over this group: they end before it
@@ -41,21 +50,23 @@ class Group:
         return info
 
     @property
-    def error(self):
+    def error(self) -> errors.Error | None:
         """What ended this group's world, a lamella.Error; None while all is well. For programs that
         met it as an exception of their host."""
         info = self._info()
         return errors.of_status(info.poison, info.error.decode()) if info.poison else None
 
     @staticmethod
-    def new_id():
+    def new_id() -> bytes:
         """128 bytes that name a group to be; one rank makes them, any channel carries them."""
         made = library.GroupId()
         library.check(library.native().lam_group_id_create(ctypes.byref(made)))
         return bytes(made.bytes)
 
     @classmethod
-    def create(cls, id, rank, size, deadline_ms=0, first_deadline_ms=0):
+    def create(
+        cls, id: bytes, rank: int, size: int, deadline_ms: int = 0, first_deadline_ms: int = 0
+    ) -> Group:
         """Returns when all `size` ranks have come. Deadlines of 0 are the library's: 30 s, and
         10 min for the first operation."""
         desc = _desc(rank, size, deadline_ms, first_deadline_ms)
@@ -63,12 +74,12 @@ class Group:
         return cls._open("lam_group_create", interrupt.context(), ctypes.byref(desc))
 
     @classmethod
-    def from_env(cls, deadline_ms=0, first_deadline_ms=0):
+    def from_env(cls, deadline_ms: int = 0, first_deadline_ms: int = 0) -> Group:
         """From the environment that ./lamella run or torchrun makes."""
         desc = _desc(0, 0, deadline_ms, first_deadline_ms)
         return cls._open("lam_group_create_from_env", interrupt.context(), ctypes.byref(desc))
 
-    def split(self, color, key=0):
+    def split(self, color: int, key: int = 0) -> Group | None:
         """Collective: ranks of one color form a group, by (key, rank); None for a color below 0."""
         return self._open("lam_group_split", self._pointer, color, key)
 
@@ -78,11 +89,11 @@ class Group:
         library.check(getattr(library.native(), function)(*arguments, ctypes.byref(out)))
         return cls(out) if out.value else None
 
-    def warmup(self):
+    def warmup(self) -> None:
         """Collective: uses every edge once, so that the first operation is not slower."""
         library.check(library.native().lam_group_warmup(self._pointer))
 
-    def close(self):
+    def close(self) -> None:
         """Ends the group on this rank; a second time does nothing."""
         for pipeline in list(self.pipelines):
             pipeline.close()
@@ -91,13 +102,13 @@ class Group:
             library.native().lam_group_destroy(self._pointer)
             self._pointer = None
 
-    def __enter__(self):
+    def __enter__(self) -> Group:
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return "lamella.Group(rank %d of %d, handle %d)" % (self.rank, self.size, self.handle)
 
 

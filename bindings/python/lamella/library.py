@@ -5,6 +5,8 @@ Invariant: one liblamella.so.0 per process, whichever host loads it first.
 Leaves what the functions mean to abi/lamella.h.
 """
 
+from __future__ import annotations
+
 import ctypes
 import functools
 from pathlib import Path
@@ -24,7 +26,7 @@ BUILT = {
 }
 
 
-def path(name):
+def path(name: str) -> str:
     """The whole path of a native file; lamella.Error where there is none."""
     places = [PACKAGE / "lib" / name, CHECKOUT / BUILT.get(name, "bazel-bin") / name]
     for place in places:
@@ -148,7 +150,7 @@ _SIGNATURES = {
 
 
 @functools.cache
-def native():
+def native() -> ctypes.CDLL:
     """The library as ctypes sees it, with the signatures that Python uses."""
     library = ctypes.CDLL(path(NAME))
     for name, (result, arguments) in _SIGNATURES.items():
@@ -157,25 +159,27 @@ def native():
     return library
 
 
-def check(status):
+def check(status: int) -> None:
     """Raises the exception of a lam_status that is not 0."""
     if status != 0:
         raise errors.of_status(status, native().lam_last_error().decode(errors="replace"))
 
 
-def version():
+def version() -> tuple[int, int, int]:
     """The library's version, as (major, minor, patch)."""
     v = native().lam_version()
     return v >> 16, v >> 8 & 0xFF, v & 0xFF
 
 
-def rows():
+def rows() -> list[str]:
     """The operator table's rows as text, by ascending id; see abi/lamella_ops.def."""
     texts = (native().lam_op_row(i) for i in range(1 << 8))
     return [text.decode() for text in texts if text]
 
 
-def shard(total, rank, size, unit=1, gated=False):
+def shard(
+    total: int, rank: int, size: int, unit: int = 1, gated: bool = False
+) -> list[tuple[int, int]]:
     """Which part of `total` elements a rank owns: a list of (begin, end), half open.
 
     Whole units are shared out, larger shares first; a gated weight (gate rows, then up rows) has a

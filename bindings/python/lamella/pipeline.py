@@ -8,12 +8,20 @@ same object, from run() on its own.
 Leaves schedules to schedule.py, what a step does to the library.
 """
 
+from __future__ import annotations
+
 import ctypes
 from collections import namedtuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from lamella import errors, library, pipeline_abi, schedule
+from lamella.group import Group
 from lamella.pipeline_abi import native
 from lamella.schedule import Schedule
+
+if TYPE_CHECKING:
+    import numpy
 
 __all__ = ["Pipeline", "Schedule", "Stage", "Tied", "View"]
 
@@ -73,11 +81,11 @@ class View:
         self._tensor = tensor
 
     @property
-    def data(self):
+    def data(self) -> int:
         return (self._tensor.data or 0) + self._tensor.byte_offset
 
     @property
-    def dtype(self):
+    def dtype(self) -> int:
         return self._tensor.dtype.code | self._tensor.dtype.bits << 8
 
     @property
@@ -94,17 +102,17 @@ class View:
             self._tensor.shape[i] = size
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         n = self._tensor.dtype.bits // 8
         for size in self.shape:
             n *= size
         return n
 
-    def memory(self):
+    def memory(self) -> ctypes.Array:
         """Its bytes, as a writable buffer."""
         return (ctypes.c_uint8 * self.nbytes).from_address(self.data)
 
-    def numpy(self):
+    def numpy(self) -> numpy.ndarray:
         """The same memory as a NumPy array; TypeError for a dtype that NumPy lacks."""
         import numpy
 
@@ -126,7 +134,7 @@ class IO:
         self.outputs = [View(io.outputs[i]) for i in range(io.n_out)]
         self._loss = io.loss
 
-    def add_loss(self, x):
+    def add_loss(self, x: float) -> None:
         """Adds to the step's loss; the last stage's to do."""
         if not self._loss:
             raise errors.FailedPrecondition("stage %d is not the last one" % self.stage, 9)
@@ -145,7 +153,7 @@ class Report:
         )
         self.events = events
 
-    def draw(self, format="grid"):
+    def draw(self, format: str = "grid") -> str:
         """What this rank did, as "grid", "svg" or "perfetto"."""
         return schedule.draw(self.events, format)
 
@@ -163,18 +171,18 @@ class Pipeline:
 
     def __init__(
         self,
-        schedule,
-        stages,
-        edges,
-        group=None,
-        tensor=None,
-        tied=(),
-        forward_only=False,
-        any_order=False,
-        bytes_per_second=0,
-        codec="none",
-        gradient_codec="none",
-    ):
+        schedule: Schedule,
+        stages: Mapping[int, Stage],
+        edges: Sequence[Sequence[tuple[Sequence[int], str | int]]],
+        group: Group | None = None,
+        tensor: Group | None = None,
+        tied: Sequence[Tied] = (),
+        forward_only: bool = False,
+        any_order: bool = False,
+        bytes_per_second: float = 0,
+        codec: str = "none",
+        gradient_codec: str = "none",
+    ) -> None:
         self.schedule, self.group, self.stages = schedule, group, dict(stages)
         self.pointer = None
         self._kept = []  # what the library points to
@@ -264,7 +272,7 @@ class Pipeline:
         self._raised = error
         return status
 
-    def run(self, step=0):
+    def run(self, step: int = 0) -> float:
         """One step of this rank's list. Gives the loss on the last stage's rank, else 0.0."""
         loss = ctypes.c_double()
         self._running = True
@@ -281,7 +289,7 @@ class Pipeline:
         library.check(status)
         return loss.value
 
-    def report(self):
+    def report(self) -> Report:
         """Where the last step's time went on this rank: a Report."""
         found = pipeline_abi.PipelineReport()
         library.check(native().lam_pipeline_get_report(self.pointer, ctypes.byref(found)))
@@ -289,7 +297,7 @@ class Pipeline:
         library.check(native().lam_pipeline_get_report(self.pointer, ctypes.byref(found)))
         return Report(found, schedule.events_of(events, found.n_events))
 
-    def explain(self):
+    def explain(self) -> str:
         """Where the last step's time went on all ranks, as text, and what to do about it.
         Collective: every rank calls it after the same step."""
         return self.explained().text
@@ -309,7 +317,7 @@ class Pipeline:
         times = found.step, found.predicted_step, found.level_step, found.metering
         return Explained(*times, idle, text.value.decode())
 
-    def close(self):
+    def close(self) -> None:
         """Frees it; a second time does nothing. Never from within a stage's method."""
         if self._running:
             raise errors.FailedPrecondition("the pipeline is running", 9)
@@ -322,10 +330,10 @@ class Pipeline:
         if getattr(self, "pointer", None):
             self.close()
 
-    def __enter__(self):
+    def __enter__(self) -> Pipeline:
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

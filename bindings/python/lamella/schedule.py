@@ -5,13 +5,19 @@ one or needs a group. Costs are nanoseconds, or any other unit: makespans are in
 Leaves running one to pipeline.py, what names mean to abi/lamella_pipeline.h.
 """
 
+from __future__ import annotations
+
 import ctypes
+import os
 import re
 from collections import namedtuple
+from collections.abc import Iterable, Sequence
+from typing import Union
 
 from lamella import errors, library, pipeline_abi
 from lamella.pipeline_abi import native, text_of
 
+Costs = Union[float, Iterable[float]]  # one for all stages, or one each
 KINDS = ("F", "I", "W", "B", "send", "recv", "wait", "reduce_grad")
 
 Event = namedtuple("Event", "rank stage micro kind part start end")  # kind: of KINDS; times: ns
@@ -24,7 +30,7 @@ Info = namedtuple(
 )
 
 
-def names():
+def names() -> dict[str, str]:
     """name -> one line about it, of every schedule that can be built."""
     found, i = {}, 0
     while name := native().lam_schedule_name(i):
@@ -48,7 +54,7 @@ class Schedule:
             self.pointer = None
 
     @classmethod
-    def build(cls, name, ranks, micro_batches, stages_per_rank=1):
+    def build(cls, name: str, ranks: int, micro_batches: int, stages_per_rank: int = 1) -> Schedule:
         """One of `names()`, or "auto". Stage c * ranks + r is rank r's; in a V ("zbv", "v-half",
         "v-min", "dualpipev": 2 stages per rank) stages r and 2 * ranks - 1 - r are."""
         return cls._make(
@@ -56,13 +62,13 @@ class Schedule:
         )
 
     @classmethod
-    def parse(cls, text):
+    def parse(cls, text: str) -> Schedule:
         """From the text form, or from the CSV of torch.distributed.pipelining."""
         data = text.encode()
         return cls._make("lam_schedule_parse", data, len(data))
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: str | os.PathLike[str]) -> Schedule:
         """`parse` of a file."""
         with open(path, encoding="utf-8") as file:
             return cls.parse(file.read())
@@ -73,15 +79,15 @@ class Schedule:
         library.check(getattr(native(), function)(*arguments, ctypes.byref(out)))
         return cls(out)
 
-    def text(self, format="text"):
+    def text(self, format: str = "text") -> str:
         """The table: "text", a line per rank, or "csv" as torch.distributed.pipelining has it."""
         return text_of(native().lam_schedule_write, self.pointer, format.encode())
 
-    def stages_of(self, rank):
+    def stages_of(self, rank: int) -> list[int]:
         """The stages of a rank, ascending."""
         return list(self._stages[rank])
 
-    def rank_of(self, stage):
+    def rank_of(self, stage: int) -> int:
         """The rank that a stage is on."""
         return next(rank for rank, stages in enumerate(self._stages) if stage in stages)
 
@@ -90,13 +96,19 @@ class Schedule:
         library.check(native().lam_schedule_check(self.pointer, ctypes.byref(info)))
         return info
 
-    def check(self):
+    def check(self) -> Info:
         """Proves that it can run: every dependency met, every micro-batch once, no deadlock. Gives
         what it needs: Info, with makespan and bubbles for F, I and W of 1 each."""
         info = self._info()
         return Info(*[getattr(info, name) for name in Info._fields])
 
-    def simulate(self, forward=1, backward_input=1, backward_weight=1, transfer=None):
+    def simulate(
+        self,
+        forward: Costs = 1,
+        backward_input: Costs = 1,
+        backward_weight: Costs = 1,
+        transfer: Costs | None = None,
+    ) -> Simulated:
         """Times it: each cost is a number, or a list of one per stage (`transfer`: one per edge).
 
         A full backward costs input and weight together. `bubble` is the ranks' mean idle part of
@@ -118,22 +130,22 @@ class Schedule:
         found = events_of(events, out.n_events)
         return Simulated(out.makespan, out.bubble, out.rank_bubble, found)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         shape = self.n_ranks, self.n_stages, self.n_micro
         return "lamella.Schedule(%d ranks, %d stages, %d micro-batches)" % shape
 
 
 def choose(
-    ranks,
-    micro_batches,
-    stages_per_rank=1,
-    splits=False,
-    overlaps=False,
-    loose=False,
-    static_bytes=0,
-    activation_bytes=0,
-    cap_bytes=0,
-):
+    ranks: int,
+    micro_batches: int,
+    stages_per_rank: int = 1,
+    splits: bool = False,
+    overlaps: bool = False,
+    loose: bool = False,
+    static_bytes: int = 0,
+    activation_bytes: int = 0,
+    cap_bytes: int = 0,
+) -> Choice:
     """Which schedule "auto" is, and why: a Choice.
 
     stages_per_rank: that the model can be cut into; splits: every stage splits its backward;
@@ -154,7 +166,7 @@ def choose(
     return Choice(out.name.decode(), out.v, out.bytes, out.reason.decode())
 
 
-def draw(events, format="grid"):
+def draw(events: Sequence[Event], format: str = "grid") -> str:
     """A picture of events: "grid" (text), "svg", or "perfetto" (JSON for ui.perfetto.dev)."""
     table = (pipeline_abi.Event * len(events))(
         *[
@@ -164,7 +176,7 @@ def draw(events, format="grid"):
     return text_of(native().lam_events_draw, table, len(events), format.encode())
 
 
-def events_of(table, n):
+def events_of(table, n) -> list[Event]:
     """Events from the library's own form."""
     return [
         Event(e.rank, e.stage, e.micro, KINDS[e.kind], e.part, e.start, e.end) for e in table[:n]

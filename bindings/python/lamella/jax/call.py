@@ -24,7 +24,7 @@ AS_NUMPY = {
 }
 
 
-def new_token():
+def new_token() -> jax.Array:
     """The first token of a chain."""
     return chains.made(zero())
 

@@ -273,7 +273,7 @@ apply.defvjp(forward, backward, symbolic_zeros=True)
 
 
 @jax.custom_vjp
-def after(x, token):
+def after(x: jax.Array, token: jax.Array) -> jax.Array:
     """x, such as a loss, as it is after all calls of a chain: its backward starts when the whole
     forward has communicated. x: any array; token: the chain's last."""
     del token

@@ -4,6 +4,8 @@ Invariant: a group's handle is the same on all its ranks, so that all compile th
 Leaves groups of other processes to lamella.Group.
 """
 
+from __future__ import annotations
+
 import threading
 
 import jax
@@ -19,23 +21,27 @@ class LocalGroup:
     may be late, as in lamella.Group.create.
     """
 
-    def __init__(self, size, axis, **deadlines):
+    size: int
+    axis: str
+    handle: int
+
+    def __init__(self, size: int, axis: str, **deadlines: int) -> None:
         self.size, self.axis = size, axis
         self._ranks = join(size, deadlines)
         self.handle = self._ranks[0].handle
 
-    def close(self):
+    def close(self) -> None:
         """Ends the group; never waits. Compiled functions that name it fail from then on."""
         for group in self._ranks:
             group.close()
 
-    def __enter__(self):
+    def __enter__(self) -> LocalGroup:
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return "lamella.jax.LocalGroup(%d ranks along %r)" % (self.size, self.axis)
 
 
@@ -59,7 +65,7 @@ def join(size, deadlines):
     return groups
 
 
-def distributed_group(**deadlines):
+def distributed_group(**deadlines: int) -> Group:
     """The processes of jax.distributed, one rank each: a lamella.Group. Process 0 makes its id."""
     from jax.experimental import multihost_utils
 

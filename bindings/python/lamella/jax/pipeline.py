@@ -11,7 +11,11 @@ Invariant: a method returns when nothing that it started still runs: slots are u
 Leaves what runs when to lamella.pipeline, parameters and their updates to the program.
 """
 
+from __future__ import annotations
+
 from collections import namedtuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +23,7 @@ import jax.numpy as jnp
 from lamella import errors, pipeline
 from lamella.jax import native, residuals, views
 from lamella.jax.split import Split
+from lamella.schedule import Schedule
 
 # What a micro-batch's backward needs. arguments: (params, activations, fed); left: Residuals;
 # result: the tree of what f gave.
@@ -38,7 +43,13 @@ class PipelineStage(pipeline.Stage):
 
     keeps_input = True  # a backward reads activations where they are
 
-    def __init__(self, f, params, feed=None, split=False):
+    def __init__(
+        self,
+        f: Callable[..., Any],
+        params: Any,
+        feed: Callable[[int, int], tuple] | None = None,
+        split: bool = False,
+    ) -> None:
         self.f, self.params, self.feed = f, params, feed
         self.forward_only = False
         self.gradients = None  # of the step so far
@@ -58,7 +69,7 @@ class PipelineStage(pipeline.Stage):
         # Where views are: a jitted function is compiled again for arrays that are bound to no device.
         self._params = jax.device_put(tree, views.device())
 
-    def take_gradients(self):
+    def take_gradients(self) -> Any:
         """The step's gradients, a tree as params; the next step starts from zeros."""
         found, self.gradients = self._sums(), None
         return found
@@ -175,7 +186,14 @@ class Pipeline(pipeline.Pipeline):
     list of (shape, dtype), or of anything with both, such as jax.ShapeDtypeStruct; dtypes JAX's or
     lamella.pipeline's."""
 
-    def __init__(self, schedule, stages, edges, forward_only=False, **others):
+    def __init__(
+        self,
+        schedule: Schedule,
+        stages: Mapping[int, pipeline.Stage],
+        edges: Sequence[Sequence[Any]],
+        forward_only: bool = False,
+        **others: Any,
+    ) -> None:
         for stage in stages.values():
             stage.forward_only = forward_only
         edges = [[_capacity(tensor) for tensor in edge] for edge in edges]

@@ -6,6 +6,8 @@ Invariant: names and shapes are the unsplit model's; after a load no tensor is w
 Leaves which pieces a rank holds to the split modules (Split.sources).
 """
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 
@@ -76,7 +78,7 @@ class Files:
         return self.where[name].get_slice(name)[(slice(None),) * dim + (slice(begin, end),)]
 
 
-def load(model, source, rename=None, device="cpu"):
+def load(model, source, rename=None, device="cpu") -> None:
     """Gives each parameter of a parallelized model its part of the unsplit one's, and each buffer;
     those on the meta device are made on `device`. Gives the names in `source` that the model does
     not have.
@@ -193,7 +195,7 @@ def placement_of(model):
         ) from None
 
 
-def save(model, folder):
+def save(model: torch.nn.Module, folder) -> None:
     """Writes the unsplit model as safetensors: a file for each rank of the pipeline, and an index.
     A rank holds its own stages unsplit meanwhile. The folder is one that all ranks see. Collective."""
     from safetensors.torch import save_file

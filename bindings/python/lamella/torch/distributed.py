@@ -4,12 +4,14 @@ Invariant: every rank that takes part calls `group` once, in the same order of g
 Leaves groups themselves to lamella.group.
 """
 
+from __future__ import annotations
+
 import torch.distributed as dist
 
 from lamella.group import Group
 
 
-def group(process_group=None, **deadlines):
+def group(process_group: dist.ProcessGroup | None = None, **deadlines: int) -> Group:
     """A group with the ranks of an initialised torch.distributed (of `process_group`, or all), its
     id carried by torch's own store; else from the environment of torchrun or ./lamella run."""
     if not (dist.is_available() and dist.is_initialized()):

@@ -8,12 +8,17 @@ zeros, and gets equal gradients.
 Leaves gradients to the operators.
 """
 
+from __future__ import annotations
+
 import math
 from collections import namedtuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from lamella import library
+from lamella.group import Group
 from lamella.torch import accumulate
 from lamella.torch.packing import Packing
 
@@ -151,7 +156,7 @@ class Split(torch.nn.Module):
         return self.apart({n: self.whole(n) if n in self.splits else own[n] for n in own})
 
 
-def whole_state_dict(model):
+def whole_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The unsplit model's state_dict, on every rank, from a model with split modules, or in stages.
     Collective: all ranks call it at the same point."""
     if hasattr(model, "whole_state_dict"):
@@ -180,17 +185,17 @@ class ColumnParallelLinear(Split):
 
     def __init__(
         self,
-        in_features,
-        out_features,
-        bias=True,
-        group=None,
-        gather_output=False,
-        act="",
-        unit=1,
-        blocks=None,
-        transposed=False,
-        **where,
-    ):
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        group: Group | None = None,
+        gather_output: bool = False,
+        act: str = "",
+        unit: int = 1,
+        blocks: Sequence[tuple[int, int]] | None = None,
+        transposed: bool = False,
+        **where: Any,
+    ) -> None:
         super().__init__(group)
         blocks = tuple(blocks or [(out_features, unit)])
         if gather_output and len(blocks) > 1:
@@ -202,7 +207,7 @@ class ColumnParallelLinear(Split):
         self.add("weight", shape, in_features, Cut(int(transposed), blocks), **where)
         self.add("bias", (out_features,) if bias else None, in_features, Cut(0, blocks), **where)
 
-    def forward(self, x, seq=0):
+    def forward(self, x: torch.Tensor, seq: int = 0) -> torch.Tensor:
         gather = dict(gather=1, total=self.out_features) if self.gather_output else {}
         more = dict(act=self.act, unit=self.unit, seq=seq, **gather)
         save = int(self.act != "" and torch.is_grad_enabled())
@@ -222,15 +227,15 @@ class RowParallelLinear(Split):
 
     def __init__(
         self,
-        in_features,
-        out_features,
-        bias=True,
-        group=None,
-        input_is_parallel=True,
-        unit=1,
-        transposed=False,
-        **where,
-    ):
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        group: Group | None = None,
+        input_is_parallel: bool = True,
+        unit: int = 1,
+        transposed: bool = False,
+        **where: Any,
+    ) -> None:
         super().__init__(group)
         self.in_features, self.out_features = in_features, out_features
         self.input_is_parallel, self.unit, self.transposed = input_is_parallel, unit, transposed
@@ -239,7 +244,7 @@ class RowParallelLinear(Split):
         self.add("weight", shape, in_features, cut, **where)
         self.add("bias", (out_features,) if bias else None, 0, **where)
 
-    def forward(self, x, seq=0):
+    def forward(self, x: torch.Tensor, seq: int = 0) -> torch.Tensor:
         whole = {} if self.input_is_parallel else dict(split=0, total=self.in_features)
         more = dict(unit=self.unit, seq=seq, **whole)
         weight = self.operand("weight")
@@ -257,8 +262,16 @@ class ParallelFFN(Split):
     weights = ("w1", "w2")
 
     def __init__(
-        self, hidden, width, act="gelu", gated=False, bias=True, group=None, names=None, **where
-    ):
+        self,
+        hidden: int,
+        width: int,
+        act: str = "gelu",
+        gated: bool = False,
+        bias: bool = True,
+        group: Group | None = None,
+        names: Sequence[str] | None = None,
+        **where: Any,
+    ) -> None:
         super().__init__(group)
         self.act, self.gated = act, gated
         self.names = tuple(names or (("gate", "up", "down") if gated else ("up", "down")))
@@ -269,7 +282,7 @@ class ParallelFFN(Split):
         self.add("w2", (hidden, width), width, down, **where)
         self.add("b2", (hidden,) if bias else None, 0, **where)
 
-    def forward(self, x, seq=0):
+    def forward(self, x: torch.Tensor, seq: int = 0) -> torch.Tensor:
         save = int(torch.is_grad_enabled())
         more = dict(act=self.act, gated=int(self.gated), seq=seq, save=save)
         w1, w2 = self.operand("w1"), self.operand("w2")
@@ -301,7 +314,14 @@ class VocabParallelEmbedding(Split):
     whose first dimension is that long in all.
     """
 
-    def __init__(self, num_embeddings, embedding_dim, group=None, padding_idx=None, **where):
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        group: Group | None = None,
+        padding_idx: int | None = None,
+        **where: Any,
+    ) -> None:
         super().__init__(group)
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.padding_idx = padding_idx
@@ -309,7 +329,7 @@ class VocabParallelEmbedding(Split):
         self.add("weight", shape, 1, cut, **where)
         torch.nn.init.normal_(self.weight)
 
-    def forward(self, ids, seq=0):
+    def forward(self, ids: torch.Tensor, seq: int = 0) -> torch.Tensor:
         more = dict(group=self.group, total=self.num_embeddings, seq=seq)
         y = ops.embedding_vocab(ids, self.operand("weight"), **more)
         if self.padding_idx is None or not y.requires_grad:
@@ -320,7 +340,13 @@ class VocabParallelEmbedding(Split):
         return torch.where(padding.unsqueeze(-1), y.detach(), y)
 
 
-def vocab_parallel_cross_entropy(logits, targets, total, group=None, ignore_index=-100):
+def vocab_parallel_cross_entropy(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    total: int,
+    group: Group | None = None,
+    ignore_index: int = -100,
+) -> torch.Tensor:
     """-log softmax(logits)[target] per token, f32, in one exchange.
 
     logits [..., V/p]: this rank's columns of a vocabulary of `total`; targets [...] int. Tokens

@@ -11,9 +11,15 @@ micro-batch order; every rank makes the same calls in the same order.
 Leaves the way of a micro-batch to stage.py, edges to edges.py, all running to lamella.pipeline.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 
 from lamella import errors, pipeline
+from lamella.group import Group
 from lamella.pipeline import Schedule
 from lamella.torch import dtypes, edges
 from lamella.torch.stage import PipelineStage, as_tuple
@@ -97,17 +103,17 @@ class Pipeline:
 
     def __init__(
         self,
-        stages,
-        schedule="1f1b",
-        micro_batches=8,
-        group=None,
-        loss_fn=None,
-        reduction="mean",
-        edges=None,
-        tensor=None,
-        tied=(),
-        **more,
-    ):
+        stages: Any,
+        schedule: str | Schedule = "1f1b",
+        micro_batches: int = 8,
+        group: Group | None = None,
+        loss_fn: Callable[..., torch.Tensor] | None = None,
+        reduction: str = "mean",
+        edges: Sequence[Any] | None = None,
+        tensor: Group | None = None,
+        tied: Sequence[tuple[Sequence[int], torch.Tensor | None]] = (),
+        **more: Any,
+    ) -> None:
         self.group, self.loss_fn, self.reduction = group, loss_fn, reduction
         self.rank = group.rank if group else 0
         given = _stages(stages)
@@ -121,7 +127,7 @@ class Pipeline:
         self.native = {}  # {is_training: lamella.pipeline.Pipeline}
         self.steps = 0
 
-    def step(self, inputs=None, targets=None):
+    def step(self, inputs: Any = None, targets: Any = None) -> float | None:
         """One step: forwards and backwards of all micro-batches. inputs: a tensor or a tuple of
         them, on the first stage's rank; targets: on the last one's; other ranks' are not looked at.
         Gives the batch's loss, a float, on the last stage's rank; None on others."""
@@ -134,7 +140,7 @@ class Pipeline:
                 tied.end()
         return loss if self.has_last else None
 
-    def eval(self, inputs=None, targets=None):
+    def eval(self, inputs: Any = None, targets: Any = None) -> Any:
         """Forwards alone, without graphs; modules' training flags are left as they are. Gives the
         whole batch's outputs on the last stage's rank, or its loss where targets are given; None
         on others."""
@@ -151,7 +157,7 @@ class Pipeline:
         """Where the last training step's time went on this rank: lamella.pipeline.Report."""
         return self._trained().report()
 
-    def explain(self):
+    def explain(self) -> str:
         """Where the last training step's time went on all ranks, as text."""
         return self._trained().explain()
 
@@ -159,15 +165,15 @@ class Pipeline:
         """The same with its numbers: lamella.pipeline.Explained."""
         return self._trained().explained()
 
-    def close(self):
+    def close(self) -> None:
         for native in self.native.values():
             native.close()
         self.native.clear()
 
-    def __enter__(self):
+    def __enter__(self) -> Pipeline:
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @property

@@ -8,12 +8,15 @@ name, before anything is changed.
 Leaves which modules are split to families.py, replacing them to splitting.py, stages to cutting.py.
 """
 
+from __future__ import annotations
+
 import functools
 from dataclasses import dataclass
 
 import torch
 
 from lamella import errors
+from lamella.group import Group
 from lamella.schedule import Schedule
 from lamella.torch import cutting, distributed, families, splitting
 from lamella.torch.loss import next_token_loss
@@ -69,7 +72,7 @@ class Placement:
     vocabulary: int
 
 
-def parallelize(model, plan, group=None):
+def parallelize(model: torch.nn.Module, plan: Plan, group: Group | None = None) -> torch.nn.Module:
     """Splits `model`: each rank keeps its part of the weights. With pp=1 it is changed in place and
     given back; else the result is a Pipelined, and the model given is not to be used further.
 

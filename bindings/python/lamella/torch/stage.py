@@ -6,7 +6,10 @@ their .grad in micro-batch order.
 Leaves the two parts of a backward to backward.py, batches and losses to pipeline.py.
 """
 
+from __future__ import annotations
+
 from collections import namedtuple
+from collections.abc import Callable
 
 import torch
 from torch.autograd.graph import get_gradient_edge
@@ -17,7 +20,7 @@ from lamella.torch import backward, dtypes
 Graph = namedtuple("Graph", "inputs outputs")  # leaves; edges, None for what has no gradient
 
 
-def from_view(view):
+def from_view(view: pipeline.View) -> torch.Tensor:
     """A lamella.pipeline.View as a tensor, its memory shared."""
     dtype = dtypes.CODED[view.dtype]
     if view.nbytes == 0:
@@ -39,7 +42,12 @@ class PipelineStage(pipeline.Stage):
 
     keeps_input = True
 
-    def __init__(self, module, split=True, reduce_grad=None):
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        split: bool = True,
+        reduce_grad: Callable[[torch.nn.Module], None] | None = None,
+    ) -> None:
         self.module, self.graphs, self.deferred = module, {}, {}
         self.batch = None  # of the pipeline, at its first and last stage
         self.is_training = True
