@@ -143,9 +143,9 @@ refuses_with_a_reason() {
 }
 
 # Root may write anywhere, unless it gives up what makes it root.
+as_others=()
+[ "$(id -u)" != 0 ] || as_others=(setpriv --bounding-set -all)
 no_permission_is_said_so() {
-  local as_others=()
-  [ "$(id -u)" != 0 ] || as_others=(setpriv --bounding-set -all)
   mkdir -p $out/locked && chmod 555 $out/locked &&
     says "no permission to write to $out/locked" "${as_others[@]}" "$tree/install" \
       --prefix $out/locked/lamella
@@ -232,7 +232,11 @@ claim a_second_one_replaces_the_first a_second_one_replaces_the_first
 claim destdir_is_put_before_the_prefix destdir_is_put_before_the_prefix
 claim a_relative_prefix_is_where_the_user_is a_relative_prefix_is_where_the_user_is
 claim refuses_with_a_reason refuses_with_a_reason
-claim no_permission_is_said_so no_permission_is_said_so
+if "${as_others[@]}" true 2> /dev/null; then
+  claim no_permission_is_said_so no_permission_is_said_so
+else
+  echo "skip install.no_permission_is_said_so: root cannot give up its rights here"
+fi
 claim helps helps
 cp -rL "$tree/tests/bindings/install/outside" "$outside"
 mv "$prefix" "$out/moved to" && mv "$out/moved to" "$out/moved" && prefix=$out/moved
