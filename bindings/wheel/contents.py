@@ -33,7 +33,7 @@ COMMON = Path("/usr/share/common-licenses")
 
 def package(bin_dir):
     """{path: Entry} of everything under lamella/."""
-    files = {"lamella/%s" % path.relative_to(PACKAGE): Entry(path.read_bytes()) for path in sources()}
+    files = {"lamella/%s" % p.relative_to(PACKAGE): Entry(p.read_bytes()) for p in sources()}
     stubbed = stubs.files().items()
     files.update(("lamella/" + path, Entry(data)) for path, data in stubbed)
     built = [bin_dir / path for path in TARGETS.values()]
@@ -56,7 +56,7 @@ def stripped(path):
 
 
 def companions(built):
-    """The libraries of this machine that `built` and what is opened need, and those need in turn."""
+    """The machine's libraries that `built` and what is opened need, and those need in turn."""
     have, found = {path.name for path in built}, {}
     wanted = [*OPENED, *(name for path in built for name in needed(path))]
     while wanted:
@@ -102,7 +102,8 @@ def debian_package(name):
     try:
         return output("dpkg", "-S", path).split(":")[0]
     except (Problem, FileNotFoundError):
-        raise Problem("%s is of no Debian package: the wheel must carry its licence" % path) from None
+        words = "%s is of no Debian package: the wheel must carry its licence"
+        raise Problem(words % path) from None
 
 
 def output(*command):

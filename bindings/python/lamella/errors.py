@@ -1,6 +1,7 @@
 """One exception class for each status of the library; all of them are lamella.Error.
 
-Invariant: the message is the library's own line. Hosts raise their own exceptions for what fails inside them; `of` gives the one that theirs tells of.
+Hosts raise exceptions of their own for what fails in them; `of` gives the one that they tell of.
+Invariant: the message is the library's own line.
 Leaves finding the library to library.py.
 """
 

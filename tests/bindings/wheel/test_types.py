@@ -25,7 +25,10 @@ told = {"torch": {}, "jax": {}}
 for row in rows.table().values():
     schema = getattr(torch.ops.lamella, row.name).default._schema
     told["torch"][row.name] = {
-        "parameters": [[a.name, a.default_value] if a.has_default_value() else [a.name] for a in schema.arguments],
+        "parameters": [
+            [a.name, a.default_value] if a.has_default_value() else [a.name]
+            for a in schema.arguments
+        ],
         "results": len(schema.returns),
     }
     function = getattr(lj, row.name)

@@ -16,7 +16,11 @@ NATIVE = {"liblamella.so.0", "lamella_torch.so", "liblamella_xla.so", "libdnnl.s
 HIDDEN = ["libdnnl.so.2", "libgomp.so.1", "libOpenCL.so.1"]
 
 # In a mount namespace of its own, each file that it is given is an empty one; then the command.
-HIDE = 'while [ "$1" != -- ]; do mount --bind /dev/null "$1" || exit 1; shift; done; shift; exec "$@"'
+HIDE = """
+while [ "$1" != -- ]; do mount --bind /dev/null "$1" || exit 1; shift; done
+shift
+exec "$@"
+"""
 ALONE = ["unshare", "--map-root-user", "--mount", "sh", "-c", HIDE, "sh"]
 
 HOSTS = """
@@ -152,7 +156,8 @@ def test_doctor_names_the_wheels_own_library_and_onednn(bare, python, tmp_path):
     found = {row["name"]: row["found"] for row in json.loads(out)}
     lib = python.parents[1] / "lib"
     assert found["lamella"].startswith("0.1.0 (%s/" % lib)
-    assert re.match(r"2\.\d+\.\d+ \(%s/\S+/libdnnl\.so\.2\), instruction set " % lib, found["oneDNN"])
+    dnnl = r"2\.\d+\.\d+ \(%s/\S+/libdnnl\.so\.2\), instruction set " % lib
+    assert re.match(dnnl, found["oneDNN"])
     assert found["torch"].startswith("2.13.0") and found["jax"] == "0.10.2"
     assert "./lamella run: rank 1 of 3" in found["launcher"]
 
@@ -165,14 +170,16 @@ def test_doctor_says_what_installs_a_host_that_is_missing(wheel, tmp_path):
     text = run("/usr/bin/python3", "-B", "-m", "lamella", "doctor", cwd=tmp_path, env=env)
     if "torch        not found" not in text:
         pytest.skip("/usr/bin/python3 has torch of its own")
-    assert "  torch        pip install 'torch>=2.10'" in text.split("to install what is missing:")[1]
+    wanted = text.split("to install what is missing:")[1]
+    assert "  torch        pip install 'torch>=2.10'" in wanted
 
 
 def test_the_package_starts_ranks_itself(python, tmp_path):
-    code = "import lamella; print('%d of %d' % (lambda g: (g.rank, g.size))(lamella.Group.from_env()))"
+    code = "import lamella; g = lamella.Group.from_env(); print(g.rank, 'of', g.size)"
     run_ranks = [python, "-m", "lamella", "run", "-n", "2", python, "-c", code]
     assert sorted(run(*run_ranks, cwd=tmp_path).splitlines()) == ["[0] 0 of 2", "[1] 1 of 2"]
-    assert run(python, "-m", "lamella", "--help").startswith("usage: python -m lamella [-h] COMMAND")
+    told = run(python, "-m", "lamella", "--help")
+    assert told.startswith("usage: python -m lamella [-h] COMMAND")
 
 
 def test_without_bazel_the_build_says_what_installs_it(tmp_path):

@@ -2,10 +2,11 @@
 
     python waiting.py CASE ID ...   (ID: a group's id in hex; rank 0 of 2)
 
-Says `waiting CASE` once the main thread sleeps in the library, and `CASE: EXCEPTION` for what ended
+Says `waiting CASE` once the main thread waits in the library, and `CASE: EXCEPTION` for what ended
 the wait. The last case's exception ends the program.
 """
 
+import os
 import signal
 import sys
 import threading
@@ -64,7 +65,12 @@ def pipeline(group):
 
 def handler_that_raises_nothing(group):
     heard = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: (heard.append(number), say("heard")))
+
+    def hear(number, frame):
+        heard.append(number)
+        say("heard")
+
+    before = signal.signal(signal.SIGINT, hear)
 
     def wait():
         try:
@@ -74,6 +80,12 @@ def handler_that_raises_nothing(group):
             say("signals %d" % len(heard))
 
     return wait
+
+
+def create(id):
+    """With deadlines that end the test where a signal does not."""
+    late = dict(deadline_ms=120000, first_deadline_ms=120000)
+    return lamella.Group.create(bytes.fromhex(id), 0, 2, **late)
 
 
 def say(text):
@@ -86,15 +98,19 @@ def sleeps(group):
     return info.sleeps
 
 
-def switches():
-    """How often the main thread has gone to sleep."""
-    task = "/proc/self/task/%d/status" % threading.main_thread().native_id
-    [line] = [line for line in open(task) if line.startswith("voluntary")]
-    return int(line.split()[1])
+def sockets():
+    """How many this process has: a rank that waits for others to come listens on one."""
+    count = 0
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            count += os.readlink("/proc/self/fd/" + fd).startswith("socket:")
+        except FileNotFoundError:  # the one that lists them
+            pass
+    return count
 
 
-def tell_when_asleep(case, count):
-    """A thread that says so when `count` has grown: nobody else can, for the main one sleeps."""
+def tell_when_waiting(case, count):
+    """A thread that says so when `count` has grown: nobody else can, for the main one waits."""
     before = count()
 
     def watch():
@@ -108,13 +124,13 @@ def tell_when_asleep(case, count):
 def main(cases):
     for i, (case, id) in enumerate(cases):
         if case == "create":
-            call = lambda: lamella.Group.create(bytes.fromhex(id), 0, 2)
-            count = switches
+            call = lambda: create(id)
+            count = sockets
         else:
-            group = lamella.Group.create(bytes.fromhex(id), 0, 2)
+            group = create(id)
             call = globals()[case](group)
             count = lambda: sleeps(group)
-        tell_when_asleep(case, count)
+        tell_when_waiting(case, count)
         try:
             call()
             say("%s: nothing" % case)

@@ -18,7 +18,10 @@ def call(self, /, *args, **kwargs):
         error = errors.of(raised)
         if error is None or error is raised:
             raise
-    raise error
+    try:
+        raise error
+    finally:
+        del error  # its traceback has this frame, and that the tensors
 
 
 class Packet(OpOverloadPacket):
