@@ -107,7 +107,15 @@ def gradients(model):
     return found
 
 
-def close(found, whole, roundings=64):
-    """Within so many roundings, in f32, of the largest element."""
+def close(found, whole, roundings=64, more=1e-3):
+    """Within so many roundings, in f32, of the largest element, and `more`."""
     largest = whole.abs().max().item()
-    torch.testing.assert_close(found, whole, rtol=0, atol=roundings * 2.0**-24 * (largest + 1e-3))
+    torch.testing.assert_close(found, whole, rtol=0, atol=roundings * 2.0**-24 * (largest + more))
+
+
+def close_gradients(found, model, times=1):
+    """Gradients by name are the unsplit model's, `times` over. Where terms cancel each other,
+    what is left has errors of their size: a tenth of the model's largest gradient stands for it."""
+    largest = max(p.grad.abs().max().item() for p in model.parameters())
+    for name, gradient in found.items():
+        close(gradient, times * model.get_parameter(name).grad, more=times * largest / 10)

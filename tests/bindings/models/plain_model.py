@@ -65,3 +65,30 @@ FAMILY = Family(
         whole=("norm1", "norm2"),
     ),
 )
+
+
+class Encoder(torch.nn.Module):
+    """A decoder of torch's own layers: an encoder under a causal mask."""
+
+    def __init__(self, vocab, width, heads, ffn, layers, length=64, **more):
+        super().__init__()
+        self.words = torch.nn.Embedding(vocab, width)
+        self.places = torch.nn.Embedding(length, width)
+        layer = torch.nn.TransformerEncoderLayer(width, heads, ffn, batch_first=True, **more)
+        self.encoder = torch.nn.TransformerEncoder(layer, layers, torch.nn.LayerNorm(width))
+        self.head = torch.nn.Linear(width, vocab)
+
+    def forward(self, ids, padding=None):
+        n = ids.shape[1]
+        x = self.words(ids) + self.places(torch.arange(n))
+        mask = torch.nn.Transformer.generate_square_subsequent_mask(n)
+        return self.head(self.encoder(x, mask, padding, is_causal=True))
+
+
+ENCODER = Family(
+    layers="encoder.layers",
+    embedding="words",
+    head="head",
+    first={"places": "zero"},
+    last=("encoder.norm",),
+)

@@ -8,7 +8,8 @@ import torch
 import lamella
 import lamella.torch
 from lamella.torch.modules import Split
-from model_ranks import CONFIGS, VOCAB, close, gradients, gpt2, llama, run_ranks, split, unsplit
+from model_ranks import CONFIGS, VOCAB, close, close_gradients, gradients, gpt2, run_ranks, split
+from model_ranks import unsplit
 
 
 def key_heads(name):
@@ -48,8 +49,7 @@ def test_logits_loss_and_gradients_are_the_unsplit_models(name, tp):
         close(found_logits, logits)
         close(found_loss, loss)
         assert grads.keys() == dict(model.named_parameters(remove_duplicate=False)).keys()
-        for parameter_name, parameter in model.named_parameters(remove_duplicate=False):
-            close(grads[parameter_name], parameter.grad)
+        close_gradients(grads, model)
 
 
 @pytest.mark.parametrize("name, tp", [("llama", 2), ("llama", 3), ("gpt2", 2), ("gpt2", 3)])
@@ -130,8 +130,7 @@ def test_without_gathering_each_rank_has_its_columns_and_the_loss_is_the_same(na
     for part, found_loss, grads in found:
         assert part.shape[-1] < VOCAB
         close(found_loss, loss)
-        for parameter_name, parameter in model.named_parameters():
-            close(grads[parameter_name], parameter.grad)
+        close_gradients(grads, model)
 
 
 def test_frozen_parameters_stay_frozen():

@@ -97,7 +97,7 @@ def load(model, source, rename=None, device="cpu") -> None:
 
 
 def roots(model):
-    """A model's stages on this rank, or the model; modules in them are named as in the unsplit one."""
+    """A model's stages on this rank, or the model; names in them are the unsplit model's."""
     stages = getattr(model, "roots", None)
     return list(stages.values()) if stages is not None else [model]
 
@@ -183,7 +183,8 @@ class Loader:
             shown = self.wrong[:20] + ["and %d more" % (len(self.wrong) - 20)] * (
                 len(self.wrong) > 20
             )
-            raise errors.InvalidArgument("load: what is there does not fit:\n  " + "\n  ".join(shown))
+            text = "\n  ".join(["load: what is there does not fit:", *shown])
+            raise errors.InvalidArgument(text)
 
 
 def placement_of(model):
@@ -197,7 +198,8 @@ def placement_of(model):
 
 def save(model: torch.nn.Module, folder) -> None:
     """Writes the unsplit model as safetensors: a file for each rank of the pipeline, and an index.
-    A rank holds its own stages unsplit meanwhile. The folder is one that all ranks see. Collective."""
+    A rank holds its own stages unsplit meanwhile. The folder is one that all ranks see.
+    Collective."""
     from safetensors.torch import save_file
 
     here, folder = placement_of(model), Path(folder)

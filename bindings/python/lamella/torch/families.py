@@ -130,6 +130,13 @@ BLOCKS = {
         inside=("dropout",),
         whole=("norm1", "norm2"),
     ),
+    "TransformerDecoderLayer": Block(
+        column={"linear1": "width"},
+        row={"linear2": "width"},
+        heads=("self_attn", "multihead_attn"),
+        inside=("dropout",),
+        whole=("norm1", "norm2", "norm3"),
+    ),
 }
 
 # By the class of the model

@@ -23,8 +23,8 @@ from lamella.torch import accumulate
 from lamella.torch.packing import Packing
 
 ops = torch.ops.lamella
-# Which dimension is shared out, and what lies along it: (total, unit) of each block. A gated FFN has
-# gate rows, then up rows; a fused projection q, k and v.
+# Which dimension is shared out, and what lies along it: (total, unit) of each block. A gated FFN
+# has gate rows, then up rows; a fused projection q, k and v.
 Cut = namedtuple("Cut", "dim blocks")
 
 
@@ -137,11 +137,20 @@ class Split(torch.nn.Module):
         return ops.all_gather(part.contiguous(), **more)
 
     def join(self, state, prefix):
-        """Where the unsplit model has other parameters, puts this module's into `state`."""
+        """Puts this module's parameters in `state` in the place of the unsplit module's."""
+        for name in self._parameters:
+            keys = [prefix + key for key in self.origin(name)]
+            if keys != [prefix + name] and all(key in state for key in keys):
+                state[prefix + name] = torch.cat([state.pop(key) for key in keys])
 
     def apart(self, state):
-        """The unsplit model's parameters, from this module's unsplit ones."""
-        return state
+        """The unsplit module's parameters, from this one's unsplit ones."""
+        found = {}
+        for name, tensor in state.items():
+            keys = self.origin(name)
+            parts = tensor.chunk(len(keys)) if len(keys) > 1 else [tensor]
+            found.update((key, t.clone() if len(keys) > 1 else t) for key, t in zip(keys, parts))
+        return found
 
     def _load_from_state_dict(self, state_dict, prefix, *rest):
         self.join(state_dict, prefix)
@@ -293,25 +302,12 @@ class ParallelFFN(Split):
         kind = ".weight" if name[0] == "w" else ".bias"
         return [layer + kind for layer in (into if name[1] == "1" else [out])]
 
-    def join(self, state, prefix):
-        for name in self._parameters:
-            keys = [prefix + key for key in self.origin(name)]
-            if all(key in state for key in keys):
-                state[prefix + name] = torch.cat([state.pop(key) for key in keys])
-
-    def apart(self, state):
-        found = {}
-        for name, tensor in state.items():
-            keys = self.origin(name)
-            found.update((key, t.clone()) for key, t in zip(keys, tensor.chunk(len(keys))))
-        return found
-
 
 class VocabParallelEmbedding(Split):
     """y = weight[ids], the vocabulary split: weight [V/p, K]; forward(ids [...]) -> [..., K].
 
-    `padding_idx`: this id's row gets no gradient from here. `seq`: each rank gets its own rows of y,
-    whose first dimension is that long in all.
+    `padding_idx`: this id's row gets no gradient from here. `seq`: each rank gets its own rows of
+    y, whose first dimension is that long in all.
     """
 
     def __init__(

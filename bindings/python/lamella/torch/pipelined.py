@@ -115,7 +115,8 @@ class Pipelined(torch.nn.Module):
             words = torch.zeros(len(ids), dtype=torch.int32)
             if logits is not None:
                 words = logits[:, -1].argmax(-1).to(torch.int32)
-            words = ops.broadcast(words, group=self.lamella.pipeline.handle, root=root).to(ids.dtype)
+            words = ops.broadcast(words, group=self.lamella.pipeline.handle, root=root)
+            words = words.to(ids.dtype)
             if eos_token_id is not None:
                 words[ended] = eos_token_id
                 ended |= words == eos_token_id

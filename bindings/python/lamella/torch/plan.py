@@ -33,8 +33,8 @@ class Plan:
     micro_batches  that a training step's batch is cut into
     any_order      weight gradients need not be summed in micro-batch order
     stages_per_rank, layers  how many stages each rank has; layers of each stage, None = balanced
-    gather_logits  False: each rank's logits are its own columns of the vocabulary, as
-                   vocab_parallel_cross_entropy takes them (and a Hugging Face model's own loss does)
+    gather_logits  False: each rank's logits are its own columns of the vocabulary, which
+                   vocab_parallel_cross_entropy takes, and a Hugging Face model's own loss too
     loss           loss(logits, labels) of a micro-batch, a mean; None = next_token_loss
     family         a Family, for a model that is not in the table
     """

@@ -12,6 +12,7 @@ import torch
 
 from lamella import errors
 from lamella.torch import families, modules
+from lamella.torch.attention import ParallelAttention
 from lamella.torch.modules import ColumnParallelLinear, RowParallelLinear
 
 # Activation modules by the name of their class -> what the ffn operator calls them
@@ -96,16 +97,18 @@ class Splitter:
     # what there is
 
     def counts(self):
-        row = self.family
+        heads = self.count(self.family.heads)
+        return heads, self.count(self.family.kv_heads) or heads
+
+    def count(self, where):
+        """A count of heads, which stands in the model at a path, or is one already."""
         try:
-            heads = resolve(self.model, row.heads) if isinstance(row.heads, str) else row.heads
-            kv = resolve(self.model, row.kv_heads) if isinstance(row.kv_heads, str) else row.kv_heads
-        except AttributeError as missing:
+            return resolve(self.model, where) if isinstance(where, str) else where
+        except AttributeError:
             raise errors.InvalidArgument(
                 "parallelize: the family's row looks for a count of heads at %s: there is none"
-                % missing
+                % where
             ) from None
-        return heads, kv or heads
 
     def survey(self):
         row = self.family
@@ -239,7 +242,7 @@ class Splitter:
         return ColumnParallelLinear(n_in, n_out, **more, **common)
 
     def build_ffn(self, path, ffn):
-        """One operator; or, for an activation that it lacks, split layers around the model's own."""
+        """One operator; for an activation that it lacks, split layers around the model's own."""
         *into, out = ffn.names
         try:
             old = resolve(self.model, path)
@@ -267,7 +270,14 @@ class Splitter:
         return modules.ParallelFFN(first.in_features, first.out_features, act, **more, **common)
 
     def attention(self, old):
-        raise Refused("torch.nn.MultiheadAttention is not split yet")
+        if type(old) is not torch.nn.MultiheadAttention:
+            raise Refused("only torch.nn.MultiheadAttention can be split")
+        if old.in_proj_weight is None or old.bias_k is not None or old.add_zero_attn:
+            raise Refused("kdim, vdim, add_bias_kv and add_zero_attn are not kept")
+        self.enough(old.num_heads, "heads")
+        more = dict(dropout=old.dropout, batch_first=old.batch_first)
+        common = self.common(old.in_proj_weight, old.in_proj_bias is not None)
+        return ParallelAttention(old.embed_dim, old.num_heads, **more, **common)
 
     def scale(self, path):
         try:
