@@ -128,4 +128,5 @@ PARTS = [
     *doctor.GPUS,
     Part("torch", "host: PyTorch", SETUP + " test", lambda: find_module("torch")),
     Part("jax", "host: JAX", SETUP + " test", lambda: find_module("jax")),
+    *(part for part in doctor.PARTS if part.name in ("torch ops", "jax ops")),
 ]

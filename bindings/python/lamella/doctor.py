@@ -167,6 +167,14 @@ def find_host(name):
     return version if same else "%s (tested with %s)" % (version, TESTED[name])
 
 
+def find_adapter(name):
+    """The library that a host loads for our operators; looking for its host is left to loading it."""
+    try:
+        return library.path(name)
+    except errors.Error:
+        return None
+
+
 def find_launcher():
     """Whose ranks this process would be one of."""
     found = [
@@ -235,13 +243,16 @@ GPUS = [
     Part("NCCL", "groups of GPUs", "", find_nccl),
 ]
 PLAIN = "CPU matrix products; without it a plain C gemm is used"
+BUILD = "./lamella build, in a clone"
 PARTS = [
-    Part("lamella", "everything", "./lamella build, in a clone", find_library),
+    Part("lamella", "everything", BUILD, find_library),
     CPU,
     Part("oneDNN", PLAIN, "apt-get install libdnnl2", find_dnnl),
     Part("memory", "groups", "", find_memory),
     Part("torch", "import lamella.torch", "pip install 'torch>=2.10'", lambda: find_host("torch")),
     Part("jax", "import lamella.jax", "pip install 'jax>=0.10'", lambda: find_host("jax")),
+    Part("torch ops", "torch.ops.lamella", BUILD, lambda: find_adapter("lamella_torch.so")),
+    Part("jax ops", "lamella.jax", BUILD, lambda: find_adapter("liblamella_xla.so")),
     Part("launcher", "Group.from_env; python -m lamella run starts ranks", "", find_launcher),
     *GPUS,
 ]

@@ -82,3 +82,10 @@ def test_the_cuda_driver_is_asked_for_its_version(tmp_path, status, found):
     rows = doctor(**library(tmp_path, "libcuda.so.1", DRIVER % status))
     assert rows["CUDA driver"] == found
     assert rows["GPU"] is None  # the driver finds none
+
+
+def test_the_hosts_adapters_are_named_where_they_were_built():
+    rows = doctor()
+    for name, file in (("torch ops", "lamella_torch.so"), ("jax ops", "liblamella_xla.so")):
+        built = list(ROOT.glob("bazel-bin/bindings/*/" + file))
+        assert rows[name] == (str(built[0]) if built else None)

@@ -159,6 +159,7 @@ def test_doctor_names_the_wheels_own_library_and_onednn(bare, python, tmp_path):
     dnnl = r"2\.\d+\.\d+ \(%s/\S+/libdnnl\.so\.2\), instruction set " % lib
     assert re.match(dnnl, found["oneDNN"])
     assert found["torch"].startswith("2.13.0") and found["jax"] == "0.10.2"
+    assert found["torch ops"].startswith(str(lib)) and found["jax ops"].startswith(str(lib))
     assert "./lamella run: rank 1 of 3" in found["launcher"]
 
 
