@@ -1,8 +1,8 @@
 """Anybody's tensors, as the library takes them: DLTensors, borrowed without a copy.
 
-A tensor's type may have DLPack's C exchange table (`__dlpack_c_exchange_api__`; torch from 2.10 on),
-which describes one in place and names the stream that it is worked on; the rest (NumPy, JAX) hands
-over a capsule (`__dlpack__`).
+A tensor's type may have DLPack's C exchange table (`__dlpack_c_exchange_api__`; torch from 2.10
+on), which describes one in place and names the stream that it is worked on; the rest (NumPy, JAX)
+hands over a capsule (`__dlpack__`).
 Invariant: what is borrowed lives as long as the Borrowed that holds it. An output that may only be
 read is refused.
 Leaves all other checks to the library.
@@ -43,8 +43,8 @@ _capsule_pointer.restype, _capsule_pointer.argtypes = c_void_p, [ctypes.py_objec
 
 
 class Borrowed:
-    """A tensor for one call: `tensor` is its DLTensor, `stream` the one it is worked on (an address;
-    None on CPU)."""
+    """A tensor for one call: `tensor` is its DLTensor, `stream` the one it is worked on (an
+    address; None on CPU)."""
 
     __slots__ = ("tensor", "stream", "_owner")
 
@@ -99,7 +99,7 @@ def view_of(capsule, role):
     managed = _capsule_pointer(capsule, name)
     if versioned and c_uint32.from_address(managed).value != MAJOR:
         raise errors.InvalidArgument("a tensor of another DLPack version", INVALID_ARGUMENT)
-    view = library.native().lam_tensor_view if versioned else library.native().lam_tensor_view_legacy
-    out = c_void_p()
+    native, out = library.native(), c_void_p()
+    view = native.lam_tensor_view if versioned else native.lam_tensor_view_legacy
     library.check(view(managed, role, ctypes.byref(out)))
     return Tensor.from_address(out.value)

@@ -4,8 +4,8 @@
     operators.run("linear_wgrad", [dy, x], [dw], acc=1)       # dw += dy^T x, dw f32
     operators.infer("linear", [x, w])                         # [((5, 3), 8194), None]
 
-Tensors are whatever has DLPack (torch, NumPy, JAX's as inputs), None where one is absent; nothing is
-copied. Attributes are the row's, by name.
+Tensors are whatever has DLPack (torch, NumPy, JAX's as inputs), None where one is absent; nothing
+is copied. Attributes are the row's, by name.
 Invariant: tensors are borrowed for the call, and Python's other threads run meanwhile.
 Leaves tensors to exchange.py, checks to the library.
 """

@@ -1,4 +1,5 @@
-"""What the bench programs of hosts share: times in turn, and the lines that `./lamella bench` reads.
+"""What the bench programs of hosts share: times in turn, and the lines that
+`./lamella bench` reads.
 
 Invariant: everything that is compared is measured in turn, round by round.
 """

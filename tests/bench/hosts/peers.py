@@ -1,7 +1,7 @@
 """Two ranks in torch: a group of Lamella and a gloo group over the same processes.
 
-Started by `./lamella run -n 2`. Invariant: both sides run in the same processes, on the same tensors, in
-turn; rank 0 alone prints. Leaves what is measured to the programs.
+Started by `./lamella run -n 2`. Invariant: both sides run in the same processes, on the same
+tensors, in turn; rank 0 alone prints. Leaves what is measured to the programs.
 """
 
 import socket

@@ -1,7 +1,7 @@
 """What calling an operator from torch costs above the C call of the same row.
 
-Tensors are f32 [1, 1], the same memory on both sides. Prints `name figure unit spread`: the medians of
-rounds in which C and each mode of autograd take their turns.
+Tensors are f32 [1, 1], the same memory on both sides. Prints `name figure unit spread`: the
+medians of rounds in which C and each mode of autograd take their turns.
 
     torch_call.py [rounds]
 """
@@ -35,7 +35,8 @@ def c_loop(name, tensors):
     y = torch.empty(1, 1)
 
     def run():
-        assert loop(op, inputs, len(pointers), ctypes.c_void_p(y.data_ptr()), ctypes.c_int64(CALLS)) >= 0
+        y_at, calls = ctypes.c_void_p(y.data_ptr()), ctypes.c_int64(CALLS)
+        assert loop(op, inputs, len(pointers), y_at, calls) >= 0
 
     return run
 

@@ -1,6 +1,7 @@
 """Collectives and transfers between two ranks in torch: Lamella's against gloo's, f32.
 
-one_way is half of a message there and back. Prints `name/bytes/side figure unit spread`, gloo's line first.
+Sizes are of the result; one_way is half of a message there and back. Prints
+`name/bytes/side figure unit spread`, gloo's line first.
 
     ./lamella run --no-prefix -n 2 python torch_comm.py [rounds]
 """
@@ -25,10 +26,10 @@ def all_reduce(x, group):
 
 
 def all_gather(x, group):
-    whole = torch.empty(group.size * x.numel())
+    whole, mine = torch.empty_like(x), x.chunk(group.size)[group.rank]
     return {
-        "gloo": lambda: dist.all_gather_into_tensor(whole, x),
-        "lamella": lambda: ops.all_gather(x, group=group.handle),
+        "gloo": lambda: dist.all_gather_into_tensor(whole, mine),
+        "lamella": lambda: ops.all_gather(mine, group=group.handle),
     }
 
 

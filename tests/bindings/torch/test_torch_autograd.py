@@ -1,5 +1,5 @@
-"""The kernel that stands for operators under torch's Autograd key: who goes straight to the device, who
-does not, and what a gradient that nobody asked for does."""
+"""The kernel that stands for operators under torch's Autograd key: who goes straight to the device,
+who does not, and what a gradient that nobody asked for does."""
 
 import subprocess
 import sys

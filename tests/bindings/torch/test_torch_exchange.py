@@ -1,5 +1,5 @@
-"""operators.run on anybody's tensors: torch's through its C exchange table, NumPy's and JAX's through a
-capsule; none of them copied."""
+"""operators.run on anybody's tensors: torch's through its C exchange table, NumPy's and JAX's
+through a capsule; none of them copied."""
 
 import ctypes
 
@@ -51,7 +51,8 @@ def with_table(*tables):
     for table, older in zip(tables, tables[1:]):
         table.previous = ctypes.pointer(older)
     new = ctypes.pythonapi.PyCapsule_New
-    new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    new.restype = ctypes.py_object
+    new.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
     capsule = new(ctypes.addressof(tables[0]), b"dlpack_exchange_api", None)
     return type("Kind", (), dict(__dlpack_c_exchange_api__=capsule, keep=tables))
 
@@ -95,7 +96,8 @@ def test_shapes_are_inferred_as_attributes_ask():
     x, w = torch.empty(2, 5, 7), torch.empty(3, 7)
     assert operators.infer("linear", [x, w]) == [((2, 5, 3), F32), None]
     assert operators.infer("linear", [x, w], save=1) == [((2, 5, 3), F32)] * 2
-    found = operators.infer("codec_unpack", [torch.zeros(4, 138, dtype=torch.uint8)], codec=2, cols=130)
+    coded = torch.zeros(4, 138, dtype=torch.uint8)
+    found = operators.infer("codec_unpack", [coded], codec=2, cols=130)
     assert found[0][0] == (4, 130)
 
 

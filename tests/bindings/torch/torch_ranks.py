@@ -498,7 +498,8 @@ def each_micro_batch(group, n=6):
 
 def differ(ours, theirs):
     """How far apart, of the largest element."""
-    return float((ours.double() - theirs.double()).abs().max() / theirs.abs().max().clamp_min(1e-30))
+    largest = theirs.abs().max().clamp_min(1e-30)
+    return float((ours.double() - theirs.double()).abs().max() / largest)
 
 
 @case

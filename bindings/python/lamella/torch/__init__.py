@@ -17,8 +17,8 @@ communicate keep their order in it, backward included. An optional input that is
 """
 
 from lamella.torch.register import ops
-from lamella.torch.checkpoint import load, save
 from lamella.torch.accumulate import accumulate_grads
+from lamella.torch.checkpoint import load, save
 from lamella.torch.distributed import group
 from lamella.torch.families import FFN, Block, Family, register_family
 from lamella.torch.loss import next_token_loss

@@ -1,9 +1,9 @@
 """How an operator that has a gradient is called: its kernel for torch's Autograd key.
 
 Torch's own register_autograd does the same for any operator, at several times the cost of the call:
-it binds arguments, fills in defaults and sets guards each time. Here a call on ordinary tensors goes
-on to its device at once, what is saved is what the backward names, and defaults are filled in when
-a gradient is asked for.
+it binds arguments, fills in defaults and sets guards each time. Here a call on ordinary tensors
+goes on to its device at once, what is saved is what the backward names, and defaults are filled in
+when a gradient is asked for.
 Invariant: tensors that are not ordinary (fake, functional, traced, someone's own) go below
 autograd as torch sends them, by the keys that the call came with.
 Leaves what a gradient is to gradients.py.
@@ -26,7 +26,7 @@ def install(row, operator, entry, run):
     """Gives `operator` a gradient: `entry` says what is saved, run(ctx, grads, needs) is
     {input: gradient} of the inputs that `needs` names."""
     save, gradients = saver(row, entry), gradients_of(row, run)
-    if HAS_KEYS:
+    if HAS_KEYS and hasattr(operator, "_handle"):
         kernel = kernel_of(operator, function_of(row, save, gradients))
         library.impl(row.name, kernel, "Autograd", with_keyset=True)
     else:

@@ -32,7 +32,7 @@ class Packing:
         self.copies = {}
 
     def of(self, name, w):
-        """The packed copy of w as it is now. What was compiled keeps the copy it was compiled with."""
+        """The packed copy of w as it is now; what was compiled keeps the one it saw then."""
         if torch.compiler.is_compiling():
             return self.copies[name].tensor
         now = (w._version, w.data_ptr(), w.dtype)
