@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+import lamella.torch  # noqa: F401
 from lamella import library, rows
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -100,6 +101,13 @@ def test_plain_loading_gives_schemas_and_kernels():
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == len(rows.table())
+
+
+def test_kernels_are_there_for_cuda_too():
+    """This torch has no CUDA; a build that has finds the same kernels."""
+    for name in rows.table():
+        for key in ("CPU", "CUDA", "Autograd"):
+            assert torch._C._dispatch_has_kernel_for_dispatch_key("lamella::" + name, key), key
 
 
 def test_without_torch_it_loads_and_says_what_it_needs():

@@ -458,7 +458,7 @@ def packed_weights(group):
         x = torch.randn(T, K)
         names = set(module.state_dict())
         plain = module(x)
-        module.pack()
+        lamella.torch.pack(torch.nn.Sequential(module))
         assert module(x).requires_grad and set(module.state_dict()) == names
         with torch.no_grad():
             assert module.operand(module.weights[0]).dtype == torch.uint8

@@ -27,6 +27,7 @@ from lamella.torch.modules import (
     ParallelFFN,
     RowParallelLinear,
     VocabParallelEmbedding,
+    pack,
     vocab_parallel_cross_entropy,
     whole_state_dict,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "load",
     "next_token_loss",
     "ops",
+    "pack",
     "pack_weight",
     "parallelize",
     "register_family",

@@ -181,6 +181,14 @@ def whole_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return state
 
 
+def pack(model):
+    """Packs the weights of all split layers in a model, for inference (Split.pack). Gives it back."""
+    for module in model.modules():
+        if isinstance(module, Split) and module.weights:
+            module.pack()
+    return model
+
+
 class ColumnParallelLinear(Split):
     """y = act(x w^T + b), out features split: weight [N/p, K], bias [N/p].
 
