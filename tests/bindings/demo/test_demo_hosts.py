@@ -118,8 +118,15 @@ def test_the_c_host_compares_gradients_too(tmp_path):
     assert all(0 < worker["difference"] < 3e-6 for worker in split.values())
     other = [*options, "--seed", "2", "--check-gradients", file]
     assert workers.run(program, other, 1, 1).gradients[0]["difference"] > 0.1
-    with pytest.raises(Problem, match="--check-gradients /nosuch: No such file"):
-        workers.run(program, [*options, "--check-gradients", "/nosuch"], 1, 1)
+    cut = tmp_path / "cut"
+    cut.write_bytes(Path(file).read_bytes()[:5000])
+    for path, reason in [
+        ("/nosuch", "--check-gradients /nosuch: No such file"),
+        (str(Path(__file__)), "not a safetensors file"),
+        (str(cut), "the file ends in layers.0.attention.qkv.weight"),
+    ]:
+        with pytest.raises(Problem, match=reason):
+            workers.run(program, [*options, "--check-gradients", path], 1, 1)
 
 
 @pytest.mark.parametrize(
