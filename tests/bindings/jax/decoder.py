@@ -11,7 +11,8 @@ import lamella.jax as lj
 import numpy as np
 from lamella import library
 
-VOCABULARY, HIDDEN, HEADS, FFN = 30, 24, 3, 20  # over two ranks: 2 + 1 heads
+# Even over three ranks; over two, 2 + 1 heads and 11 + 10 of FFN.
+VOCABULARY, HIDDEN, HEADS, FFN = 30, 24, 3, 21
 HEAD_SIZE = HIDDEN // HEADS
 
 

@@ -1,5 +1,5 @@
-/* fake_cuda.c: libcuda.so.1's two functions for frame_test: all memory is device 3's, and the host's
- * own. Leaves everything else of a driver out. */
+/* fake_cuda.c: two functions of libcuda.so.1 for frame_test.
+ * Invariant: all memory is device 3's, and the host's own. Leaves out all else of a driver. */
 #include <stdint.h>
 #include <stddef.h>
 

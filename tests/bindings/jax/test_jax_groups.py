@@ -5,6 +5,7 @@ import os
 import re
 from functools import partial
 
+import decoder
 import jax
 import jax.numpy as jnp
 import lamella
@@ -140,6 +141,32 @@ def test_a_split_vocabulary_and_its_loss_are_those_of_one_device(group, draw):
     specs = P("tp", None), COLS
     found = sharded(group, jax.value_and_grad(split, (0, 1)), specs, (P(), specs))(table, head)
     close(found, jax.value_and_grad(whole, (0, 1))(table, head))
+
+
+# -- a whole decoder --
+
+
+def spec_of(path, x):
+    dim, _ = decoder.SPLIT.get(path[-1].key, (None, 0))
+    return P() if dim is None else P(*[None] * dim, "tp")
+
+
+def test_a_decoder_trains_under_shard_map_as_on_one_device(draw):
+    """Three ranks; the tolerance is test_jax_processes.py's."""
+    del draw  # it prints the seed
+    params, drawn = decoder.start(SEED)
+    specs = jax.tree_util.tree_map_with_path(spec_of, params)
+    found, after = decoder.train_whole(SEED)
+    state = None
+    with lj.LocalGroup(3, "tp", **DEADLINES) as three:
+        loss_of = decoder.stage(0, 1, three, 1)
+        step_of = sharded(three, jax.value_and_grad(loss_of), (specs, P(), P()), (P(), specs))
+        for step, (want, wanted) in enumerate(found):
+            loss, gradients = step_of(params, *drawn[:, step].reshape(2, -1, decoder.TOKENS))
+            assert abs(float(loss) - want) <= 2.0**-17 * want
+            assert decoder.far(gradients, wanted) <= 2.0**-17
+            params, state = decoder.adamw(params, jax.tree.map(np.asarray, gradients), state)
+    assert decoder.far(params, after) <= 2.0**-14
 
 
 # -- collectives: row, what XLA's own does in its place, per-rank shapes --
@@ -331,7 +358,8 @@ def test_without_tokens_no_call_follows_another(pair, draw, without_tokens, back
         test_every_token_is_the_one_that_the_call_before_gave(pair, draw, backward)
 
 
-def test_without_tokens_and_effect_equal_calls_are_merged(pair, draw, without_tokens, without_effect):
+@pytest.mark.usefixtures("without_tokens", "without_effect")
+def test_without_tokens_and_effect_equal_calls_are_merged(pair, draw):
     x = draw(3)
 
     def f(x):

@@ -41,7 +41,8 @@ def _register():
     _, adapter = _native.libraries()
     for prefix, platform in (("lam_xla_", "cpu"), ("lam_xla_cuda_", "CUDA")):
         for name in _rows.table():
-            handler, target = jax.ffi.pycapsule(getattr(adapter, prefix + name)), _call.PREFIX + name
+            handler = jax.ffi.pycapsule(getattr(adapter, prefix + name))
+            target = _call.PREFIX + name
             jax.ffi.register_ffi_target(target, handler, platform=platform, api_version=1)
 
 

@@ -66,7 +66,7 @@ class PipelineStage(pipeline.Stage):
 
     @params.setter
     def params(self, tree):
-        # Where views are: a jitted function is compiled again for arrays that are bound to no device.
+        # Where views are: a jitted function is compiled again for arrays bound to no device.
         self._params = jax.device_put(tree, views.device())
 
     def take_gradients(self) -> Any:
