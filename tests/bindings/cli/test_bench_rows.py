@@ -149,6 +149,8 @@ def test_the_programs_print_these_names():
     assert kinds <= literals("comm_bench.c")
     assert {name.split("/")[0] for name in PRINTED["open mpi"]} <= literals("comm_bench_mpi.c")
     assert set(WAITS) <= literals("death_bench.c")
+    sides = {name.partition("/")[2] for name in PRINTED["train step"]}
+    assert sides | {"step/%s", "idle", "simulated"} <= literals("hosts/train_step.py")
     assert {"killed/%s %.3f ms %.3f\\n", "killed_worst/%s %.3f ms 0\\n"} <= literals("death_bench.c")
     assert {"onednn", "packed", "plain", "ffn_%s_m%d_%s %.1f us %.3f\\n"} <= literals("ops_bench.c")
     assert set(PRINTED["call"]) <= literals("call_bench.c")

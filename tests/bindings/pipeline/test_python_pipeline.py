@@ -65,15 +65,14 @@ def test_steps_follow_each_other_and_leave_nothing_behind():
     layers = {0: Layer(ws[0], xs, last=True)}
     with Pipeline(plan, layers, []) as pipeline:
 
-        def objects():
-            for i in range(20):
+        def objects(steps):
+            for i in range(steps):
                 assert abs(pipeline.run(i) - loss) < 1e-4 * loss
             layers[0].log.clear()
             gc.collect()
             return len(gc.get_objects())
 
-        objects()
-        assert objects() == objects()
+        assert abs(objects(10) - objects(200)) < 100  # others in this process come and go
 
 
 def test_a_report_is_of_the_last_step_and_draws_it():

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT / "bindings/python")]
 
 import torch  # noqa: E402
+import torch.utils.checkpoint  # noqa: E402
 
 import lamella.torch  # noqa: E402
 from lamella import errors, library, schedule  # noqa: E402
@@ -263,6 +264,43 @@ def tied_embedding_and_head(group):
                 pipeline.step(ids, targets)
         if held:
             close((weight.grad, whole[0].weight.grad))
+
+
+@case(1)
+def compiled_and_checkpointed_modules(group):
+    """They keep their backward in one, or are run again for each part."""
+    for wrap in (Checkpointed, compiled, compiled_inside):
+        plan = Schedule.build("interleaved-zb", 1, 4, 2)
+        whole = model(1)
+        parts = cut(copy.deepcopy(whole), 2)
+        ids, targets = data(4)
+        loss_fn(whole(ids), targets).backward()
+        stages = [wrap(part) for part in parts]
+        with Pipeline(stages, plan, group=group, loss_fn=loss_fn) as pipeline:
+            pipeline.step(ids, targets)
+        close(*zip([p.grad for part in parts for p in part.parameters()], grads(whole)))
+
+
+def grads(module):
+    return [p.grad for p in module.parameters()]
+
+
+def compiled(module):
+    return torch.compile(module, backend="aot_eager")
+
+
+def compiled_inside(module):
+    module[-1].compile(backend="aot_eager")
+    return module
+
+
+class Checkpointed(torch.nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(self.module, x, use_reentrant=False)
 
 
 @case(2)

@@ -54,7 +54,8 @@ def share(group, root, make):
 def run_fake(stage, module, before, inputs):
     """The shapes and dtypes that a stage gives."""
     given = None if before is not None else inputs()
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
+    eager = torch.compiler.set_stance("force_eager")
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad(), eager:
         if before is not None:
             given = [torch.empty(shape, dtype=dtypes.CODED[code]) for shape, code in before]
         else:

@@ -94,11 +94,11 @@ class Pipeline:
     gives a scalar: the mean over the micro-batch with reduction "mean", or the sum with "sum".
     Without loss_fn the last module gives the loss. edges: what crosses each edge of the pipeline, a
     tensor or a list of (shape, dtype), for the largest micro-batch; None: found at the first step
-    by running the modules on tensors without data; later batches may be smaller. tensor: the group of ranks that hold the
-    same activations. tied: [(stages, weight or None)], weights that several stages share; their
-    gradients are summed over the ranks that hold them. any_order, bytes_per_second, codec,
-    gradient_codec: as lamella.pipeline.Pipeline has them. Everything here but `report` is
-    collective.
+    by running the modules on tensors without data; later batches may be smaller. tensor: the
+    group of ranks that hold the same activations. tied: [(stages, weight or None)], weights that
+    several stages share; their gradients are summed over the ranks that hold them. any_order,
+    bytes_per_second, codec, gradient_codec: as lamella.pipeline.Pipeline has them. Everything here
+    but `report` is collective.
     """
 
     def __init__(

@@ -36,7 +36,8 @@ class PipelineStage(pipeline.Stage):
     """A module as a stage: its forward takes the stage before's outputs and gives a tensor or a
     tuple of tensors. Weights' gradients go to .grad, as ever.
 
-    split: the backward may run in two parts, where the schedule has them. reduce_grad: a function
+    split: the backward may run in two parts, where the schedule has them; never that of a compiled
+    module, whose graph has one backward. reduce_grad: a function
     of the module, called after its last backward of a step (to sum over replicas, say).
     """
 
@@ -51,7 +52,7 @@ class PipelineStage(pipeline.Stage):
         self.module, self.graphs, self.deferred = module, {}, {}
         self.batch = None  # of the pipeline, at its first and last stage
         self.is_training = True
-        if not split:
+        if not split or is_compiled(module):
             self.backward_input = self.backward_weight = None
         if reduce_grad is not None:
             self.reduce_grad = lambda io: reduce_grad(module)
@@ -132,6 +133,14 @@ class PipelineStage(pipeline.Stage):
                 _fill(view, x.grad)
             elif x.requires_grad:
                 from_view(view).zero_()
+
+
+def is_compiled(module: torch.nn.Module) -> bool:
+    """Whether torch.compile was used on it or in it."""
+    return any(
+        hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None
+        for part in module.modules()
+    )
 
 
 def _edge(y):
