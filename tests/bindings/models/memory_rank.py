@@ -23,7 +23,7 @@ import lamella.torch  # noqa: E402
 from plain_model import FAMILY, Decoder  # noqa: E402
 
 SLACK = 12 << 20
-SIZES = dict(vocab=16384, width=512, heads=8, kv_heads=4, ffn=2048, layers=8)
+SIZES = dict(vocab=4096, width=512, heads=8, kv_heads=4, ffn=2048, layers=10)
 torch.set_num_threads(1)
 
 

@@ -131,7 +131,7 @@ def test_a_folder_without_a_checkpoint_and_an_unsplit_model_are_refused(tmp_path
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """A checkpoint of 134 MB, its largest tensor a quarter of that, in two files."""
+    """A checkpoint of 124 MB, its largest tensor 8 MB, in two files."""
     seed()
     folder = tmp_path_factory.mktemp("large")
     parameters = list(memory_rank.empty().named_parameters())
@@ -156,4 +156,4 @@ def test_each_rank_needs_memory_for_its_part_and_one_tensor(large):
     said = re.findall(r"split: ok, (\d+) bytes held, largest (\d+), whole (\d+)", done.stdout)
     assert len(said) == 4 and done.stdout.count("whole: no memory") == 4, done.stdout + done.stderr
     for held, largest, whole in said:
-        assert int(held) + int(largest) < 0.7 * int(whole)
+        assert int(held) + int(largest) < 0.4 * int(whole)

@@ -133,6 +133,17 @@ def test_without_gathering_each_rank_has_its_columns_and_the_loss_is_the_same(na
         close_gradients(grads, model)
 
 
+@pytest.mark.parametrize("tp, pp", [(2, 1), (2, 2)])
+def test_words_are_not_made_of_a_part_of_the_logits(tp, pp):
+    def rank(group):
+        mine = split(model, group, tp=tp, pp=pp, gather_logits=False)
+        with pytest.raises(lamella.Error, match="generate needs whole logits"):
+            mine.generate(torch.ones(1, 3, dtype=torch.int64), 2)
+
+    model = unsplit("gpt2")
+    run_ranks(tp * pp, rank)
+
+
 def test_frozen_parameters_stay_frozen():
     model = unsplit("llama")
     model.requires_grad_(False)
@@ -229,6 +240,11 @@ def test_what_the_row_does_not_name_is_refused():
     assert "transformer.h.*.crossattention.c_attn (Conv1D, 3 layers): the family's row" in text
     assert "transformer.h.*.ln_cross_attn (LayerNorm, 3 layers)" in text
     assert "transformer.h.*.attn" not in text
+
+
+def test_numbers_that_the_operators_do_not_take_are_refused():
+    text = refusal(unsplit("gpt2").double())
+    assert "transformer.wte (Embedding): the operators do not take torch.float64" in text
 
 
 def test_hooks_that_would_be_lost_are_refused():

@@ -9,6 +9,7 @@ import json
 
 import torch
 
+from lamella import errors
 from lamella.torch import dtypes
 from lamella.torch.loss import next_token_loss
 from lamella.torch.modules import whole_state_dict
@@ -108,6 +109,8 @@ class Pipelined(torch.nn.Module):
     @torch.no_grad()
     def generate(self, ids, max_new_tokens, eos_token_id=None, **more):
         """Greedy; every token runs the whole text again. Collective."""
+        if self.lamella.tensor and not self.lamella.plan.gather_logits:
+            raise errors.FailedPrecondition("generate needs whole logits: Plan(gather_logits=True)")
         root = self.lamella.schedule.rank_of(self.lamella.schedule.n_stages - 1)
         ended = torch.zeros(len(ids), dtype=torch.bool)
         for _ in range(max_new_tokens):

@@ -97,6 +97,7 @@ def parallelize(model: torch.nn.Module, plan: Plan, group: Group | None = None) 
         splitter.apply(model, agreed_seed(placement.tensor))
         if not plan.gather_logits:
             model.loss_function = functools.partial(next_token_loss, group=placement.tensor)
+            model.generate = no_words
     return model
 
 
@@ -142,6 +143,10 @@ def pipelined(model, placement, splitter):
         if splitter:
             splitter.apply(roots[stage], seed, taken)
     return Pipelined(roots, placement)
+
+
+def no_words(*_, **__):
+    raise errors.FailedPrecondition("generate needs whole logits: Plan(gather_logits=True)")
 
 
 def agreed_seed(group):

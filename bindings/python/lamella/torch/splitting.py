@@ -25,6 +25,7 @@ ACTIVATIONS = {
     "GELUTanh": "gelu_tanh",
     "ReLU": "relu",
 }
+DTYPES = torch.float32, torch.bfloat16, torch.float16
 
 
 class Refused(Exception):
@@ -176,6 +177,8 @@ class Splitter:
         self.problems.append((path, type(module).__name__, str(reason)))
 
     def common(self, parameter, bias=None):
+        if parameter.dtype not in DTYPES:
+            raise Refused("the operators do not take %s" % parameter.dtype)
         more = {} if bias is None else dict(bias=bias)
         return dict(group=self.group, device="meta", dtype=parameter.dtype, **more)
 
