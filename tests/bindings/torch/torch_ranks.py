@@ -461,8 +461,9 @@ def packed_weights(group):
         lamella.torch.pack(torch.nn.Sequential(module))
         assert module(x).requires_grad and set(module.state_dict()) == names
         with torch.no_grad():
-            assert module.operand(module.weights[0]).dtype == torch.uint8
-            check((module(x), plain.double()))
+            assert module.operand(module.weights[0], x).dtype == torch.uint8
+            assert module.operand(module.weights[0], x[:1]).dtype == torch.float32
+            check((module(x), plain.double()), (module(x[:1]), plain[:1].double()))
             compiled = torch.compile(module, fullgraph=True)
             check((compiled(x), plain.double()))
             for weight in module.parameters():
