@@ -4,7 +4,8 @@
  * Arguments are the row's inputs in order; where the row communicates, then a token (f32 [1])
  * unless it has one among its inputs, and where one process holds several ranks, then this rank
  * (s32 [1]). Results are the row's outputs, then that token. An optional tensor of shape [0] is
- * absent. The attribute `transposed` is a bitmask over inputs, then outputs: that buffer is [K, N]
+ * absent; so are the last inputs where the attribute `given` says that there are fewer: each buffer
+ * costs XLA some 50 ns a call. The attribute `transposed` is a bitmask over inputs, then outputs: that buffer is [K, N]
  * where the row speaks of [N, K].
  * On CUDA the work goes onto XLA's stream, the device is the one that holds the first buffer.
  * Invariant: nothing is copied or allocated; whatever is wrong becomes an XLA error with Lamella's
@@ -24,7 +25,7 @@ typedef struct xla_call {
   DLDevice device;
   void *stream;
   int n_token; /* 1: the binding's own token follows the row's tensors */
-  int64_t transposed;
+  int64_t transposed, given; /* given: how many of the row's inputs are among the arguments */
   DLTensor tensors[2 * XLA_MAX_TENSORS];
   int64_t dims[2 * XLA_MAX_TENSORS][2], strides[2 * XLA_MAX_TENSORS][2];
   const DLTensor *inputs[XLA_MAX_TENSORS];
@@ -88,17 +89,22 @@ static bool bind_buffer(xla_call *c, int which, const xla_buffer *b, complaint *
 }
 
 static bool check_counts(const xla_call *c, complaint *why) {
-  const int n_in = c->row->n_in + c->n_token, n_out = c->row->n_out + c->n_token;
+  if (c->given < 0 || c->given > c->row->n_in) {
+    snprintf(why->text, sizeof why->text, "given: found %lld, the row has %d inputs",
+             (long long)c->given, c->row->n_in);
+    return false;
+  }
+  const int64_t n_in = c->given + c->n_token, n_out = c->row->n_out + c->n_token;
   const int64_t args = c->frame->args.size, rets = c->frame->rets.size;
   const int64_t most = n_in + (c->row->communicates ? 1 : 0);
   if (args >= n_in && args <= most && rets == n_out) return true;
   snprintf(why->text, sizeof why->text, "found %d arguments and %d results, expected %d and %d",
-           (int)args, (int)rets, n_in, n_out);
+           (int)args, (int)rets, (int)n_in, (int)n_out);
   return false;
 }
 
 static bool bind_inputs(xla_call *c, complaint *why) {
-  for (int i = 0; i < c->row->n_in; i++) {
+  for (int i = 0; i < c->given; i++) {
     const xla_buffer *b = c->frame->args.values[i];
     c->inputs[i] = c->row->in_optional[i] && is_absent(b) ? NULL : &c->tensors[i];
     if (c->inputs[i] && !bind_buffer(c, i, b, why)) return false;
@@ -160,13 +166,19 @@ static int find_attr(const xla_row *row, const xla_span *name) {
   return -1;
 }
 
+/* What is the binding's own among the attributes; NULL: the row's. */
+static int64_t *own_attr(xla_call *c, const xla_span *name) {
+  if (is_named(name, "transposed", 10)) return &c->transposed;
+  return is_named(name, "given", 5) ? &c->given : NULL;
+}
+
 static bool bind_attrs(xla_call *c, complaint *why) {
   const xla_attrs *given = &c->frame->attrs;
   for (int i = 0; i < c->row->n_attrs; i++) c->attrs[i] = lam_attr_default();
-  c->transposed = 0;
+  c->transposed = 0, c->given = c->row->n_in;
   for (int64_t i = 0; i < given->size; i++) {
     const xla_span *name = given->names[i];
-    const bool ours = is_named(name, "transposed", 10);
+    int64_t *ours = own_attr(c, name);
     const int at = ours ? -1 : find_attr(c->row, name);
     lam_attr value;
     if ((!ours && at < 0) || !read_attr(given->types[i], given->values[i], &value) ||
@@ -176,7 +188,7 @@ static bool bind_attrs(xla_call *c, complaint *why) {
       return false;
     }
     if (ours)
-      c->transposed = value.v.i;
+      *ours = value.v.i;
     else
       c->attrs[at] = value;
   }
@@ -204,7 +216,7 @@ static xla_error *find_place(xla_call *c, xla_platform platform) {
 /* Where one process holds several ranks, the last argument says whose call this is: XLA's threads
  * are none of them. */
 static xla_error *take_rank(const xla_call *c) {
-  const int64_t at = c->row->n_in + c->n_token;
+  const int64_t at = c->given + c->n_token;
   if (c->frame->args.size <= at || c->row->group < 0) return NULL;
   const xla_buffer *rank = c->frame->args.values[at];
   const int64_t group = c->attrs[c->row->group].v.i;
@@ -218,7 +230,7 @@ static xla_error *take_rank(const xla_call *c) {
 }
 
 static bool bind(xla_call *c, complaint *why) {
-  return check_counts(c, why) && bind_attrs(c, why) && bind_inputs(c, why) && bind_outputs(c, why);
+  return bind_attrs(c, why) && check_counts(c, why) && bind_inputs(c, why) && bind_outputs(c, why);
 }
 
 static xla_error *complain(const xla_call *c, const complaint *why) {
@@ -231,7 +243,7 @@ static xla_error *complain(const xla_call *c, const complaint *why) {
 static lam_status run_bound(xla_call *c, uint32_t op) {
   lam_call call = LAM_CALL_INIT;
   call.op = op;
-  call.inputs = c->inputs, call.n_inputs = (uint32_t)c->row->n_in;
+  call.inputs = c->inputs, call.n_inputs = (uint32_t)c->given;
   call.outputs = c->outputs, call.n_outputs = (uint32_t)c->row->n_out;
   call.attrs = c->attrs, call.n_attrs = (uint32_t)c->row->n_attrs;
   call.stream = c->stream;

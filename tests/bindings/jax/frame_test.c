@@ -150,6 +150,20 @@ TEST(xla, reads_a_transposed_weight_where_it_lies) {
   CHECK_SAME_BITS(y, want, sizeof want);
 }
 
+TEST(xla, takes_absent_inputs_at_the_end_as_left_out) {
+  frame f;
+  linear(&f);
+  f.f.args.size = 2;
+  add_int(&f, "given", 2);
+  add_int(&f, "transposed", 2);
+  CHECK(xla_call_run(LAM_OP_linear, XLA_PLATFORM_CPU, &f.f) == NULL);
+  CHECK_EQ(y[0], 1 + 3);
+  f.ints[0] = 1;
+  check_fails(&f, LAM_OP_linear, LAM_INVALID_ARGUMENT, "found 2 arguments and 2 results, expected 1");
+  f.f.args.size = f.ints[0] = 6;
+  check_fails(&f, LAM_OP_linear, LAM_INVALID_ARGUMENT, "given: found 6, the row has 5 inputs");
+}
+
 TEST(xla, does_nothing_before_the_execute_stage) {
   frame f;
   linear(&f);

@@ -45,7 +45,8 @@ def call(row, inputs, attrs, group=None, token=None, dtypes=None, skip=()):
         for t, shape, turn in zip(row.outputs, shapes, turned)
     ]
     extra = row.communicates and not rows.own_token(row)
-    arguments = [empty() if x is None else x for x in tensors]
+    n_given = max(i + 1 for i, x in enumerate(tensors) if x is not None)
+    arguments = [empty() if x is None else x for x in tensors[:n_given]]
     if extra:
         results.append(jax.ShapeDtypeStruct((1,), jnp.float32))
         arguments.append(zero() if token is None else token)
@@ -53,7 +54,7 @@ def call(row, inputs, attrs, group=None, token=None, dtypes=None, skip=()):
         arguments.append(rank_of(group))
     given = {a.name: AS_NUMPY[a.type](attrs[a.name]) for a in row.attributes if a.name in attrs}
     bits = sum(1 << i for i, turn in enumerate(transposed + turned) if turn)
-    given["transposed"] = numpy.int64(bits)
+    given.update(transposed=numpy.int64(bits), given=numpy.int64(n_given))
     found = bind(row, results, given, group, attrs)(*arguments)
     outputs = {
         t.name: None if shape is None or t.name in skip else value
