@@ -10,7 +10,7 @@ from bindings.cli.bench_hosts import program
 
 MODULES = {"torch": "the same modules", "lamella": "Lamella's linear layers"}
 GOALS = {"torch": "<= 0.97", "lamella": "<= 0.60"}
-SCHEDULES = ("1f1b", "zb-h1")
+SCHEDULES = ("1f1b", "zbv")
 
 
 def hosts_train(n):
