@@ -19,6 +19,7 @@ from typing import Callable, NamedTuple
 
 from lamella import errors, library
 
+F32 = 2 | 32 << 8
 TESTED = {"torch": "2.13.0", "jax": "0.10.2"}  # what the tests run with
 CUDA_DIRS = ["/usr/local/cuda/lib64", "/usr/local/cuda/targets/x86_64-linux/lib"]
 LAUNCHERS = {  # whose variables groups are made from: (rank, size)
@@ -131,12 +132,7 @@ class DnnlVersion(ctypes.Structure):
 
 def find_dnnl():
     """The copy that Lamella uses: it opens one when it needs it, as for a packed weight's size."""
-    lam, columns = library.native(), ctypes.c_int64()
-    size = lam.lam_packed_size
-    size.argtypes = [ctypes.c_void_p, ctypes.c_uint32, *[ctypes.c_int64] * 2, ctypes.c_int32]
-    size.argtypes += [ctypes.c_void_p]
-    f32 = 2 | 32 << 8 | 1 << 16  # a DLDataType: code, bits, lanes
-    library.check(size(None, f32, 64, 64, 0, ctypes.byref(columns)))
+    library.packed_cols(F32, 64, 64)
     path = loaded("libdnnl.so")
     return describe_dnnl(ctypes.CDLL(path), path) if path else None
 

@@ -144,6 +144,7 @@ _SIGNATURES = {
     "lam_group_split": (_STATUS, [_HANDLE, ctypes.c_int32, ctypes.c_int32, _OUT]),
     "lam_group_get_info": (_STATUS, [_HANDLE, ctypes.POINTER(GroupInfo)]),
     "lam_group_handle": (ctypes.c_int64, [_HANDLE]),
+    "lam_group_use": (_STATUS, [ctypes.c_int64, ctypes.c_int32]),
     "lam_group_warmup": (_STATUS, [_HANDLE]),
     "lam_group_destroy": (None, [_HANDLE]),
 }

@@ -12,6 +12,7 @@ Leaves tensors to exchange.py, checks to the library.
 
 import ctypes
 from ctypes import POINTER, c_int64, c_uint32, c_uint64, c_void_p
+from operator import index
 
 from lamella import errors, library, rows
 from lamella.exchange import INPUT, OUTPUT, Borrowed
@@ -64,7 +65,10 @@ class Inferred(Sized):
 
 def run(name, inputs, outputs, **attributes):
     """Runs an operator; `outputs` are written in place."""
-    call, kept = _describe(name, inputs, outputs, attributes)
+    given = [None if t is None else Borrowed(t, INPUT) for t in inputs]
+    taken = [None if t is None else Borrowed(t, OUTPUT) for t in outputs]
+    call, kept = _describe(_row(name), _tensors(given), _tensors(taken), attributes)
+    call.stream = next((b.stream for b in (*given, *taken) if b and b.stream), None)
     library.check(library.native().lam_run(None, ctypes.byref(call)))
     del kept
 
@@ -72,7 +76,13 @@ def run(name, inputs, outputs, **attributes):
 def infer(name, inputs, **attributes):
     """What `run` would want as outputs: (shape, dtype: code | bits << 8) of each, None where the
     attributes leave one out."""
-    call, kept = _describe(name, inputs, (), attributes)
+    given = [None if t is None else Borrowed(t, INPUT) for t in inputs]
+    return infer_row(_row(name), _tensors(given), attributes)
+
+
+def infer_row(row, tensors, attributes):
+    """The same for DLTensors, which need no data, and a row of the table."""
+    call, kept = _describe(row, tensors, (), attributes)
     shapes = (Shape * MAX_OUTPUTS)()
     found = Inferred(n_outputs=MAX_OUTPUTS, outputs=shapes)
     library.check(library.native().lam_infer(None, ctypes.byref(call), ctypes.byref(found)))
@@ -83,26 +93,31 @@ def infer(name, inputs, **attributes):
     ]
 
 
-def _describe(name, inputs, outputs, attributes):
-    """A Call, and what must live as long as it."""
+def _row(name):
     row = rows.table().get(name)
     if row is None:
-        raise errors.NotFound("no operator is called %r" % name, 5)
-    given = [None if t is None else Borrowed(t, INPUT) for t in inputs]
-    taken = [None if t is None else Borrowed(t, OUTPUT) for t in outputs]
-    call = Call(op=row.id, n_inputs=len(given), n_outputs=len(taken))
-    call.inputs, call.outputs = _pointers(given), _pointers(taken)
+        raise errors.NotFound("no operator is called %r" % (name,), 5)
+    return row
+
+
+def _tensors(borrowed):
+    return [None if each is None else each.tensor for each in borrowed]
+
+
+def _describe(row, inputs, outputs, attributes):
+    """A Call, and what must live as long as it."""
+    call = Call(op=row.id, n_inputs=len(inputs), n_outputs=len(outputs))
+    call.inputs, call.outputs = _pointers(inputs), _pointers(outputs)
     call.attrs, kept = _attributes(row, attributes)
     call.n_attrs = len(row.attributes)
-    call.stream = next((b.stream for b in (*given, *taken) if b and b.stream), None)
-    return call, (given, taken, kept)
+    return call, (inputs, outputs, kept)
 
 
-def _pointers(borrowed):
-    found = (POINTER(Tensor) * len(borrowed))()
-    for i, each in enumerate(borrowed):
-        if each is not None:
-            found[i] = ctypes.pointer(each.tensor)
+def _pointers(tensors):
+    found = (POINTER(Tensor) * len(tensors))()
+    for i, tensor in enumerate(tensors):
+        if tensor is not None:
+            found[i] = ctypes.pointer(tensor)
     return found
 
 
@@ -132,7 +147,7 @@ def _set(attr, type, value):
         attr.type, attr.n, attr.v.ints = 3, len(value), ints
         return ints
     if type == "f":
-        attr.type, attr.v.f = 2, value
+        attr.type, attr.v.f = 2, float(value)
     else:
-        attr.type, attr.v.i = 1, value
+        attr.type, attr.v.i = 1, index(value)
     return None

@@ -11,7 +11,7 @@ import lamella
 import lamella.jax as lj
 import numpy as np
 import pytest
-from lamella import library
+from lamella import library, operators
 from lamella.jax import call, grads, native, rows
 
 SEED = int(os.environ.get("LAMELLA_TEST_SEED", np.random.SeedSequence().entropy % 2**32))
@@ -182,7 +182,7 @@ def watched():
     seen, kept = {}, []
 
     def watch(name):
-        own = getattr(native.libraries()[1], "lam_xla_" + name)
+        own = getattr(native.adapter(), "lam_xla_" + name)
         own.restype, own.argtypes = ctypes.c_void_p, [ctypes.POINTER(Frame)]
 
         def handler(frame):
@@ -280,14 +280,10 @@ def test_every_row_with_a_backward_of_its_own_is_in_the_table_of_gradients():
 
 
 def test_packed_weights_pass_through(draw):
-    cols = ctypes.c_int64()
-    size = library.native().lam_packed_size
-    size.argtypes = [ctypes.c_void_p, native.DataType, *[ctypes.c_int64] * 2, ctypes.c_int32]
-    size.argtypes += [ctypes.POINTER(ctypes.c_int64)]
-    library.check(size(None, native.data_type("float32"), 8, 16, 0, ctypes.byref(cols)))
+    cols = library.packed_cols(native.dtype_number("float32"), 8, 16)
     x, w = draw(3, 16), draw(16, 8)
-    packed = jax.jit(lambda w: lj.pack_weight(w, cols=cols.value))(w)
-    assert packed.dtype == jnp.uint8 and packed.shape == (8, cols.value)
+    packed = jax.jit(lambda w: lj.pack_weight(w, cols=cols))(w)
+    assert packed.dtype == jnp.uint8 and packed.shape == (8, cols)
     close(jax.jit(lj.linear)(x, packed), x @ w)
 
 
@@ -295,6 +291,14 @@ def test_a_program_for_cuda_calls_the_same_target(draw):
     """Compiled only: there is no CUDA here. The handlers' own logic is frame_test's."""
     traced = jax.jit(lj.linear).trace(draw(3, 5), draw(5, 4))
     assert "custom_call @lamella_linear(" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_calls_without_jax_are_as_they_were():
+    """Functions of the library are the whole process's: no host redefines them."""
+    x, w = np.ones((2, 3), "f"), np.ones((4, 3), "f")
+    f32 = native.dtype_number("float32")
+    assert operators.infer("linear", [x, w]) == [((2, 4), f32), None]
+    assert library.packed_cols(f32, 4, 3) > 0
 
 
 # -- refusals --

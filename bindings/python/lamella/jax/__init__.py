@@ -38,7 +38,7 @@ _HIDDEN = ("group", "acc")
 
 def _register():
     """Every row as an FFI target. JAX's backends are not touched: jax.distributed comes first."""
-    _, adapter = _native.libraries()
+    adapter = _native.adapter()
     for prefix, platform in (("lam_xla_", "cpu"), ("lam_xla_cuda_", "CUDA")):
         for name in _rows.table():
             handler = jax.ffi.pycapsule(getattr(adapter, prefix + name))

@@ -5,7 +5,7 @@ constants, and values made on the way. Returned from a jitted function, all of t
 written again, the parameters once for each micro-batch in flight. Only the last kind is; where
 the others come from is part of the tree's structure, and so is compiled in.
 Invariant: rebuilt from the same arguments, a vjp is the one that was taken apart.
-Leaves what is differentiated to stage.py.
+Leaves what is differentiated to pipeline.py.
 """
 
 from dataclasses import dataclass

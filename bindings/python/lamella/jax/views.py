@@ -10,7 +10,7 @@ import ctypes
 import jax
 import numpy
 
-from lamella import errors
+from lamella import errors, library
 from lamella.jax import native
 
 CPU = 1, 0  # DLPack's device type and number
@@ -29,10 +29,10 @@ class Managed(ctypes.Structure):
     of its own, and after Python has gone."""
 
     _fields_ = [
-        ("tensor", native.Tensor),
+        ("tensor", library.Tensor),
         ("owner", ctypes.c_void_p),
         ("deleter", ctypes.c_void_p),
-        ("dims", ctypes.c_int64 * native.MAX_DIMS),
+        ("dims", ctypes.c_int64 * library.MAX_DIMS),
     ]
 
 
@@ -47,8 +47,8 @@ class Lender:
         managed, shape, dtype = Managed.from_address(at), self.view.shape, self.view.dtype
         managed.dims[: len(shape)] = shape
         dims = ctypes.cast(at + Managed.dims.offset, ctypes.POINTER(ctypes.c_int64))
-        kind = native.DataType(dtype & 0xFF, dtype >> 8, 1)
-        managed.tensor = native.Tensor(self.view.data, *CPU, len(shape), kind, dims, None, 0)
+        kind = library.Dtype(dtype & 0xFF, dtype >> 8, 1)
+        managed.tensor = library.Tensor(self.view.data, *CPU, len(shape), kind, dims, None, 0)
         managed.owner, managed.deleter = None, ctypes.cast(_libc.free, ctypes.c_void_p)
         return _capsule(at, _NAME, None)
 
