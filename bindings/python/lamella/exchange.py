@@ -10,7 +10,7 @@ Leaves all other checks to the library.
 
 import ctypes
 import functools
-from ctypes import POINTER, PYFUNCTYPE, c_int32, c_uint32, c_void_p
+from ctypes import POINTER, PYFUNCTYPE, c_char_p, c_int32, c_uint32, c_void_p, py_object
 
 from lamella import errors, library
 from lamella.library import Tensor
@@ -18,7 +18,7 @@ from lamella.library import Tensor
 CPU, INPUT, OUTPUT = 1, 0, 1
 INVALID_ARGUMENT = 3
 MAJOR = 1  # DLPack's, whose structs these are
-FROM_OBJECT = PYFUNCTYPE(c_int32, ctypes.py_object, POINTER(Tensor))
+FROM_OBJECT = PYFUNCTYPE(c_int32, py_object, POINTER(Tensor))
 STREAM = PYFUNCTYPE(c_int32, c_int32, c_int32, POINTER(c_void_p))
 
 
@@ -36,10 +36,11 @@ Table._fields_ = [
     ("tensor_from_object", c_void_p),  # may be NULL
     ("current_stream", c_void_p),
 ]
-_capsule_name = ctypes.pythonapi.PyCapsule_GetName
-_capsule_name.restype, _capsule_name.argtypes = ctypes.c_char_p, [ctypes.py_object]
-_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-_capsule_pointer.restype, _capsule_pointer.argtypes = c_void_p, [ctypes.py_object, ctypes.c_char_p]
+# Prototypes of our own: ctypes.pythonapi's attributes belong to the whole process.
+_capsule_name = PYFUNCTYPE(c_char_p, py_object)(("PyCapsule_GetName", ctypes.pythonapi))
+_capsule_pointer = PYFUNCTYPE(c_void_p, py_object, c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
 
 
 class Borrowed:
@@ -58,6 +59,8 @@ class Borrowed:
                 self.stream = stream_of(functions[1], self.tensor)
         elif hasattr(thing, "__dlpack__"):
             self._owner = capsule_of(thing)  # its destructor gives the tensor back
+            if role == OUTPUT:
+                refuse_fixed(thing, self._owner)
             self.tensor = view_of(self._owner, role)
         else:
             raise errors.InvalidArgument(
@@ -91,6 +94,22 @@ def capsule_of(thing):
         return thing.__dlpack__(max_version=(MAJOR, 0))
     except TypeError:  # from before versions
         return thing.__dlpack__()
+
+
+def refuse_fixed(thing, capsule):
+    """A capsule from before versions cannot say that its memory may only be read, as JAX's; the
+    buffer of the same memory can."""
+    if _capsule_name(capsule) != b"dltensor":
+        return
+    try:
+        fixed = memoryview(thing).readonly
+    except (TypeError, ValueError, BufferError):
+        fixed = True
+    if fixed:
+        raise errors.InvalidArgument(
+            "output: nothing says that this %s may be written" % type(thing).__name__,
+            INVALID_ARGUMENT,
+        )
 
 
 def view_of(capsule, role):

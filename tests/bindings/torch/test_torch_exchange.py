@@ -50,9 +50,8 @@ def with_table(*tables):
     """A type whose exchange table is the first of these, each pointing to the next."""
     for table, older in zip(tables, tables[1:]):
         table.previous = ctypes.pointer(older)
-    new = ctypes.pythonapi.PyCapsule_New
-    new.restype = ctypes.py_object
-    new.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    kind = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    new = kind(("PyCapsule_New", ctypes.pythonapi))
     capsule = new(ctypes.addressof(tables[0]), b"dlpack_exchange_api", None)
     return type("Kind", (), dict(__dlpack_c_exchange_api__=capsule, keep=tables))
 
@@ -82,6 +81,15 @@ def test_jaxs_arrays_are_read():
     y = numpy.empty((2, 4), "f")
     operators.run("linear", [x, w], [y])
     assert (y == 6).all()
+    fixed = jax.numpy.zeros((2, 4))
+    with pytest.raises(errors.InvalidArgument, match="nothing says that this .* may be written"):
+        operators.run("linear", [x, w], [fixed])
+    assert not fixed.any()
+
+
+def test_pythons_own_functions_are_left_as_they_were():
+    assert ctypes.pythonapi.PyCapsule_GetName.argtypes is None
+    assert ctypes.pythonapi.PyCapsule_GetPointer.argtypes is None
 
 
 def test_a_gradient_is_added_to_where_it_lies():
