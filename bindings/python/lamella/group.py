@@ -12,6 +12,7 @@ import weakref
 
 from lamella import errors, interrupt, library
 
+ID_BYTES = ctypes.sizeof(library.GroupId)
 places: dict[int, tuple[int, int]] = {0: (0, 1)}  # handle -> (rank, size); 0 = alone
 
 
@@ -70,7 +71,7 @@ class Group:
         """Returns when all `size` ranks have come. Deadlines of 0 are the library's: 30 s, and
         10 min for the first operation."""
         desc = _desc(rank, size, deadline_ms, first_deadline_ms)
-        ctypes.memmove(desc.id.bytes, bytes(id), 128)
+        desc.id.bytes[:] = _checked(id)
         return cls._open("lam_group_create", interrupt.context(), ctypes.byref(desc))
 
     @classmethod
@@ -123,6 +124,16 @@ def grid(world, tp, pp):
     replica, place = divmod(world.rank, tp * pp)
     tensor = world.split(world.rank // tp, world.rank)
     return tensor, world.split(replica * tp + place % tp, world.rank)
+
+
+def _checked(id):
+    """An id's bytes; what has another length was cut off, or is none."""
+    if not isinstance(id, (bytes, bytearray)) or len(id) != ID_BYTES:
+        found = "%d bytes" % len(id) if hasattr(id, "__len__") else type(id).__name__
+        raise errors.InvalidArgument(
+            "id: found %s, expected the %d bytes that new_id gives" % (found, ID_BYTES), 3
+        )
+    return id
 
 
 def _desc(rank, size, deadline_ms, first_deadline_ms):

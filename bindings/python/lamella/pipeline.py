@@ -263,13 +263,11 @@ class Pipeline:
             where += ", micro-batch %d" % io.micro
         if hasattr(error, "add_note"):
             error.add_note("in " + where)
-        status = getattr(error, "status", 0) or INTERNAL
-        if isinstance(error, KeyboardInterrupt):
-            status = INTERRUPTED
+        self._raised, status = error, _status(error)
         if self.group:
-            said = "rank %d, %s: %s: %s" % (self.group.rank, where, type(error).__name__, error)
-            native().lam_group_poison(self.group._pointer, status, said.encode())
-        self._raised = error
+            kind, text = type(error).__name__, _text(error)
+            said = "rank %d, %s: %s: %s" % (self.group.rank, where, kind, text)
+            native().lam_group_poison(self.group._pointer, status, said.encode(errors="replace"))
         return status
 
     def run(self, step: int = 0) -> float:
@@ -335,6 +333,21 @@ class Pipeline:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _status(error):
+    """The lam_status of an exception; others than ours may have a `status` that means another."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return isinstance(error, errors.Error) and error.status or INTERNAL
+
+
+def _text(error):
+    """What an exception says; one that cannot is a failure all the same."""
+    try:
+        return str(error)
+    except Exception:
+        return "(its text cannot be had)"
 
 
 def dtype_code(dtype):

@@ -216,6 +216,38 @@ def test_a_failure_without_a_group_ends_one_step_only():
         assert abs(pipeline.run() - loss) < 1e-4 * loss
 
 
+class Odd(Exception):
+    """Another package's, whose status is none of ours."""
+
+    def __init__(self, status):
+        self.status = status
+
+    def __str__(self):
+        return "\ud800" if self.status == 503 else 1 / 0
+
+
+@pytest.mark.parametrize("status", [503, "gone"])
+def test_any_exception_of_a_stage_is_a_failure_of_the_step(status):
+    odd, plan = Odd(status), Schedule.build("1f1b", 2, 2)
+    ws, xs, *_ = problem(2, 2)
+
+    def run(group):
+        layers = layers_of(plan, group.rank, ws, xs)
+        if group.rank == 0:
+
+            def fail(io):
+                raise odd
+
+            layers[0].forward = fail
+        with Pipeline(plan, layers, edges(plan), group=group) as pipeline:
+            pipeline.run()
+
+    first, second = run_ranks(2, run)
+    assert first is odd
+    assert isinstance(second, errors.Error) and second.status in (13, 9 | 5 << 8), second
+    assert "Odd: " in str(second)
+
+
 def test_an_interrupt_in_a_stage_comes_back():
     class Interrupted(Stage):
         def forward(self, io):
@@ -346,6 +378,12 @@ def test_a_shape_of_other_rank_or_too_large_is_refused():
 
 
 # -- groups --
+
+
+@pytest.mark.parametrize("id", [b"", b"cut off", bytes(129), "x" * 128, 128, None])
+def test_an_id_that_is_none_is_refused(id):
+    with pytest.raises(errors.InvalidArgument, match="expected the 128 bytes"):
+        group.Group.create(id, 0, 1)
 
 
 def test_a_grid_has_tensor_groups_of_adjacent_ranks():
