@@ -78,6 +78,21 @@ def test_a_pipeline_for_forwards_alone_keeps_nothing(draw):
     assert not stages[0]._flights and stages[0].gradients is None
 
 
+def test_stages_are_trained_in_one_pipeline_and_tried_in_another(draw):
+    params = {"w": draw(5, 4), "b": draw(4)}, {"w": draw(4, 3)}
+    stages = stages_of(params, draw(2, 6, 5), draw(2, 6, 3), False)
+    plan, edges = Schedule.parse(WHOLE), [[((6, 4), "f32")]]
+    with lj.Pipeline(plan, stages, edges) as training:
+        with lj.Pipeline(plan, stages, edges, forward_only=True) as trying:
+            want = training.run(0)
+            wanted = [stages[i].take_gradients() for i in range(2)]
+            for step in range(2):
+                close(trying.run(step), want)
+                assert not stages[0]._flights
+                close(training.run(step), want)
+                close([stages[i].take_gradients() for i in range(2)], wanted)
+
+
 # -- memory --
 
 
@@ -213,6 +228,29 @@ def test_what_a_stage_raises_comes_out_of_run(draw):
     with lj.Pipeline(Schedule.parse("0F0 0B0"), {0: stage}, []) as pipeline:
         with pytest.raises(KeyError, match="mine"):
             pipeline.run()
+
+
+@pytest.mark.parametrize("schedule, split", [(WHOLE, False), (IN_TWO, True)])
+def test_a_failed_step_leaves_nothing_for_the_next(draw, schedule, split):
+    params = {"w": draw(5, 4), "b": draw(4)}, {"w": draw(4, 3)}
+    stages = stages_of(params, draw(2, 6, 5), draw(2, 6, 3), split)
+    feed = stages[1].feed
+
+    def fails_late(step, micro):
+        if step == 1 and micro == 1:
+            raise KeyError("mine")
+        return feed(step, micro)
+
+    stages[1].feed = fails_late
+    edges = [[((6, 4), "f32")]]
+    with lj.Pipeline(Schedule.parse(schedule), stages, edges, any_order=split) as pipeline:
+        want = pipeline.run(0)
+        wanted = [stages[i].take_gradients() for i in range(2)]
+        with pytest.raises(KeyError, match="mine"):
+            pipeline.run(1)
+        assert not any(stage._flights or stage._late for stage in stages.values())
+        close(pipeline.run(2), want)
+        close([stages[i].take_gradients() for i in range(2)], wanted)
 
 
 def test_a_result_of_another_shape_than_its_edges_names_the_stage(draw):

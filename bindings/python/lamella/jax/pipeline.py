@@ -74,6 +74,13 @@ class PipelineStage(pipeline.Stage):
         found, self.gradients = self._sums(), None
         return found
 
+    def forget(self):
+        """Drops what a step left that did not end."""
+        self._flights.clear()
+        self._late.clear()
+        if not self.forward_only:
+            self.gradients = None
+
     def _sums(self):
         if self.gradients is not None:
             return self.gradients
@@ -194,10 +201,20 @@ class Pipeline(pipeline.Pipeline):
         forward_only: bool = False,
         **others: Any,
     ) -> None:
-        for stage in stages.values():
-            stage.forward_only = forward_only
+        self._forward_only = forward_only
         edges = [[_capacity(tensor) for tensor in edge] for edge in edges]
         super().__init__(schedule, stages, edges, forward_only=forward_only, **others)
+
+    def run(self, step: int = 0) -> float:
+        own = [stage for stage in self.stages.values() if isinstance(stage, PipelineStage)]
+        for stage in own:  # which other pipelines may have too
+            stage.forward_only = self._forward_only
+        try:
+            return super().run(step)
+        except BaseException:
+            for stage in own:
+                stage.forget()
+            raise
 
 
 def _capacity(tensor):
