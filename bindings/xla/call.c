@@ -5,8 +5,8 @@
  * unless it has one among its inputs, and where one process holds several ranks, then this rank
  * (s32 [1]). Results are the row's outputs, then that token. An optional tensor of shape [0] is
  * absent; so are the last inputs where the attribute `given` says that there are fewer: each buffer
- * costs XLA some 50 ns a call. The attribute `transposed` is a bitmask over inputs, then outputs: that buffer is [K, N]
- * where the row speaks of [N, K].
+ * costs XLA some 50 ns a call. The attribute `transposed` is a bitmask over inputs, then outputs:
+ * that buffer is [K, N] where the row speaks of [N, K].
  * On CUDA the work goes onto XLA's stream, the device is the one that holds the first buffer.
  * Invariant: nothing is copied or allocated; whatever is wrong becomes an XLA error with Lamella's
  * own message.
