@@ -63,21 +63,48 @@ def shared_names(model):
     return {name: several for several in names.values() if len(several) > 1 for name in several}
 
 
+# Inside of a backward, forwards are those that a checkpoint runs again. Private, so maybe not there.
+backward_at_hand = getattr(torch._C, "_current_graph_task_id", lambda: -1)
+
+
 class SharedDropout(torch.nn.Dropout):
-    """Dropout of what every rank holds whole: from one seed, so all draw the same mask."""
+    """Dropout of what every rank holds whole: the n-th forward's mask is made of `seed` and n, so
+    all ranks draw the same one.
+
+    torch.utils.checkpoint runs a forward again, with torch's random numbers set back: a number
+    drawn from those at each forward is the ticket by which its n is found again.
+    """
+
+    REMEMBERED = 4096  # forwards whose backward may still be to come
 
     def __init__(self, p, seed):
         super().__init__(p)
-        self.seed, self.generator = seed, None
+        self.seed, self.count, self.tickets = seed, 0, {}
 
     def forward(self, x):
         if not self.training or self.p == 0:
             return x
-        if self.generator is None or self.generator.device != x.device:
-            self.generator = torch.Generator(x.device).manual_seed(self.seed)
+        seed = zlib.crc32(b"%d %d" % (self.seed, self.number()))  # torch looks at 32 bits
+        generator = torch.Generator(x.device).manual_seed(seed)
         keep = torch.empty_like(x, requires_grad=False)
-        keep.bernoulli_(1 - self.p, generator=self.generator)
+        keep.bernoulli_(1 - self.p, generator=generator)
         return x * keep / (1 - self.p) if self.p < 1 else x * 0
+
+    def number(self):
+        """How many forwards there were before this one, or before it ran for the first time."""
+        ticket = int(torch.randint(2**62, ()))
+        if backward_at_hand() != -1:
+            try:
+                return self.tickets[ticket]
+            except KeyError:
+                raise errors.FailedPrecondition(
+                    "dropout: a forward inside of a backward, which no forward before it began "
+                    "like: torch.utils.checkpoint needs preserve_rng_state=True"
+                ) from None
+        self.tickets[ticket], self.count = self.count, self.count + 1
+        if len(self.tickets) > self.REMEMBERED:
+            del self.tickets[next(iter(self.tickets))]
+        return self.count - 1
 
 
 class Splitter:
