@@ -186,6 +186,26 @@ def test_attention_is_called_as_torchs_own(call, kind, batch_first):
             close(found_weights.detach(), weights.detach())
 
 
+def test_gradients_of_cross_attention_are_added_up():
+    seed()
+    unsplit = torch.nn.MultiheadAttention(20, 5, batch_first=True)
+    x, memory = torch.randn(2, 6, 20), torch.randn(2, 4, 20)
+
+    def rank(group):
+        mine = ParallelAttention(20, 5, batch_first=True, group=group)
+        mine.load_state_dict(unsplit.state_dict())
+        (mine(x, memory, memory)[0] ** 2).sum().backward()
+        expected = {name: p.grad for name, p in mine.named_parameters()}
+        mine.zero_grad()
+        lamella.torch.accumulate_grads(mine)
+        (mine(x, memory, memory)[0] ** 2).sum().backward()
+        for name, parameter in mine.named_parameters():
+            assert parameter.grad is None, name
+            close(parameter.main_grad, expected[name])
+
+    run_ranks(2, rank)
+
+
 def test_what_attention_does_not_keep_is_refused():
     class Odd(Encoder):
         def __init__(self):

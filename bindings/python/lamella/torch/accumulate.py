@@ -13,7 +13,7 @@ import torch
 from lamella import errors, operators
 from lamella.torch import dtypes
 
-MARK = "_lamella_accumulates_into"
+MARK = "_lamella_accumulates_into"  # (owner or None = itself, attribute's name, view or None)
 in_use = False  # no call pays for looking while nobody accumulates
 
 
@@ -22,7 +22,8 @@ def accumulate_grads(module, name="main_grad"):
     of each parameter, an f32 tensor, made here as zeros where there is none. .grad stays None.
 
     Any f32 tensor of the parameter's shape may be put there, such as a part of one buffer. Outside
-    of torch.compile only. Gives the parameters."""
+    of torch.compile only. A copy of the module, or one that was loaded, has ordinary gradients
+    until this is called on it. Gives the parameters."""
     from lamella.torch.modules import Split
 
     global in_use
@@ -32,7 +33,7 @@ def accumulate_grads(module, name="main_grad"):
         if isinstance(split, Split):
             found += [p for p in split.parameters(recurse=False) if p.requires_grad]
     for parameter in found:
-        setattr(parameter, MARK, (parameter, name, False))
+        setattr(parameter, MARK, (None, name, None))  # no cycle: None is itself
         if getattr(parameter, name, None) is None:
             setattr(parameter, name, torch.zeros_like(parameter, dtype=torch.float32))
     return found
@@ -44,24 +45,28 @@ def refuse_compiling(parameter):
         raise errors.Unimplemented("accumulate_grads: not inside of torch.compile")
 
 
-def transposed(parameter):
-    """parameter.t(), whose gradient goes where the parameter's does."""
-    view = parameter.t()
+def seen(parameter, view):
+    """view(parameter), whose gradient goes to the same view of where the parameter's does."""
+    found = view(parameter)
     if in_use and hasattr(parameter, MARK):
-        owner, name, _ = getattr(parameter, MARK)
-        setattr(view, MARK, (owner, name, True))
-    return view
+        setattr(found, MARK, (parameter, getattr(parameter, MARK)[1], view))
+    return found
 
 
 def marks(named):
-    """{name: mark} of the tensors in {name: tensor} whose gradients are added up."""
-    found = {name: getattr(t, MARK, None) for name, t in named if t is not None}
-    return {name: mark for name, mark in found.items() if mark}
+    """{name: mark} of the tensors in {name: tensor} whose gradients are added up, with owners."""
+    found = {}
+    for tensor_name, t in named:
+        mark = getattr(t, MARK, None)
+        if mark:
+            owner, name, view = mark
+            found[tensor_name] = t if owner is None else owner, name, view
+    return found
 
 
 def target(mark):
     """The tensor that a mark's gradient is added to."""
-    owner, name, turned = mark
+    owner, name, view = mark
     into = getattr(owner, name)
     if into.shape != owner.shape:
         raise errors.InvalidArgument(
@@ -69,7 +74,7 @@ def target(mark):
             % (name, list(into.shape), list(owner.shape)),
             operators.INVALID_ARGUMENT,
         )
-    return into.t() if turned else into
+    return view(into) if view else into
 
 
 def run(row, inputs, results, marks, needs, **attributes):

@@ -5,10 +5,12 @@ Leaves softmax and its masks to torch.
 """
 
 import math
+from functools import partial
 
 import torch
 from torch.nn import functional
 
+from lamella.torch import accumulate
 from lamella.torch.modules import Cut, Split
 
 ops = torch.ops.lamella
@@ -83,8 +85,11 @@ class ParallelAttention(Split):
         """This rank's queries, keys and values, [..., E/p] each."""
         if query is key and key is value:
             return self.linear(query, self.in_weight, self.in_bias).chunk(3, -1)
-        weights = self.in_weight.chunk(3)
-        biases = [None] * 3 if self.in_bias is None else self.in_bias.chunk(3)
+        thirds = [partial(third, i) for i in range(3)]
+        weights = [accumulate.seen(self.in_weight, view) for view in thirds]
+        biases = [None] * 3
+        if self.in_bias is not None:
+            biases = [accumulate.seen(self.in_bias, view) for view in thirds]
         return [self.linear(*one) for one in zip((query, key, value), weights, biases)]
 
     def linear(self, x, weight, bias):
@@ -122,6 +127,11 @@ class ParallelAttention(Split):
         weights = functional.dropout(weights, self.dropout, self.training)
         mean = ops.reduce_from_group(weights.sum(1), group=self.group) / self.num_heads
         return weights @ v, mean
+
+
+def third(i, t):
+    """Queries', keys' or values' part of a fused parameter."""
+    return t.chunk(3)[i]
 
 
 def added(mask, dtype):
