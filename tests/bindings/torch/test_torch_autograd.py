@@ -1,8 +1,12 @@
 """The kernel that stands for operators under torch's Autograd key: who goes straight to the device,
 who does not, and what a gradient that nobody asked for does."""
 
+import copy
+import gc
+import pickle
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -53,6 +57,38 @@ def test_what_has_no_gradient_says_so():
     assert not dx.requires_grad
     with pytest.raises(RuntimeError, match="does not require grad"):
         dx.sum().backward()
+
+
+def test_a_gradient_of_a_gradient_is_refused_or_right():
+    x, w = pair()
+    x.requires_grad_()
+    y, _ = ops.linear(x, w)
+    with pytest.raises(lamella.Error, match="linear: .*create_graph"):
+        torch.autograd.grad(y.sum(), x, create_graph=True)
+    torch.autograd.grad(ops.linear(x, w)[0].sum(), x)
+    (dx,) = torch.autograd.grad((ops.all_reduce(x) ** 2).sum(), x, create_graph=True)
+    (of_dx,) = torch.autograd.grad(dx.sum(), x)
+    assert torch.equal(of_dx, torch.full_like(x, 2))
+
+
+def test_a_weight_that_accumulates_is_freed_copied_and_saved():
+    split = lamella.torch.ColumnParallelLinear(4, 3)
+    lamella.torch.accumulate_grads(split)
+    loaded = pickle.loads(pickle.dumps(split))
+    assert torch.equal(loaded.weight, split.weight)
+    for other in (copy.deepcopy(split), loaded):
+        lamella.torch.accumulate_grads(other)
+        other(torch.ones(2, 4)).sum().backward()
+        assert other.weight.grad is None
+        assert torch.equal(other.weight.main_grad, torch.full((3, 4), 2.0))
+    assert not split.weight.main_grad.any()
+    alive = weakref.ref(split.weight)
+    gc.disable()
+    try:
+        del split
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 class Undefined(torch.autograd.Function):

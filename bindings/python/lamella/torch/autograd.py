@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import _C
 
+from lamella import errors
 from lamella.torch import accumulate
 
 NEEDED = ("_AutoDispatchBelowAutograd", "_after_autograd_keyset", "_any_requires_grad")
@@ -25,7 +26,7 @@ library = torch.library.Library("lamella", "IMPL")
 def install(row, operator, entry, run):
     """Gives `operator` a gradient: `entry` says what is saved, run(ctx, grads, needs) is
     {input: gradient} of the inputs that `needs` names."""
-    save, gradients = saver(row, entry), gradients_of(row, run)
+    save, gradients = saver(row, entry), gradients_of(row, entry, run)
     if HAS_KEYS and hasattr(operator, "_handle"):
         kernel = kernel_of(operator, function_of(row, save, gradients))
         library.impl(row.name, kernel, "Autograd", with_keyset=True)
@@ -110,10 +111,15 @@ def saver(row, entry):
     return save
 
 
-def gradients_of(row, run):
-    """A gradient, or None, for each argument of the row."""
+def gradients_of(row, entry, run):
+    """A gradient, or None, for each argument of the row. Of rows that save nothing, which are
+    linear, it has a gradient itself."""
 
     def gradients(ctx, grads, needs_grad):
+        if entry.saves and torch.is_grad_enabled():
+            raise errors.Unimplemented(
+                "%s: its gradient has no gradient: not with create_graph=True" % row.name
+            )
         wanted = [name for name, need in zip(row.arguments, needs_grad) if need]
         nodes = [node for node, _ in ctx.next_functions if node is not None]  # of those, in order
         needs = {name for name, node in zip(wanted, nodes) if is_used(node)}
