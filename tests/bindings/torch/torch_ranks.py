@@ -471,6 +471,13 @@ def packed_weights(group):
         changed = module(x)
         with torch.no_grad():
             check((module(x), changed.detach().double()))
+            for weight in module.parameters():
+                weight.data.mul_(2)  # which torch does not note
+            module.eval()
+            check((compiled(x), module.unpack()(x).double()))
+        with torch.inference_mode():
+            made = lamella.torch.RowParallelLinear(K, N, group=group, input_is_parallel=False)
+            check((made.pack()(x), made.unpack()(x).double()))
 
 
 class EveryLayer(torch.nn.Module):

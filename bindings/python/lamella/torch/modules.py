@@ -69,16 +69,25 @@ class Split(torch.nn.Module):
     def pack(self):
         """Packs the weights for inference: where gradients are off, products are with the packed
         copies, which take as much memory again. They follow their weights; the state dict has only
-        those."""
-        self.packing = Packing()
+        those. Changes that torch does not note, through .data, and all of them under
+        torch.compile, are seen after the next `pack` or `eval`; `unpack` ends it."""
+        self.packing = self.packing or Packing()
         for name in self.weights:
-            self.packing.of(name, self.plain(name))
+            self.packing.renew(name, self.plain(name))
         return self
+
+    def unpack(self):
+        self.packing = None
+        return self
+
+    def train(self, mode=True):
+        super().train(mode)
+        return self.pack() if self.packing and not mode else self
 
     def plain(self, name):
         """A weight as [out, in]."""
         weight = getattr(self, name)
-        return accumulate.transposed(weight) if self.transposed else weight
+        return accumulate.seen(weight, torch.t) if self.transposed else weight
 
     def operand(self, name, x, seq=0):
         """A weight as the product with x takes it: packed, where it was, no gradient is needed and x

@@ -2,7 +2,8 @@
 
 A packed weight is a uint8 tensor that operators take in the weight's place; it has no gradient, and
 another kind of machine refuses it. Modules keep both: the packed copy is used where gradients are
-off, and made again when its weight has changed.
+off, and made again when its weight has changed. Torch does not note changes through .data, nor
+does compiled code look: for those, `renew` writes into the copies that are there.
 Invariant: what a module computes and saves is its parameters', packed or not.
 Leaves the layout to the library.
 """
@@ -32,10 +33,22 @@ class Packing:
         self.copies = {}
 
     def of(self, name, w):
-        """The packed copy of w as it is now; what was compiled keeps the one it saw then."""
+        """The packed copy of w as it is now; what was compiled has the one of the last `renew`."""
         if torch.compiler.is_compiling():
             return self.copies[name].tensor
-        now = (w._version, w.data_ptr(), w.dtype)
+        now = state(w)
         if name not in self.copies or self.copies[name].made_from != now:
-            self.copies[name] = Copy(pack_weight(w), now)
+            self.renew(name, w)
         return self.copies[name].tensor
+
+    def renew(self, name, w):
+        """Packs w again, in place where there is a copy of this size."""
+        tensor, copy = pack_weight(w), self.copies.get(name)
+        if copy and copy.tensor.shape == tensor.shape and copy.tensor.device == tensor.device:
+            tensor = copy.tensor.copy_(tensor)
+        self.copies[name] = Copy(tensor, state(w))
+
+
+def state(w):
+    """What is another once torch has changed w; a tensor of inference mode has no version."""
+    return None if w.is_inference() else w._version, w.data_ptr(), w.dtype
