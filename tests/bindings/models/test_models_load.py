@@ -5,9 +5,11 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
@@ -116,6 +118,35 @@ def test_a_buffer_that_nothing_can_make_is_named():
             lamella.torch.load(split(empty("llama"), group, family=family), state)
 
     run_ranks(2, rank)
+
+
+@pytest.mark.parametrize("tp, pp", [(2, 1), (1, 2), (2, 2)])
+def test_a_saved_model_is_there_for_the_first_rank_that_returns(tmp_path, monkeypatch, tp, pp):
+    """Over an older one of more parts, and though a file takes as long as it may."""
+    model, other, looked = unsplit("llama"), unsplit("llama"), threading.Event()
+
+    def older(group):
+        lamella.torch.save(split(other, group, tp=1, pp=3), tmp_path)
+
+    run_ranks(3, older)
+    write = safetensors.torch.save_file
+
+    def write_late(*arguments, **more):
+        looked.wait(0.3)  # returns at once where a rank came back too early
+        write(*arguments, **more)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", write_late)
+
+    def rank(group):
+        lamella.torch.save(split(model, group, tp=tp, pp=pp), tmp_path)
+        files, state = Files(tmp_path), model.state_dict()
+        looked.set()
+        assert set(state) - set(files.names()) <= {"lm_head.weight"}
+        for name in files.names():
+            assert torch.equal(files.read(name, 0, 0, len(state[name])), state[name])
+
+    run_ranks(tp * pp, rank)
+    assert not list(tmp_path.glob("*.new"))
 
 
 def test_a_folder_without_a_checkpoint_and_an_unsplit_model_are_refused(tmp_path):

@@ -9,6 +9,7 @@ Leaves which pieces a rank holds to the split modules (Split.sources).
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from lamella.torch.modules import Split, whole_state_dict
 
 ops = torch.ops.lamella
 INDEX = "model.safetensors.index.json"
+NEW = ".new"  # after the name of a file that is not whole yet
 
 
 class Tensors:
@@ -78,7 +80,7 @@ class Files:
         return self.where[name].get_slice(name)[(slice(None),) * dim + (slice(begin, end),)]
 
 
-def load(model, source, rename=None, device="cpu") -> None:
+def load(model, source, rename=None, device="cpu") -> list[str]:
     """Gives each parameter of a parallelized model its part of the unsplit one's, and each buffer;
     those on the meta device are made on `device`. Gives the names in `source` that the model does
     not have.
@@ -198,8 +200,8 @@ def placement_of(model):
 
 def save(model: torch.nn.Module, folder) -> None:
     """Writes the unsplit model as safetensors: a file for each rank of the pipeline, and an index.
-    A rank holds its own stages unsplit meanwhile. The folder is one that all ranks see.
-    Collective."""
+    A rank holds its own stages unsplit meanwhile. The folder is one that all ranks see; what it had
+    before is replaced once all is written, and there on every rank's return. Collective."""
     from safetensors.torch import save_file
 
     here, folder = placement_of(model), Path(folder)
@@ -213,11 +215,20 @@ def save(model: torch.nn.Module, folder) -> None:
     state = {name: t.contiguous() for name, t in state.items() if name == first[name]}
     writes = not (here.tensor and here.tensor.rank)
     if writes:
-        save_file(state, str(folder / files[rank]), metadata={"format": "pt"})
-    if here.pipeline:
-        ops.all_reduce(torch.zeros(1), group=here.pipeline.handle)  # all files are there
-    if writes and rank == 0:
-        write_index(folder, files)
+        save_file(state, str(folder / (files[rank] + NEW)), metadata={"format": "pt"})
+        finish(here.pipeline)
+        os.replace(folder / (files[rank] + NEW), folder / files[rank])
+        finish(here.pipeline)
+        if rank == 0:
+            write_index(folder, files)
+        finish(here.pipeline)
+    finish(here.tensor)
+
+
+def finish(group):
+    """Returns when every rank of the group has come here."""
+    if group:
+        ops.all_reduce(torch.zeros(1), group=group.handle)
 
 
 def write_index(folder, files):
@@ -225,4 +236,5 @@ def write_index(folder, files):
     for file in files:
         where.update(dict.fromkeys(Files(folder / file).names(), file))
     text = json.dumps({"metadata": {}, "weight_map": where}, indent=1, sort_keys=True)
-    (folder / INDEX).write_text(text + "\n")
+    (folder / (INDEX + NEW)).write_text(text + "\n")
+    os.replace(folder / (INDEX + NEW), folder / INDEX)
