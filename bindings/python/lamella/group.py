@@ -45,6 +45,15 @@ class Group:
         self.handle = library.native().lam_group_handle(pointer)
         places[self.handle] = (self.rank, self.size)
 
+    def __deepcopy__(self, memo):
+        return self  # what was built on it may be copied
+
+    def __reduce__(self):
+        raise errors.Unimplemented(
+            "a group cannot be pickled, nor what holds one, such as a split model: "
+            "lamella.torch.save writes its weights"
+        )
+
     def _info(self):
         info = library.GroupInfo(struct_size=ctypes.sizeof(library.GroupInfo))
         library.check(library.native().lam_group_get_info(self._pointer, ctypes.byref(info)))

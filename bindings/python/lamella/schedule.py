@@ -48,6 +48,9 @@ class Schedule:
         self.n_ranks, self.n_stages, self.n_micro = info.n_ranks, info.n_stages, info.n_micro
         self._stages = _stages_by_rank(self.text(), self.n_ranks)
 
+    def __reduce__(self):
+        return Schedule.parse, (self.text(),)
+
     def __del__(self):
         if getattr(self, "pointer", None):
             native().lam_schedule_destroy(self.pointer)

@@ -1,9 +1,11 @@
 """Whole decoders split over tensor ranks give what the unsplit ones give."""
 
 import copy
+import pickle
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
 import lamella
 import lamella.torch
@@ -192,6 +194,40 @@ def test_shared_dropout_keeps_the_mean_and_has_the_gradient_of_what_it_kept():
     assert torch.equal(x.grad, y.detach() / 3)
     assert not torch.equal(drop(x), y)
     assert drop.eval()(x) is x
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_forward_that_a_checkpoint_runs_again_drops_the_same(reentrant):
+    """The sum of the gradients is that of the outputs only where both had one mask."""
+    drop = lamella.torch.splitting.SharedDropout(0.5, 7)
+    xs = [torch.rand(4, 100, requires_grad=True) for _ in range(3)]
+    run = torch.utils.checkpoint.checkpoint
+    ys = [run(drop, x, use_reentrant=reentrant) for x in xs]
+    for x, y in reversed(list(zip(xs, ys))):
+        y.sum().backward()
+        assert torch.equal(x.grad > 0, y > 0) and 0 < (y > 0).sum() < 400
+    assert not torch.equal(ys[0] > 0, ys[1] > 0)
+    y = run(drop, xs[0], use_reentrant=reentrant, preserve_rng_state=False)
+    with pytest.raises(lamella.Error, match="preserve_rng_state=True"):
+        y.sum().backward()
+
+
+def test_only_lamella_saves_a_split_model_and_a_copy_of_it_works(tmp_path):
+    model = unsplit("llama")
+    ids = torch.arange(12).reshape(2, 6)
+
+    def rank(group):
+        mine = split(model, group)
+        with pytest.raises(lamella.Error, match="lamella.torch.save"):
+            mine.save_pretrained(tmp_path)
+        with pytest.raises(lamella.Error, match="group cannot be pickled"):
+            pickle.dumps(mine)
+        again = copy.deepcopy(mine)
+        assert again.lm_head.weight is not mine.lm_head.weight
+        return torch.equal(again(ids).logits, mine(ids).logits)
+
+    assert run_ranks(2, rank) == [True, True]
+    assert not list(tmp_path.iterdir())
 
 
 # -- what cannot be split --

@@ -1,5 +1,7 @@
 """Whole decoders cut into stages, and stages split over tensor ranks: forward, words, training."""
 
+import copy
+
 import pytest
 import torch
 
@@ -174,6 +176,21 @@ def test_a_loss_of_ones_own_is_averaged_over_micro_batches():
 
     for found in run_ranks(2, rank):
         close(torch.tensor(found), expected.detach())
+
+
+def test_a_forward_has_no_gradients_and_a_copy_is_trained_by_itself():
+    model, ids = unsplit("llama"), batch()[0]
+
+    def rank(group):
+        mine = split(model, group, tp=1, pp=2, micro_batches=2)
+        logits = mine(ids)
+        loss, again = mine.step(ids, ids), copy.deepcopy(mine)
+        again.zero_grad()
+        return logits, loss, again.step(ids, ids)
+
+    for logits, loss, of_copy in run_ranks(2, rank):
+        assert loss == of_copy
+        assert logits is None or not logits.requires_grad
 
 
 # -- which layers go where --

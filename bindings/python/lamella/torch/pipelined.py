@@ -47,7 +47,7 @@ class Stage(PipelineStage):
 class Pipelined(torch.nn.Module):
     """What parallelize gives for pp > 1: this rank's stages of a decoder.
 
-    model(ids [B, T]) -> logits on the ranks of the last stage, None on others
+    model(ids [B, T]) -> logits on the ranks of the last stage, None on others; no gradients
     model.generate(ids, n) -> ids [B, T + n], greedy, on every rank
     model.step(ids, labels) -> the loss, on every rank; gradients are in .grad
     Further arguments, such as attention_mask, are the model's own; in `step`, tensors with a row
@@ -62,10 +62,14 @@ class Pipelined(torch.nn.Module):
         self.micro_batches = []  # of the step at hand: (ids, further arguments)
         self.targets = 1  # of the whole batch, that the loss counts
 
+    def __getstate__(self):
+        return {**self.__dict__, "pipeline": None}  # a copy makes its own
+
     # one pass, forwards only
 
+    @torch.no_grad()
     def forward(self, ids, **more):
-        """Collective."""
+        """Without gradients, which `step` makes. Collective."""
         here = self.lamella
         hidden = logits = None
         for stage in range(here.schedule.n_stages):
@@ -147,7 +151,8 @@ class Pipelined(torch.nn.Module):
     def cut(self, ids, more):
         """[(ids, further arguments) of each micro-batch], larger ones first."""
         n = self.lamella.schedule.n_micro
-        rows = {name: x for name, x in more.items() if torch.is_tensor(x) and len(x) == len(ids)}
+        count = ids.shape[:1]
+        rows = {n: x for n, x in more.items() if torch.is_tensor(x) and x.shape[:1] == count}
         rest = {name: x for name, x in more.items() if name not in rows}
         parts = {name: x.tensor_split(n) for name, x in rows.items()}
         return [

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -72,7 +73,7 @@ class Placement:
     vocabulary: int
 
 
-def parallelize(model: torch.nn.Module, plan: Plan, group: Group | None = None) -> torch.nn.Module:
+def parallelize(model: torch.nn.Module, plan: Plan, group: Group | None = None) -> Any:
     """Splits `model`: each rank keeps its part of the weights. With pp=1 it is changed in place and
     given back; else the result is a Pipelined, and the model given is not to be used further.
 
@@ -98,6 +99,8 @@ def parallelize(model: torch.nn.Module, plan: Plan, group: Group | None = None) 
         if not plan.gather_logits:
             model.loss_function = functools.partial(next_token_loss, group=placement.tensor)
             model.generate = no_words
+        if hasattr(model, "save_pretrained"):
+            model.save_pretrained = no_part
     return model
 
 
@@ -147,6 +150,12 @@ def pipelined(model, placement, splitter):
 
 def no_words(*_, **__):
     raise errors.FailedPrecondition("generate needs whole logits: Plan(gather_logits=True)")
+
+
+def no_part(*_, **__):
+    raise errors.Unimplemented(
+        "save_pretrained would write this rank's part as if it were all: lamella.torch.save"
+    )
 
 
 def agreed_seed(group):
