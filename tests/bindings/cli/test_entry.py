@@ -2,7 +2,7 @@
 
 import shutil
 import subprocess
-from argparse import Namespace
+from argparse import ArgumentParser
 
 import pytest
 
@@ -34,8 +34,10 @@ def test_the_demo_first_installs_what_it_lacks(monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # so that what main sets does not stay
     monkeypatch.setattr(packages, "ensure", asked.append)
     monkeypatch.setattr(demo, "build", build)
+    parser = ArgumentParser()
+    demo.add_arguments(parser)
     with pytest.raises(Reached):
-        demo.main(Namespace())
+        demo.main(parser.parse_args([]))
     assert asked == ["demo"]
 
 
