@@ -136,6 +136,13 @@ def test_where_torch_is_not_slow_the_goal_is_on_onednns_time(printed, monkeypatc
     assert goals == [("torch + gloo", ""), ("oneDNN's gemms", "<= 1.10")]
 
 
+def test_where_torch_is_not_slow_lamellas_layers_have_no_goal(printed, monkeypatch):
+    monkeypatch.setattr(bench_hosts, "is_amd", lambda: False)
+    goals = {row.name: row.goal for row in bench_train.hosts_train(3)}
+    assert goals["train step, Lamella's linear layers, 1f1b"] == ""
+    assert goals["train step, the same modules, 1f1b"] == "<= 0.97"
+
+
 def test_the_rows_of_hosts_are_among_the_groups():
     assert {*bench_hosts.GROUPS, *bench_jax.GROUPS, *bench_train.GROUPS} <= set(bench_rows.GROUPS.values())
 
