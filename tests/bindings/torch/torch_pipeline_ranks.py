@@ -228,6 +228,35 @@ def several_tensors_per_edge(group):
         close((ours.grad, theirs.grad))
 
 
+class Offset(torch.nn.Module):
+    """Its weight's gradient is a view of its output's."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(WIDTH, 1))
+
+    def forward(self, x):
+        return (x.reshape(WIDTH, 1) + self.weight).reshape(1, WIDTH)
+
+
+@case(1, 2)
+def nothing_is_kept_in_memory_that_is_used_again(group):
+    plan = Schedule.build("interleaved", group.size, 4, 2)
+    modules = [*[Offset() for _ in range(plan.n_stages - 1)], torch.nn.Identity()]
+    mine = [modules[stage] for stage in plan.stages_of(group.rank)]
+    x, targets = torch.randn(2, 4, WIDTH).unbind()
+    more = dict(loss_fn=lambda y, target: (y * target).sum(), reduction="sum")
+    with Pipeline(mine, plan, group=group, **more) as pipeline:
+        pipeline.step(x, targets)
+        out = pipeline.eval(x)
+    for module in mine:
+        if isinstance(module, Offset):
+            close((module.weight.grad.flatten(), targets.sum(0)))
+    if out is not None:
+        weights = [module.weight.detach().flatten() for module in modules[:-1]]
+        close((out, x + sum(weights)))
+
+
 def _through(modules, *x):
     for module in modules:
         x = module(*x)

@@ -47,7 +47,9 @@ class Batch:
         """The last stage's outputs: gives the loss, weighted as a part of the batch's."""
         output = outputs[0] if len(outputs) == 1 else outputs
         if self.targets is None and (self.loss_fn or not _is_scalar(output)):
-            self.outputs[io.micro] = tuple(y.detach() for y in outputs)
+            slots = [view.data for view in io.inputs]  # the next micro-batch's too
+            kept = [y.clone() if y.untyped_storage().data_ptr() in slots else y for y in outputs]
+            self.outputs[io.micro] = tuple(y.detach() for y in kept)
             if torch.is_grad_enabled():
                 raise errors.InvalidArgument("targets: None on the last stage's rank", 3)
             return ()

@@ -82,6 +82,8 @@ class PipelineStage(pipeline.Stage):
 
     def backward(self, io):
         roots, grads, inputs = self._roots(io)
+        if any(weight.grad is None for weight in self.module.parameters()):
+            grads = [grad.clone() for grad in grads]  # a weight may take a view of one as its .grad
         if roots:
             backward.whole(roots, grads)
         self._give(io, inputs)
