@@ -6,6 +6,7 @@ import gc
 import pickle
 import subprocess
 import sys
+import types
 import weakref
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lamella.torch  # noqa: F401
-from lamella.torch import autograd
+from lamella.torch import autograd, edges, raises
 
 ROOT = Path(__file__).resolve().parents[3]
 ops = torch.ops.lamella
@@ -172,3 +173,25 @@ def test_without_torchs_private_keys_its_own_registration_does_the_same():
 
 def test_this_torch_has_the_private_keys():
     assert autograd.HAS_KEYS
+
+
+def test_a_torch_whose_objects_are_other_ones_is_left_as_it_is():
+    class Fixed:
+        __slots__ = ("_op", "default")
+
+        def __setattr__(self, name, value):
+            if name == "__class__":
+                raise TypeError("as an object of C would")
+            super().__setattr__(name, value)
+
+    packet, plain = Fixed(), types.SimpleNamespace(default=None)
+    packet._op = packet.default = print
+    for one in (packet, plain):
+        raises.own_errors(one)
+    assert type(packet) is Fixed and type(plain) is types.SimpleNamespace
+
+
+def test_without_tensors_without_data_edges_are_asked_for(monkeypatch):
+    monkeypatch.setattr(edges, "FakeTensorMode", None)
+    with pytest.raises(lamella.Error, match="edges="):
+        edges.run_fake(0, torch.nn.Linear(2, 2), None, lambda: [torch.ones(4, 2)])

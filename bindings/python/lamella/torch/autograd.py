@@ -130,8 +130,8 @@ def gradients_of(row, entry, run):
 
 
 def is_used(node):
-    """Whether this backward goes on to a node: a backward for some inputs only does not to all. It is
-    private to torch to know, and for a leaf in autograd.grad it does not: then it may."""
+    """Whether this backward goes on to a node: a backward for some inputs only does not to all. It
+    is private to torch to know, and for a leaf in autograd.grad it does not: then it may."""
     try:
         return _C._will_engine_execute_node(node)
     except (AttributeError, RuntimeError):

@@ -7,12 +7,16 @@ Leaves real data to stage.py.
 import json
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lamella import errors
 from lamella.pipeline import dtype_code
 from lamella.torch import dtypes
 from lamella.torch.stage import as_tuple
+
+try:  # private, so not certain to stay
+    from torch._subclasses.fake_tensor import FakeTensorMode
+except ImportError:
+    FakeTensorMode = None
 
 MESSAGE_BYTES = 1 << 14
 
@@ -53,6 +57,11 @@ def share(group, root, make):
 
 def run_fake(stage, module, before, inputs):
     """The shapes and dtypes that a stage gives."""
+    if FakeTensorMode is None:
+        raise errors.Unimplemented(
+            "this torch has no tensors without data that Lamella knows: say what crosses the "
+            "edges with edges="
+        )
     given = None if before is not None else inputs()
     eager = torch.compiler.set_stance("force_eager")
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad(), eager:

@@ -37,7 +37,7 @@ def enforce():
     if lowering and HAS_EFFECTS:
         effects = torch.ops.higher_order.with_effects
         current = getattr(lowering, "lowerings", {}).get(effects)
-        if not getattr(current, "keeps_order", False):
+        if current and not getattr(current, "keeps_order", False):
             lowering.lowerings[effects] = in_order(current, lowering)
 
 
@@ -45,8 +45,8 @@ def in_order(lower, lowering):
     """Inductor's lowering of an operator with an effect, and then the edge that it forgets."""
 
     def lower_in_order(token, operator, *args, **kwargs):
-        graph = lowering.V.graph
         try:
+            graph = lowering.V.graph
             deps, operations = graph.additional_star_deps, graph.operations
             previous = {last.get_name() for last in graph.effectful_ops.values()}
         except AttributeError:

@@ -6,9 +6,12 @@ Invariant: what is no failure of the library's leaves as torch raised it.
 Leaves what a status means to lamella.errors.
 """
 
-from torch._ops import OpOverload, OpOverloadPacket
+import torch
 
 from lamella import errors
+
+
+OWN = {}  # torch's class: ours
 
 
 def call(self, /, *args, **kwargs):
@@ -24,15 +27,18 @@ def call(self, /, *args, **kwargs):
         del error  # its traceback has this frame, and that the tensors
 
 
-class Packet(OpOverloadPacket):
-    __call__ = call
-
-
-class Overload(OpOverload):
-    __call__ = call
+def raising(kind):
+    """The class of operators' objects, with errors of the library's own."""
+    return type(kind.__name__, (kind,), {"__call__": call, "__slots__": ()})
 
 
 def own_errors(packet):
-    """torch.ops.lamella.NAME and its one overload raise lamella.Error from now on."""
-    packet.default.__class__ = Overload
-    packet.__class__ = Packet
+    """torch.ops.lamella.NAME and its one overload raise lamella.Error from now on. On a torch whose
+    objects are made in another way they go on to raise RuntimeError; lamella.errors.of reads it."""
+    for one in (packet.default, packet):
+        kind = type(one)
+        if callable(getattr(one, "_op", None)):
+            try:
+                one.__class__ = OWN[kind] = OWN.get(kind) or raising(kind)
+            except TypeError:
+                return
