@@ -2,10 +2,11 @@
 
     ./lamella run -n 4 python memory_rank.py FOLDER TP PP
 
-The limit is on private writable memory (RLIMIT_DATA): what there is once all is imported, the
+One limit is on private writable memory (RLIMIT_DATA): what there is once all is imported, the
 mapped files (private mappings count by their length, though they take none), this rank's part,
 the largest tensor, and SLACK for Python's own objects. First the whole checkpoint is read, as a
-program without lamella.torch.load would: that must not fit.
+program without lamella.torch.load would: that must not fit. The other is on memory that is no
+file's, looked at after every call: a loader that reads files and maps none exceeds that.
 """
 
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT / "bindings/python")]
 
+import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 
@@ -47,6 +49,30 @@ def read_whole(files):
     return {name: file.get_tensor(name).clone() for file in opened for name in file.keys()}
 
 
+def most_anonymous(load, *arguments):
+    """What load(...) adds to this process's anonymous memory, at the most."""
+    begin, most = status("RssAnon"), 0
+
+    def look(frame, event, argument):
+        nonlocal most
+        if event in ("return", "c_return"):
+            most = max(most, status("RssAnon"))
+
+    sys.setprofile(look)
+    try:
+        found = load(*arguments)
+    finally:
+        sys.setprofile(None)
+    return most - begin, found
+
+
+def load_bytes(model, files):
+    """Right, but for the memory that it needs."""
+    data = [Path(file).read_bytes() for file in files]
+    state = {name: t for one in data for name, t in safetensors.torch.load(one).items()}
+    return lamella.torch.load(model, state)
+
+
 def main(folder, tp, pp):
     files = sorted(Path(folder).glob("*.safetensors"))
     mapped, largest = sum(f.stat().st_size for f in files), max(held(empty().parameters()))
@@ -57,13 +83,17 @@ def main(folder, tp, pp):
     assert all(p.is_meta for p in model.parameters())
     own = sum(held(model.parameters()))
     limit = begin + mapped + own + largest + SLACK
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
     try:
         read_whole(files)
     except (RuntimeError, MemoryError):
         print("whole: no memory", flush=True)
-    assert lamella.torch.load(model, folder) == []
+    most, unknown = most_anonymous(lamella.torch.load, model, folder)
+    assert unknown == [] and most <= own + largest + SLACK, (most, own, largest)
     assert not any(t.is_meta for t in [*model.parameters(), *model.buffers()])
+    resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY,) * 2)
+    most, _ = most_anonymous(load_bytes, model, files)
+    assert most > own + largest + SLACK, most  # or the other would not tell
     print("split: ok, %d bytes held, largest %d, whole %d" % (own, largest, mapped), flush=True)
     os._exit(0)
 

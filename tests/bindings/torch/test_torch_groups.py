@@ -1,6 +1,7 @@
 """Groups in PyTorch programs: from torch.distributed, from torchrun, split; and their mistakes."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -111,6 +112,13 @@ def test_mistakes_have_their_class_and_the_librarys_words(monkeypatch):
 
 
 def test_every_status_has_a_class():
+    header = (ROOT / "abi/lamella.h").read_text()
+    part = header.partition("typedef int32_t lam_status;")[2].partition("lam_last_error")[0]
+    found = re.findall(r"^#define LAM_([A-Z_]+) (\d+|\([\d| <]+\))", part, re.M)
+    assert len(found) == part.count("#define")
+    numbers = {name: eval(text) for name, text in found}
+    assert numbers.pop("OK") == 0
+    assert numbers == {name: code for name, (code, _) in errors.STATUSES.items()}
     for status, kind in errors.CLASSES.items():
         assert type(errors.of_status(status, "x")) is kind
         assert issubclass(kind, errors.Error)

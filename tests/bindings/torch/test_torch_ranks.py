@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import subprocess
 import sys
 from functools import cache
@@ -55,4 +56,5 @@ def test_opcheck_of_transfers():
 
 def test_without_effect_tokens_ranks_fall_out_of_step():
     done, text = start(2, ["order_without_tokens"])
-    assert done.returncode != 0 and "order_without_tokens" in done.stdout, text
+    assert re.search(r"errors\.(Mismatch|PeerStalled): ", done.stdout), text
+    assert "AttributeError" not in done.stdout, text

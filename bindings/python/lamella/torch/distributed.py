@@ -13,7 +13,8 @@ from lamella.group import Group
 
 def group(process_group: dist.ProcessGroup | None = None, **deadlines: int) -> Group:
     """A group with the ranks of an initialised torch.distributed (of `process_group`, or all), its
-    id carried by torch's own store; else from the environment of torchrun or ./lamella run."""
+    id broadcast by that: over its GPUs, where it has no other backend. Else from the environment of
+    torchrun or ./lamella run."""
     if not (dist.is_available() and dist.is_initialized()):
         return Group.from_env(**deadlines)
     root = dist.get_global_rank(process_group, 0) if process_group else 0

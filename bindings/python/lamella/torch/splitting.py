@@ -63,7 +63,7 @@ def shared_names(model):
     return {name: several for several in names.values() if len(several) > 1 for name in several}
 
 
-# Inside of a backward, forwards are those that a checkpoint runs again. Private, so maybe not there.
+# Inside of a backward, forwards are those that a checkpoint runs again. Private, so not certain.
 backward_at_hand = getattr(torch._C, "_current_graph_task_id", lambda: -1)
 
 
