@@ -114,6 +114,8 @@ def refuse_fixed(thing, capsule):
 
 def view_of(capsule, role):
     name = _capsule_name(capsule)
+    if name not in (b"dltensor", b"dltensor_versioned"):  # another's, or taken already
+        raise errors.InvalidArgument("a capsule that holds no tensor", INVALID_ARGUMENT)
     versioned = name == b"dltensor_versioned"
     managed = _capsule_pointer(capsule, name)
     if versioned and c_uint32.from_address(managed).value != MAJOR:

@@ -54,9 +54,16 @@ class Group:
             "lamella.torch.save writes its weights"
         )
 
+    @property
+    def pointer(self) -> ctypes.c_void_p:
+        """The library's; FailedPrecondition once the group is closed."""
+        if not self._pointer:
+            raise errors.FailedPrecondition("group %d is closed" % self.handle, 9)
+        return self._pointer
+
     def _info(self):
         info = library.GroupInfo(struct_size=ctypes.sizeof(library.GroupInfo))
-        library.check(library.native().lam_group_get_info(self._pointer, ctypes.byref(info)))
+        library.check(library.native().lam_group_get_info(self.pointer, ctypes.byref(info)))
         return info
 
     @property
@@ -91,7 +98,7 @@ class Group:
 
     def split(self, color: int, key: int = 0) -> Group | None:
         """Collective: ranks of one color form a group, by (key, rank); None for a color below 0."""
-        return self._open("lam_group_split", self._pointer, color, key)
+        return self._open("lam_group_split", self.pointer, color, key)
 
     @classmethod
     def _open(cls, function, *arguments):
@@ -101,7 +108,7 @@ class Group:
 
     def warmup(self) -> None:
         """Collective: uses every edge once, so that the first operation is not slower."""
-        library.check(library.native().lam_group_warmup(self._pointer))
+        library.check(library.native().lam_group_warmup(self.pointer))
 
     def close(self) -> None:
         """Ends the group on this rank; a second time does nothing."""

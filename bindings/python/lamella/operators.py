@@ -136,6 +136,13 @@ def _attributes(row, given):
     return found, kept
 
 
+def _whole(value):
+    """ctypes cuts off what an int64 cannot hold."""
+    if c_int64(index(value)).value != value:
+        raise errors.InvalidArgument("attribute: found %d, expected an int64" % value, 3)
+    return index(value)
+
+
 def _set(attr, type, value):
     """Fills one attribute in. Gives what it points to."""
     if type == "s":
@@ -143,11 +150,11 @@ def _set(attr, type, value):
         attr.type, attr.n, attr.v.s = 4, len(text), text
         return text
     if type == "I":
-        ints = (c_int64 * len(value))(*value)
+        ints = (c_int64 * len(value))(*map(_whole, value))
         attr.type, attr.n, attr.v.ints = 3, len(value), ints
         return ints
     if type == "f":
         attr.type, attr.v.f = 2, float(value)
     else:
-        attr.type, attr.v.i = 1, index(value)
+        attr.type, attr.v.i = 1, _whole(value)
     return None

@@ -194,13 +194,13 @@ class Pipeline:
         desc = pipeline_abi.PipelineDesc(
             flags=forward_only * pipeline_abi.PIPELINE_FORWARD_ONLY
             | any_order * pipeline_abi.PIPELINE_ANY_ORDER,
-            group=group._pointer if group else None,
+            group=group.pointer if group else None,
             schedule=schedule.pointer,
             stages=_array(pipeline_abi.Stage, own),
             edges=_array(pipeline_abi.Edge, edges),
             n_stages=len(own),
             n_edges=len(edges),
-            tensor=tensor._pointer if tensor else None,
+            tensor=tensor.pointer if tensor else None,
             edge_bytes_per_second=bytes_per_second,
             n_tied=len(tied),
             tied=_array(pipeline_abi.Tied, tied),
@@ -267,12 +267,14 @@ class Pipeline:
         if self.group:
             kind, text = type(error).__name__, _text(error)
             said = "rank %d, %s: %s: %s" % (self.group.rank, where, kind, text)
-            native().lam_group_poison(self.group._pointer, status, said.encode(errors="replace"))
+            native().lam_group_poison(self.group.pointer, status, said.encode(errors="replace"))
         return status
 
     def run(self, step: int = 0) -> float:
         """One step of this rank's list. Gives the loss on the last stage's rank, else 0.0."""
         loss = ctypes.c_double()
+        if self._running:
+            raise errors.FailedPrecondition("the pipeline is running", 9)
         self._running = True
         try:
             status = native().lam_pipeline_run(self.pointer, step, ctypes.byref(loss))

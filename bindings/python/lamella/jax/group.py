@@ -12,6 +12,7 @@ import jax
 import numpy
 
 from lamella import Error, Group
+from lamella.errors import InvalidArgument
 
 
 class LocalGroup:
@@ -47,6 +48,8 @@ class LocalGroup:
 
 def join(size, deadlines):
     """Every rank's lamella.Group; each is opened by a thread of its own, for they wait."""
+    if size < 1:
+        raise InvalidArgument("size is %d, expected at least 1" % size, 3)
     id, groups, problems = Group.new_id(), [None] * size, []
 
     def open_rank(rank):
