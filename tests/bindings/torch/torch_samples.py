@@ -37,7 +37,7 @@ def packed():
 
 
 SAMPLES = {
-    # These two need a peer: see ranks.py.
+    # These two need a peer: see torch_ranks.py.
     "send_activation": None,
     "recv_activation": None,
     "all_reduce": collective(),
