@@ -30,10 +30,16 @@ def in_torch(x: torch.Tensor, w: torch.Tensor, group: lamella.Group) -> torch.Te
     return y + ops.all_reduce(dw, group=group.handle)
 
 
-def modules(group: lamella.Group) -> torch.nn.Module:
+def modules(group: lamella.Group, ids: torch.Tensor) -> torch.nn.Module:
     lamella.torch.ParallelFFN(576, 1536, "silu", gated=True, group=group.handle)  # wrong: arg-type
     model = lamella.torch.ColumnParallelLinear(4, 8, group=group)
-    return lamella.torch.parallelize(model, lamella.torch.Plan(tp=2), group)
+    split = lamella.torch.parallelize(model, lamella.torch.Plan(tp=2), group)
+    assert lamella.torch.load(split, "model.safetensors") == []
+    wrong: str = lamella.torch.load(split, {})  # wrong: assignment
+    if isinstance(split, lamella.torch.Pipelined):
+        wrong = split.step(ids, labels=ids)  # wrong: assignment
+        split.generate(ids, "4")  # wrong: arg-type
+    return split
 
 
 def in_jax(x: Array, w: Array, group: lamella.Group) -> Array:

@@ -33,6 +33,7 @@ from lamella.torch.modules import (
 )
 from lamella.torch.packing import pack_weight
 from lamella.torch.pipeline import Pipeline, PipelineStage
+from lamella.torch.pipelined import Pipelined
 from lamella.torch.plan import Plan, parallelize
 from lamella.torch.stage import from_view
 
@@ -44,6 +45,7 @@ __all__ = [
     "ParallelFFN",
     "Pipeline",
     "PipelineStage",
+    "Pipelined",
     "Plan",
     "RowParallelLinear",
     "VocabParallelEmbedding",

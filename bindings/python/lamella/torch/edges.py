@@ -18,8 +18,6 @@ try:  # private, so not certain to stay
 except ImportError:
     FakeTensorMode = None
 
-MESSAGE_BYTES = 1 << 14
-
 
 def find(plan, group, modules, inputs):
     """[[(shape, code), ...] of each edge]. modules: {stage: module} of this rank; inputs(): the
@@ -38,21 +36,27 @@ def share(group, root, make):
     """What make() gives on rank `root`, on all ranks; there it is called, and may raise."""
     if group is None or group.size == 1:
         return make()
-    message, raised = torch.zeros(MESSAGE_BYTES, dtype=torch.uint8), None
+    said, raised = None, None
     if group.rank == root:
         try:
             said = {"is": make()}
         except Exception as error:  # on this rank it is raised as it is
             raised, said = error, {"error": str(error)[:1000]}
-        data = json.dumps(said).encode()
-        message[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    message = torch.ops.lamella.broadcast(message, group=group.handle, root=root)
+    said = tell(group, root, said)
     if raised:
         raise raised
-    said = json.loads(bytes(message.tolist()).rstrip(b"\0"))
     if "error" in said:
         raise errors.InvalidArgument("rank %d: %s" % (root, said["error"]), 3)
     return said["is"]
+
+
+def tell(group, root, said):
+    """What rank `root` says, anything that JSON has, on all ranks. Collective."""
+    more = dict(group=group.handle, root=root)
+    data = json.dumps(said).encode() if group.rank == root else b""
+    length = int(torch.ops.lamella.broadcast(torch.tensor([len(data)], dtype=torch.int32), **more))
+    message = torch.frombuffer(bytearray(data or length), dtype=torch.uint8)
+    return json.loads(bytes(torch.ops.lamella.broadcast(message, **more).tolist()))
 
 
 def run_fake(stage, module, before, inputs):

@@ -5,12 +5,15 @@ travel.
 Leaves cutting to cutting.py, a training step's order to pipeline.py.
 """
 
-import json
+from __future__ import annotations
+
+from typing import Any
 
 import torch
+from torch.nn import functional
 
 from lamella import errors
-from lamella.torch import dtypes
+from lamella.torch import dtypes, edges
 from lamella.torch.loss import next_token_loss
 from lamella.torch.modules import whole_state_dict
 from lamella.torch.pipeline import Pipeline
@@ -68,7 +71,7 @@ class Pipelined(torch.nn.Module):
     # one pass, forwards only
 
     @torch.no_grad()
-    def forward(self, ids, **more):
+    def forward(self, ids: torch.Tensor, **more: Any) -> torch.Tensor | None:
         """Without gradients, which `step` makes. Collective."""
         here = self.lamella
         hidden = logits = None
@@ -111,8 +114,11 @@ class Pipelined(torch.nn.Module):
         return ops.recv_activation(torch.zeros(1), group=group, peer=peer, **more)[0]
 
     @torch.no_grad()
-    def generate(self, ids, max_new_tokens, eos_token_id=None, **more):
-        """Greedy; every token runs the whole text again. Collective."""
+    def generate(
+        self, ids: torch.Tensor, max_new_tokens: int, eos_token_id: int | None = None, **more: Any
+    ) -> torch.Tensor:
+        """Greedy; every token runs the whole text again, an attention_mask [B, T] growing with
+        it. Collective."""
         if self.lamella.tensor and not self.lamella.plan.gather_logits:
             raise errors.FailedPrecondition("generate needs whole logits: Plan(gather_logits=True)")
         root = self.lamella.schedule.rank_of(self.lamella.schedule.n_stages - 1)
@@ -128,13 +134,15 @@ class Pipelined(torch.nn.Module):
                 words[ended] = eos_token_id
                 ended |= words == eos_token_id
             ids = torch.cat([ids, words[:, None]], 1)
+            if more.get("attention_mask") is not None:
+                more["attention_mask"] = functional.pad(more["attention_mask"], (0, 1), value=1)
             if ended.all():
                 break
         return ids
 
     # training
 
-    def step(self, ids, labels, **more):
+    def step(self, ids: torch.Tensor, labels: torch.Tensor, **more: Any) -> float:
         """Forwards and backwards of one batch: adds to .grad what the unsplit model's loss would.
         ids, labels [B, T], equal on all ranks. Collective."""
         here = self.lamella
@@ -200,7 +208,7 @@ class Pipelined(torch.nn.Module):
         held = [resolve(self.roots[s], path).weight for s, path in ends.items() if s in self.roots]
         return [((0, last), held[0] if held else None)]
 
-    def whole_state_dict(self):
+    def whole_state_dict(self) -> dict[str, torch.Tensor]:
         """The unsplit model's state, on every rank. Collective."""
         own, state = {}, {}
         for root in self.roots.values():
@@ -211,19 +219,10 @@ class Pipelined(torch.nn.Module):
 
     def from_rank(self, rank, own):
         """A rank's tensors by name, on all of them."""
-        group = self.lamella.pipeline
-
-        def tell(tensor):
-            return ops.broadcast(tensor, group=group.handle, root=rank)
-
+        group, found = self.lamella.pipeline, {}
         said = [[n, list(t.shape), dtypes.CODES[t.dtype]] for n, t in own.items()]
-        said = json.dumps(said).encode()
-        length = int(tell(torch.tensor([len(said)], dtype=torch.int32)))
-        said = said if rank == group.rank else bytes(length)
-        said = tell(torch.frombuffer(bytearray(said), dtype=torch.uint8))
-        found = {}
-        for name, shape, code in json.loads(bytes(said.tolist())):
+        for name, shape, code in edges.tell(group, rank, said):
             empty = torch.empty(shape, dtype=dtypes.CODED[code])
             mine = own[name].detach().contiguous() if rank == group.rank else empty
-            found[name] = tell(mine)
+            found[name] = ops.broadcast(mine, group=group.handle, root=rank)
         return found

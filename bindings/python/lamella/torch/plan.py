@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar, Union
 
 import torch
 
@@ -22,6 +22,8 @@ from lamella.schedule import Schedule
 from lamella.torch import cutting, distributed, families, splitting
 from lamella.torch.loss import next_token_loss
 from lamella.torch.pipelined import Pipelined
+
+M = TypeVar("M", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Placement:
     vocabulary: int
 
 
-def parallelize(model: torch.nn.Module, plan: Plan, group: Group | None = None) -> Any:
+def parallelize(model: M, plan: Plan, group: Group | None = None) -> Union[M, Pipelined]:
     """Splits `model`: each rank keeps its part of the weights. With pp=1 it is changed in place and
     given back; else the result is a Pipelined, and the model given is not to be used further.
 
