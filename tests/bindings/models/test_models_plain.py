@@ -186,6 +186,23 @@ def test_attention_is_called_as_torchs_own(call, kind, batch_first):
             close(found_weights.detach(), weights.detach())
 
 
+def test_attention_is_packed():
+    seed()
+    unsplit, x = torch.nn.MultiheadAttention(20, 5, batch_first=True), torch.randn(9, 6, 20)
+    expected = unsplit(x, x, x)[0].detach()
+
+    def rank(group):
+        mine = ParallelAttention(20, 5, batch_first=True, group=group)
+        mine.load_state_dict(unsplit.state_dict())
+        lamella.torch.pack(mine)
+        with torch.no_grad():
+            assert mine.operand("out_weight", x).dtype == torch.uint8
+            close(mine(x, x, x)[0], expected)
+            close(mine(x, x.clone(), x)[0], expected)
+
+    run_ranks(2, rank)
+
+
 def test_gradients_of_cross_attention_are_added_up():
     seed()
     unsplit = torch.nn.MultiheadAttention(20, 5, batch_first=True)

@@ -116,14 +116,21 @@ def test_masks_reach_every_stage_and_are_cut_with_their_rows(name):
         labels[row, : row + 1] = -100
     expected = model(ids, attention_mask=mask).logits
     loss = model(ids, attention_mask=mask, labels=labels).loss
+    words = ids
+    for n in range(3):
+        longer = torch.cat([mask, torch.ones(len(ids), n, dtype=mask.dtype)], 1)
+        best = model(words, attention_mask=longer).logits[:, -1:].argmax(-1)
+        words = torch.cat([words, best], 1)
 
     def rank(group):
         mine = split(model, group, tp=1, pp=2, micro_batches=2)
         with torch.no_grad():
             logits = mine(ids, attention_mask=mask)
-        return logits, mine.step(ids, labels, attention_mask=mask)
+        text = mine.generate(ids, 3, attention_mask=mask)
+        return logits, mine.step(ids, labels, attention_mask=mask), text
 
-    (_, first), (logits, last) = run_ranks(2, rank)
+    (_, first, text), (logits, last, _) = run_ranks(2, rank)
+    assert torch.equal(text, words)
     close(logits[mask > 0], expected[mask > 0])
     close(torch.tensor([first, last]), loss.detach().expand(2))
 

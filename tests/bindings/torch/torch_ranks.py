@@ -477,7 +477,10 @@ def packed_weights(group):
             check((compiled(x), module.unpack()(x).double()))
         with torch.inference_mode():
             made = lamella.torch.RowParallelLinear(K, N, group=group, input_is_parallel=False)
-            check((made.pack()(x), made.unpack()(x).double()))
+            packed = made.pack()(x)
+        made.eval()
+        with torch.no_grad():
+            check((packed, made(x).double()), (packed, made.unpack()(x).double()))
 
 
 class EveryLayer(torch.nn.Module):

@@ -38,7 +38,7 @@ def modules(group: lamella.Group, ids: torch.Tensor) -> torch.nn.Module:
     wrong: str = lamella.torch.load(split, {})  # wrong: assignment
     if isinstance(split, lamella.torch.Pipelined):
         wrong = split.step(ids, labels=ids)  # wrong: assignment
-        split.generate(ids, "4")  # wrong: arg-type
+        split.generate(ids, 4)
     return split
 
 

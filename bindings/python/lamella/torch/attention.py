@@ -23,6 +23,8 @@ class ParallelAttention(Split):
     unsplit model the latter is out_proj.weight. Weights of the attention are the mean over heads.
     """
 
+    weights = ("in_weight", "out_weight")  # of cross attention's queries, keys and values none
+
     # What torch's TransformerEncoderLayer looks at before it takes its own fused path
     in_proj_bias = None
     _qkv_same_embed_dim = False
@@ -76,7 +78,7 @@ class ParallelAttention(Split):
             rate, weights = self.dropout if self.training else 0.0, None
             y = functional.scaled_dot_product_attention(q, k, v, mask, rate, is_causal=causal)
         y = y.transpose(1, 2).flatten(2)  # [B, L, E/p]
-        y = ops.linear_row(y, self.out_weight, self.out_bias, group=self.group)
+        y = ops.linear_row(y, self.operand("out_weight", y), self.out_bias, group=self.group)
         if not is_batched:
             return y.squeeze(0), weights
         return (y if self.batch_first else y.transpose(0, 1)), weights
@@ -84,7 +86,7 @@ class ParallelAttention(Split):
     def project(self, query, key, value):
         """This rank's queries, keys and values, [..., E/p] each."""
         if query is key and key is value:
-            return self.linear(query, self.in_weight, self.in_bias).chunk(3, -1)
+            return self.linear(query, self.operand("in_weight", query), self.in_bias).chunk(3, -1)
         thirds = [partial(third, i) for i in range(3)]
         weights = [accumulate.seen(self.in_weight, view) for view in thirds]
         biases = [None] * 3

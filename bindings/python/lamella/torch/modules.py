@@ -90,8 +90,8 @@ class Split(torch.nn.Module):
         return accumulate.seen(weight, torch.t) if self.transposed else weight
 
     def operand(self, name, x, seq=0):
-        """A weight as the product with x takes it: packed, where it was, no gradient is needed and x
-        has more than a few rows, for which plain weights are read faster."""
+        """A weight as the product with x takes it: packed, where it was, no gradient is needed and
+        x has more than a few rows, for which plain weights are read faster."""
         if accumulate.in_use and torch.compiler.is_compiling():
             accumulate.refuse_compiling(getattr(self, name))
         if self.packing is None or name not in self.weights or torch.is_grad_enabled():

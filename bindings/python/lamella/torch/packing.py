@@ -41,6 +41,8 @@ class Packing:
             self.renew(name, w)
         return self.copies[name].tensor
 
+    @torch.inference_mode(False)  # or only inference mode could write into the copy
+    @torch.no_grad()
     def renew(self, name, w):
         """Packs w again, in place where there is a copy of this size."""
         tensor, copy = pack_weight(w), self.copies.get(name)
