@@ -14,7 +14,8 @@ from torch_ranks import CASES
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
-ALONE = {"opcheck_transfer", "order_without_tokens"}  # a world of their own
+DISORDERED = ["order_without_tokens", "order_without_inductors_part"]
+ALONE = {"opcheck_transfer", *DISORDERED}  # a world of their own
 TOGETHER = [name for name in CASES if name not in ALONE]
 NEED_PEERS = {"transfer", "transfer_compiled"}
 
@@ -54,7 +55,8 @@ def test_opcheck_of_transfers():
     assert done.returncode == 0, text
 
 
-def test_without_effect_tokens_ranks_fall_out_of_step():
-    done, text = start(2, ["order_without_tokens"])
+@pytest.mark.parametrize("name", DISORDERED)
+def test_without_what_keeps_order_ranks_fall_out_of_step(name):
+    done, text = start(2, [name])
     assert re.search(r"errors\.(Mismatch|PeerStalled): ", done.stdout), text
     assert "AttributeError" not in done.stdout, text

@@ -654,6 +654,13 @@ def order_without_tokens(group):
     order(group)
 
 
+@case
+def order_without_inductors_part(group):
+    """The same with tokens, but not what `enforce` tells Inductor."""
+    lamella.torch.register.order.enforce = lambda: None
+    order(group)
+
+
 def main():
     group = lamella.torch.group(deadline_ms=20000, first_deadline_ms=120000)
     failed = 0
