@@ -164,7 +164,7 @@ def find_host(name):
 
 
 def find_adapter(name):
-    """The library that a host loads for our operators; whether its host is here, loading it tells."""
+    """What a host loads for our operators; that the host is there, only loading it tells."""
     try:
         return library.path(name)
     except errors.Error:

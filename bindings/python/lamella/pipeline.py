@@ -303,7 +303,7 @@ class Pipeline:
         return self.explained().text
 
     def explained(self):
-        """The same with its numbers, nanoseconds: Explained, whose `ranks` are of Idle. Collective."""
+        """The same in numbers, nanoseconds: Explained, whose `ranks` are of Idle. Collective."""
         text, ranks = ctypes.create_string_buffer(EXPLAINED_BYTES), self.schedule.n_ranks
         idle = (pipeline_abi.Idle * ranks)()
         found = pipeline_abi.Explained(

@@ -118,9 +118,8 @@ class World:
             self.note_ends()
             if self.kill_at and time.monotonic() > self.kill_at:
                 self.send(signal.SIGKILL)
-        while self.pass_on(
-            0
-        ):  # not until the pipes close: what a rank left behind may hold one open
+        # Not until the pipes close: what a rank left behind may hold one open.
+        while self.pass_on(0):
             pass
         for key in self.pipes.get_map().values():
             key.data.finish()

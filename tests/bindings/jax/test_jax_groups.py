@@ -421,7 +421,6 @@ def test_one_chain_through_branches_loops_and_other_groups_is_taken(pair, draw):
             close(run(x), 64 * x)
 
 
-
 def test_uneven_shares_under_shard_map_are_refused(pair, draw):
     def f(x):
         return lj.scatter_to_group(x, group=pair, token=lj.new_token())[0]
