@@ -5,7 +5,7 @@ class of the model. A model that is not listed is described the same way, in `Pl
 by `register_family`.
 Invariant: every module with parameters is named, so that none is left whole, or split wrongly, by
 accident: what a row does not name is refused by parallelize.
-Leaves cutting and replacing to parallelize.py.
+Leaves replacing modules to splitting.py, stages to cutting.py.
 """
 
 from dataclasses import dataclass, field
