@@ -1,23 +1,32 @@
-/* forks.c: see forks.h. A fork is the writer of a lock whose readers are the calls. */
+/* forks.c: see forks.h. A fork takes the door, so that nobody comes in, and waits until all are out.
+ *
+ * No lock that knows its owner would do: in the child it is another thread that opens the door. */
 #include "kernels/cpu/forks.h"
 
 #include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 
-/* A fork that waits comes before the next calls, or it might wait for ever. */
-#define FREE PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP
+static pthread_mutex_t door = PTHREAD_MUTEX_INITIALIZER;
+static atomic_int inside;
 
-static pthread_rwlock_t lock = FREE;
+void lam_forks_wait(void) {
+  pthread_mutex_lock(&door);
+  atomic_fetch_add(&inside, 1);
+  pthread_mutex_unlock(&door);
+}
 
-void lam_forks_wait(void) { pthread_rwlock_rdlock(&lock); }
-void lam_forks_go_on(void) { pthread_rwlock_unlock(&lock); }
+void lam_forks_go_on(void) { atomic_fetch_sub(&inside, 1); }
 
-static void before(void) { pthread_rwlock_wrlock(&lock); }
-static void in_parent(void) { pthread_rwlock_unlock(&lock); }
-static void in_child(void) {
-  lock = (pthread_rwlock_t)FREE;
-} /* it is another thread that holds it */
+/* Forks are rare, and what is inside takes milliseconds. */
+static void before(void) {
+  pthread_mutex_lock(&door);
+  while (atomic_load(&inside) > 0) sched_yield();
+}
+
+static void after(void) { pthread_mutex_unlock(&door); }
 
 /* When the library is loaded: later another thread might be forking. */
 __attribute__((constructor)) static void watch_forks(void) {
-  pthread_atfork(before, in_parent, in_child);
+  pthread_atfork(before, after, after);
 }
