@@ -70,7 +70,8 @@ def test_python_examples_print_what_the_readme_says(phrase, ranks, tmp_path):
     assert bazel.build(["//abi/...", "//bindings/..."]) == 0
     [source] = [program for program in programs("python") if phrase in program]
     (tmp_path / "example.py").write_text(source)
-    command = [ROOT / "lamella", "run", "--no-prefix", "-n", str(ranks), sys.executable, tmp_path / "example.py"]
+    # with its prefixes, `lamella run` keeps the lines of different ranks apart
+    command = [ROOT / "lamella", "run", "-n", str(ranks), sys.executable, tmp_path / "example.py"]
     path = {**os.environ, "PYTHONPATH": str(ROOT / "bindings" / "python"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
