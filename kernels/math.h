@@ -1,5 +1,5 @@
-/* math.h: the scalar arithmetic of all devices: bf16, exp, the normal distribution, activations and
- * their derivatives.
+/* math.h: the scalar arithmetic of all devices: bf16, f16, fp8, exp, the normal distribution,
+ * activations and their derivatives.
  *
  * Invariant: no branch on data, no call into libm, no table: a loop over any of these functions
  * becomes vector code, and every element gets the same bits whichever lane it falls in. NaN in
@@ -40,6 +40,31 @@ LAM_INLINE uint16_t lam_bf16_of_f32(float x) {
   const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
   const uint32_t quiet = bits >> 16 | 0x40u;
   return (uint16_t)(x != x ? quiet : rounded);
+}
+
+/* f16: to the nearest, ties to even, beyond its range to infinity. Below the smallest normal number,
+ * adding a half, whose unit in the last place is f16's smallest step, rounds to steps. */
+LAM_INLINE uint16_t lam_f16_of_f32(float x) {
+  const uint32_t sign = lam_bits_of_f32(x) >> 16 & 0x8000u;
+  const uint32_t quiet = 0x7e00u | (lam_bits_of_f32(x) >> 13 & 0x1ffu);
+  float v = lam_f32_of_bits(lam_bits_of_f32(x) & 0x7fffffffu);
+  v = v > 65536.0f ? 65536.0f : v;
+  const uint32_t bits = lam_bits_of_f32(v);
+  const uint32_t normal = ((bits + 0xfffu + (bits >> 13 & 1u)) >> 13) - (112u << 10);
+  const uint32_t below = lam_bits_of_f32(v + 0.5f) - lam_bits_of_f32(0.5f);
+  const uint32_t code = v < 0x1p-14f ? below : normal;
+  return (uint16_t)(sign | (x != x ? quiet : code));
+}
+
+LAM_INLINE float lam_f32_of_f16(uint16_t h) {
+  const uint32_t sign = (uint32_t)(h & 0x8000u) << 16, magnitude = h & 0x7fffu;
+  const uint32_t normal = (magnitude << 13) + (112u << 23);
+  const uint32_t below = lam_bits_of_f32((float)(int32_t)magnitude * 0x1p-24f);
+  const uint32_t quiet = (uint32_t)(magnitude > 0x7c00u) << 22;
+  const uint32_t special = 0x7f800000u | magnitude << 13 | quiet;
+  uint32_t bits = magnitude < 0x400u ? below : normal;
+  bits = magnitude >= 0x7c00u ? special : bits;
+  return lam_f32_of_bits(sign | bits);
 }
 
 /* fp8 (Micikevicius et al. 2022): `fraction` bits of it, exponents biased by `bias`. To the

@@ -96,3 +96,27 @@ TEST(math, ends_of_the_range) {
         isnan(lam_gelu_tanh_grad(NAN)));
   CHECK(lam_silu_grad(INFINITY) == 1 && lam_silu_grad(-INFINITY) == 0 && isnan(lam_silu_grad(NAN)));
 }
+
+/* As the format is defined: sign, 5 bits of exponent, 10 of fraction. */
+static double f16_value(int code) {
+  const int exponent = code >> 10, fraction = code & 0x3ff;
+  return exponent == 0 ? ldexp(fraction, -24) : ldexp(1024 + fraction, exponent - 25);
+}
+
+TEST(math, f16_rounds_to_nearest_even_and_comes_back) {
+  for (int code = 0; code < 0x7c00; code++) { /* each value, each middle, and beside them */
+    const float a = (float)f16_value(code), middle = (float)((a + f16_value(code + 1)) / 2);
+    CHECK_EQ(lam_f16_of_f32(a), code);
+    CHECK_EQ(lam_f16_of_f32(-a), code | 0x8000);
+    CHECK_EQ(lam_f16_of_f32(middle), code + code % 2);
+    CHECK_EQ(lam_f16_of_f32(nextafterf(middle, 0)), code);
+    CHECK_EQ(lam_f16_of_f32(nextafterf(middle, INFINITY)), code + 1);
+    CHECK(lam_f32_of_f16((uint16_t)code) == a && lam_f32_of_f16((uint16_t)(code | 0x8000)) == -a);
+  }
+  CHECK_EQ(lam_f16_of_f32(1e9f), 0x7c00);
+  CHECK_EQ(lam_f16_of_f32(-INFINITY), 0xfc00);
+  CHECK(isinf(lam_f32_of_f16(0xfc00)) && lam_f32_of_f16(0xfc00) < 0);
+  for (int code = 0x7c01; code < 0x8000; code++) CHECK(isnan(lam_f32_of_f16((uint16_t)code)));
+  CHECK((lam_f16_of_f32(NAN) & 0x7e00) == 0x7e00 &&
+        lam_f16_of_f32(lam_f32_of_bits(0xff800001u)) == 0xfe00);
+}
