@@ -41,7 +41,8 @@ typedef struct lam_matrix {
 
 static inline bool lam_matrix_here(lam_matrix m) { return m.data != NULL || m.rows != 0; }
 static inline lam_matrix lam_matrix_transposed(lam_matrix m) {
-  return (lam_matrix){m.data, m.cols, m.rows, m.col_stride, m.row_stride, m.dtype, m.packed};
+  const lam_matrix t = {m.data, m.cols, m.rows, m.col_stride, m.row_stride, m.dtype, m.packed};
+  return t;
 }
 /* n rows, or columns, from `first`; not for packed */
 lam_matrix lam_matrix_rows(lam_matrix m, int64_t first, int64_t n);
