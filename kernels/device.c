@@ -6,6 +6,8 @@
  * ours, which a host lives through. */
 #include "kernels/device.h"
 
+#include <string.h>
+
 static const struct {
   const char *name;
   int bytes;
@@ -45,9 +47,88 @@ static inline bool same_shape(lam_matrix a, lam_matrix b) {
   return a.rows == b.rows && a.cols == b.cols;
 }
 
+static inline bool same_count(lam_matrix values, int64_t n) {
+  return values.rows * values.cols == n;
+}
+
+/* -- order -- */
+
+lam_status lam_device_enter(const lam_device *d, int32_t device_id, int32_t *out_was) {
+  *out_was = 0;
+  if (!d->order) return LAM_OK;
+  LAM_TRY(enter(d, d->order->enter, "enter", true));
+  return d->order->enter(device_id, out_was);
+}
+
+void lam_device_leave(const lam_device *d, int32_t was) {
+  if (d->order && d->order->leave) d->order->leave(was);
+}
+
+lam_status lam_device_borrow(const lam_device *d, uint64_t bytes, void *stream, void **out) {
+  *out = NULL;
+  LAM_TRY(enter(d, d->order && d->order->borrow, "borrow", true));
+  return d->order->borrow(bytes, stream, out);
+}
+
+void lam_device_give_back(const lam_device *d, void *p, void *stream) {
+  if (p) d->order->give_back(p, stream);
+}
+
+lam_status lam_device_capturing(const lam_device *d, void *stream, bool *out) {
+  *out = false;
+  if (!d->order) return LAM_OK;
+  LAM_TRY(enter(d, d->order->capturing, "capturing", true));
+  return d->order->capturing(stream, out);
+}
+
+lam_status lam_device_finish(const lam_device *d, void *stream) {
+  if (!d->order) return LAM_OK;
+  LAM_TRY(enter(d, d->order->finish, "finish", true));
+  return d->order->finish(stream);
+}
+
+static lam_status copy_here(const void *from, void *to, uint64_t bytes) {
+  if (bytes) memcpy(to, from, bytes);
+  return LAM_OK;
+}
+
+lam_status lam_device_read(const lam_device *d, const void *device, void *host, uint64_t bytes,
+                           void *stream) {
+  if (!d->order) return copy_here(device, host, bytes);
+  LAM_TRY(enter(d, d->order->read, "read", true));
+  return d->order->read(device, host, bytes, stream);
+}
+
+lam_status lam_device_write(const lam_device *d, const void *host, void *device, uint64_t bytes,
+                            void *stream) {
+  if (!d->order) return copy_here(host, device, bytes);
+  LAM_TRY(enter(d, d->order->write, "write", true));
+  return d->order->write(host, device, bytes, stream);
+}
+
+/* -- products -- */
+
+static bool fuses(const lam_device *d, const lam_gemm *g) {
+  return d->gemm->fuses && d->gemm->fuses(g);
+}
+
+static bool more_fits(const lam_device *d, const lam_gemm *g) {
+  const lam_gemm_more *m = g->more;
+  const bool plain = !lam_matrix_here(g->bias) && !lam_matrix_here(g->aux) && !g->accumulate &&
+                     g->act == LAM_ACT_NONE;
+  const bool z = lam_matrix_here(m->z), sum = lam_matrix_here(m->column_sum);
+  if (z && !(plain && same_shape(m->z, g->d))) return false;
+  if (sum && (g->accumulate || !same_count(m->column_sum, g->d.cols))) return false;
+  if (lam_matrix_here(m->a_sum) && !same_count(m->a_sum, g->a.rows)) return false;
+  return !(z || sum || lam_matrix_here(m->a_sum)) || fuses(d, g);
+}
+
+bool lam_device_fuses(const lam_device *d, const lam_gemm *g) { return d->gemm && fuses(d, g); }
+
 lam_status lam_device_gemm(const lam_device *d, const lam_workers *w, const lam_gemm *g,
                            void *stream) {
-  const bool fits = g->a.cols == g->b.cols && g->d.rows == g->a.rows && g->d.cols == g->b.rows &&
+  const bool fits = (!g->more || (d->gemm && more_fits(d, g))) && g->a.cols == g->b.cols &&
+                    g->d.rows == g->a.rows && g->d.cols == g->b.rows &&
                     (!lam_matrix_here(g->aux) || same_shape(g->aux, g->d)) &&
                     (!g->accumulate || (g->act == LAM_ACT_NONE && !lam_matrix_here(g->aux)));
   LAM_TRY(enter(d, d->gemm && d->gemm->run, "gemm", fits));
@@ -126,10 +207,6 @@ lam_status lam_device_decode(const lam_device *d, const lam_workers *w, int code
 
 /* -- vocabulary -- */
 
-static inline bool same_count(lam_matrix per_token, int64_t n) {
-  return per_token.rows * per_token.cols == n;
-}
-
 lam_status lam_device_find_outside(const lam_device *d, const lam_workers *w, lam_matrix ids,
                                    int64_t total, const int64_t *ignored, lam_outside *out,
                                    void *stream) {
@@ -179,4 +256,35 @@ lam_status lam_device_cross_entropy_bwd(const lam_device *d, const lam_workers *
   LAM_TRY(enter(d, d->vocab && d->vocab->cross_entropy_bwd, "cross_entropy_bwd", fits));
   return d->vocab->cross_entropy_bwd(w, dloss, logits, targets, lse, first, ignore, dlogits,
                                      stream);
+}
+
+/* -- norms -- */
+
+static inline bool norm_fits(lam_matrix x, lam_matrix g, lam_matrix y) {
+  return same_shape(x, y) && same_count(g, x.cols);
+}
+
+lam_status lam_device_rmsnorm(const lam_device *d, const lam_workers *w, lam_matrix x, lam_matrix g,
+                              float eps, lam_matrix y, void *stream) {
+  LAM_TRY(enter(d, d->norm && d->norm->rmsnorm, "rmsnorm", norm_fits(x, g, y)));
+  return d->norm->rmsnorm(w, x, g, eps, y, stream);
+}
+
+lam_status lam_device_rmsnorm_bwd(const lam_device *d, const lam_workers *w, lam_matrix dy,
+                                  lam_matrix x, lam_matrix g, float eps, lam_matrix dx,
+                                  lam_matrix dg, bool accumulate, void *stream) {
+  const bool fits = norm_fits(dy, g, x) && (!lam_matrix_here(dx) || same_shape(dx, x)) &&
+                    (!lam_matrix_here(dg) || same_count(dg, x.cols));
+  LAM_TRY(enter(d, d->norm && d->norm->rmsnorm_bwd, "rmsnorm_bwd", fits));
+  return d->norm->rmsnorm_bwd(w, dy, x, g, eps, dx, dg, accumulate, stream);
+}
+
+lam_status lam_device_add_rmsnorm(const lam_device *d, const lam_workers *w,
+                                  const lam_matrix *parts, int n, lam_matrix residual, lam_matrix g,
+                                  float eps, lam_matrix sum, lam_matrix y, void *stream) {
+  const bool fits = n > 0 && same_shape(parts[0], sum) && same_shape(parts[n - 1], sum) &&
+                    (!lam_matrix_here(residual) || same_shape(residual, sum)) &&
+                    norm_fits(sum, g, y);
+  LAM_TRY(enter(d, d->norm && d->norm->add_rmsnorm, "add_rmsnorm", fits));
+  return d->norm->add_rmsnorm(w, parts, n, residual, g, eps, sum, y, stream);
 }

@@ -1,4 +1,4 @@
-/* device.h: what a device is: four const tables of slots. Kernels see pointers, sizes and strides;
+/* device.h: what a device is: const tables of slots. Kernels see pointers, sizes and strides;
  * never a DLTensor.
  *
  * Invariant: plugin/ calls a slot only through the one-line wrappers at the end (lam_device_...),
@@ -82,7 +82,37 @@ typedef struct lam_gemm {
   lam_matrix a, b, bias, d, aux;
   lam_act act;
   bool accumulate;
+  const struct lam_gemm_more *more; /* NULL: nothing of it */
 } lam_gemm;
+
+/* What few products ask for; an absent matrix is not asked for. With z, column_sum or a_sum only
+ * where the table's `fuses` says so. */
+typedef struct lam_gemm_more {
+  lam_matrix a_scale, b_scale; /* f32 [1]: fp8 elements of a and b stand for so many times them */
+  lam_matrix z;                /* [M, N]: d = (a b^T) act'(z), in place of bias, act and aux */
+  lam_act z_act;
+  lam_matrix column_sum; /* [N], f32 or d's dtype, overwritten: of d's rows, after z */
+  lam_matrix a_sum;      /* [M], f32 or a's dtype, overwritten: of each row of a: the bias gradient
+                          * beside a weight gradient */
+  bool tf32;             /* f32 operands may be rounded to 10 bits of fraction */
+} lam_gemm_more;
+
+/* For devices whose calls return before the work is done; others have none. Work is queued on a
+ * stream: the calls of one stream run in order. */
+typedef struct lam_device_order {
+  /* Makes it this thread's device, and says what is wrong with driver or card; leave undoes it. */
+  lam_status (*enter)(int32_t device_id, int32_t *out_was);
+  void (*leave)(int32_t was);
+  /* Device memory, 256-byte aligned, for work queued on `stream` until give_back; kept per device
+   * and stream. Never allocates while the stream is captured: RESOURCE_EXHAUSTED says what to do. */
+  lam_status (*borrow)(uint64_t bytes, void *stream, void **out);
+  void (*give_back)(void *p, void *stream);
+  lam_status (*capturing)(void *stream, bool *out);
+  lam_status (*finish)(void *stream); /* the host waits until all that was queued is done */
+  /* Queued copies; the host's memory is read, or written, by the time finish returns. */
+  lam_status (*read)(const void *device, void *host, uint64_t bytes, void *stream);
+  lam_status (*write)(const void *host, void *device, uint64_t bytes, void *stream);
+} lam_device_order;
 
 typedef struct lam_device_memory { /* memory and order */
   lam_status (*alloc)(const lam_workers *w, uint64_t bytes, void **out);
@@ -93,6 +123,8 @@ typedef struct lam_device_memory { /* memory and order */
 
 typedef struct lam_device_gemm_table { /* matrix products and packed weights */
   lam_status (*run)(const lam_workers *w, const lam_gemm *g, void *stream);
+  /* Whether run takes all that g->more asks for in one go. NULL: never z, column_sum or a_sum. */
+  bool (*fuses)(const lam_gemm *g);
   /* side 0: forward, b = w [N, K]; side 1: dgrad, b = w^T. The packed tensor is [N or K rows,
    * cols] bytes. */
   lam_status (*packed_cols)(lam_dtype dtype, int64_t n, int64_t k, int side, int64_t *out_cols);
@@ -168,14 +200,34 @@ typedef struct lam_device_vocab {
                                   lam_matrix dlogits, void *stream);
 } lam_device_vocab;
 
+/* Root mean square norm (Zhang, Sennrich 2019): y [T, N] = x r g, r = 1 / sqrt(mean of x^2 + eps)
+ * of each row, f32 inside, one rounding. g [1, N]: f32 or x's dtype. */
+typedef struct lam_device_norm {
+  lam_status (*rmsnorm)(const lam_workers *w, lam_matrix x, lam_matrix g, float eps, lam_matrix y,
+                        void *stream);
+  /* dx = r (g dy - x r^2 mean of g dy x); dg [1, N] (+)= the sum of dy x r over the rows, the same
+   * order for any number of workers. Either may be absent. */
+  lam_status (*rmsnorm_bwd)(const lam_workers *w, lam_matrix dy, lam_matrix x, lam_matrix g,
+                            float eps, lam_matrix dx, lam_matrix dg, bool accumulate, void *stream);
+  /* sum [T, N] = round(sum of parts[0..n-1] in that order + residual), as `sum` of the vectors'
+   * table; y = the norm of what was rounded. sum may be residual. */
+  lam_status (*add_rmsnorm)(const lam_workers *w, const lam_matrix *parts, int n,
+                            lam_matrix residual, lam_matrix g, float eps, lam_matrix sum,
+                            lam_matrix y, void *stream);
+} lam_device_norm;
+
 typedef struct lam_device {
   const char *name;    /* "cpu" */
   int32_t device_type; /* DLDeviceType */
+  uint32_t computes;   /* 1 << lam_dtype: what products and elementwise work take */
   const lam_device_memory *memory;
+  const lam_device_order *order; /* NULL: what a call was asked for is there when it returns */
   const lam_device_gemm_table *gemm;
   const lam_device_vector *vector;
   const lam_device_vocab *vocab;
-  const char *(*describe)(void); /* "oneDNN 2.6.3 avx512_core_bf16" or "plain C"; for doctor */
+  const lam_device_norm *norm;
+  const struct lam_device_peer *peer; /* collectives over peers' pointers; NULL: none */
+  const char *(*describe)(void);      /* "oneDNN 2.6.3 avx512_core_bf16" or "plain C"; for doctor */
 } lam_device;
 
 extern const lam_device lam_device_cpu;
@@ -187,8 +239,26 @@ const lam_device *lam_device_find(int32_t device_type);
 typedef lam_status (*lam_device_hook)(const lam_device *d, const char *slot);
 extern lam_device_hook lam_device_on_call;
 
+static inline bool lam_device_computes(const lam_device *d, lam_dtype t) {
+  return d->computes >> t & 1u;
+}
+
+/* On a device without order: enter, leave and finish have nothing to do, read and write copy,
+ * nothing is captured. */
+lam_status lam_device_enter(const lam_device *d, int32_t device_id, int32_t *out_was);
+void lam_device_leave(const lam_device *d, int32_t was);
+lam_status lam_device_borrow(const lam_device *d, uint64_t bytes, void *stream, void **out);
+void lam_device_give_back(const lam_device *d, void *p, void *stream);
+lam_status lam_device_capturing(const lam_device *d, void *stream, bool *out);
+lam_status lam_device_finish(const lam_device *d, void *stream);
+lam_status lam_device_read(const lam_device *d, const void *device, void *host, uint64_t bytes,
+                           void *stream);
+lam_status lam_device_write(const lam_device *d, const void *host, void *device, uint64_t bytes,
+                            void *stream);
+
 lam_status lam_device_gemm(const lam_device *d, const lam_workers *w, const lam_gemm *g,
                            void *stream);
+bool lam_device_fuses(const lam_device *d, const lam_gemm *g);
 lam_status lam_device_copy(const lam_device *d, const lam_workers *w, lam_matrix from,
                            lam_matrix to, void *stream);
 lam_status lam_device_pack(const lam_device *d, const lam_workers *w, lam_matrix weight, int side,
@@ -227,5 +297,13 @@ lam_status lam_device_cross_entropy_bwd(const lam_device *d, const lam_workers *
                                         lam_matrix logits, lam_matrix targets, lam_matrix lse,
                                         int64_t first, int64_t ignore, lam_matrix dlogits,
                                         void *stream);
+lam_status lam_device_rmsnorm(const lam_device *d, const lam_workers *w, lam_matrix x, lam_matrix g,
+                              float eps, lam_matrix y, void *stream);
+lam_status lam_device_rmsnorm_bwd(const lam_device *d, const lam_workers *w, lam_matrix dy,
+                                  lam_matrix x, lam_matrix g, float eps, lam_matrix dx,
+                                  lam_matrix dg, bool accumulate, void *stream);
+lam_status lam_device_add_rmsnorm(const lam_device *d, const lam_workers *w,
+                                  const lam_matrix *parts, int n, lam_matrix residual, lam_matrix g,
+                                  float eps, lam_matrix sum, lam_matrix y, void *stream);
 
 #endif

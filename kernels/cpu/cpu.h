@@ -102,6 +102,17 @@ lam_status lam_cross_entropy_bwd_run(const lam_workers *w, lam_matrix dloss, lam
                                      lam_matrix targets, lam_matrix lse, int64_t first,
                                      int64_t ignore, lam_matrix dlogits, void *stream);
 
+/* -- norms -- */
+
+lam_status lam_rmsnorm_run(const lam_workers *w, lam_matrix x, lam_matrix g, float eps,
+                           lam_matrix y, void *stream);
+lam_status lam_rmsnorm_bwd_run(const lam_workers *w, lam_matrix dy, lam_matrix x, lam_matrix g,
+                               float eps, lam_matrix dx, lam_matrix dg, bool accumulate,
+                               void *stream);
+lam_status lam_add_rmsnorm_run(const lam_workers *w, const lam_matrix *parts, int n,
+                               lam_matrix residual, lam_matrix g, float eps, lam_matrix sum,
+                               lam_matrix y, void *stream);
+
 /* Element i of T indices, or of T values, counted row by row. */
 static inline int64_t lam_place_of(lam_matrix m, int64_t i) {
   return i / m.cols * m.row_stride + i % m.cols * m.col_stride;

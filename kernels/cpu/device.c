@@ -58,6 +58,7 @@ static const lam_device_memory memory = {
 
 static const lam_device_gemm_table gemm = {
     .run = lam_gemm_run,
+    .fuses = NULL, /* unsupported: a second pass costs less than its own code would */
     .packed_cols = lam_pack_cols,
     .pack = lam_pack_run,
     .packed_open = lam_pack_open,
@@ -81,12 +82,22 @@ static const lam_device_vocab vocab = {
     .cross_entropy_bwd = lam_cross_entropy_bwd_run,
 };
 
+static const lam_device_norm norm = {
+    .rmsnorm = lam_rmsnorm_run,
+    .rmsnorm_bwd = lam_rmsnorm_bwd_run,
+    .add_rmsnorm = lam_add_rmsnorm_run,
+};
+
 const lam_device lam_device_cpu = {
     .name = "cpu",
     .device_type = 1, /* kDLCPU */
+    .computes = 1u << LAM_F32 | 1u << LAM_BF16,
     .memory = &memory,
+    .order = NULL, /* nothing is queued */
     .gemm = &gemm,
     .vector = &vector,
     .vocab = &vocab,
+    .norm = &norm,
+    .peer = NULL, /* unsupported: engines read peers' memory themselves */
     .describe = describe,
 };

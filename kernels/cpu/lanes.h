@@ -64,6 +64,16 @@ typedef struct lam_lanes {
   /* y = scale e^(x - shift) */
   void (*exp)(lam_line x, float shift, float scale, lam_line y, int64_t n);
 
+  /* The sum of a b c (c may be absent), in an order that n alone decides. */
+  float (*product_sum)(lam_line a, lam_line b, lam_line c, int64_t n);
+  /* y = x by g */
+  void (*scale)(lam_line x, float by, lam_line g, lam_line y, int64_t n);
+  /* dx = dy g by - x less */
+  void (*scale_less)(lam_line dy, lam_line g, float by, lam_line x, float less, lam_line dx,
+                     int64_t n);
+  /* total += a b by; total has room as for add */
+  void (*add_product)(lam_line a, lam_line b, float by, float *total, int64_t n);
+
   /* A line in a codec with tiles (codec.h): to and from its scales and its bytes, both wherever. */
   void (*encode)(int codec, lam_line x, int64_t n, void *scales, void *bytes);
   void (*decode)(int codec, const void *scales, const void *bytes, lam_line y, int64_t n);

@@ -205,6 +205,7 @@ LANES_FN void finish(const float *product, const lam_finish *f, int64_t n) {
   }
 }
 
+#include "kernels/cpu/lanes_norm.h"
 #include "kernels/cpu/lanes_softmax.h"
 
 /* -- codecs -- */
@@ -517,6 +518,10 @@ const lam_lanes LANES_TABLE = {
     .max = max,
     .exp_sum = exp_sum,
     .exp = exp_scaled,
+    .product_sum = product_sum,
+    .scale = scale,
+    .scale_less = scale_less,
+    .add_product = add_product,
     .encode = encode,
     .decode = decode,
     .dot_f32 = {LAM_F32, K_STEP, dot_f32},

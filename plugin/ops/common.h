@@ -60,7 +60,8 @@ static inline lam_status lam_op_product(const lam_op_call *call, const lam_gemm 
 static inline lam_gemm lam_op_gemm(lam_matrix a, lam_matrix b, lam_matrix bias, lam_matrix d) {
   const lam_matrix none = {0};
   return (lam_gemm){
-      .a = a, .b = b, .bias = bias, .d = d, .aux = none, .act = LAM_ACT_NONE, .accumulate = false};
+      .a = a, .b = b, .bias = bias, .d = d, .aux = none, .act = LAM_ACT_NONE, .accumulate = false,
+      .more = NULL};
 }
 
 /* ---- Shares (shares.c) ---- */

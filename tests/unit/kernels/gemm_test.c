@@ -53,7 +53,7 @@ static problem make_problem(rng *r, kind q) {
                .d = box_random(r, q.m, q.n, q.d_dtype, q.d)};
   if (q.bias) p.bias = box_random(r, 1, q.n, q.bias_dtype, BY_ROWS);
   if (q.aux) p.aux = box_random(r, q.m, q.n, q.d_dtype, q.d);
-  p.g = (lam_gemm){p.a.m, p.b.m, p.bias.m, p.d.m, p.aux.m, q.act, q.accumulate};
+  p.g = (lam_gemm){p.a.m, p.b.m, p.bias.m, p.d.m, p.aux.m, q.act, q.accumulate, NULL};
 
   const size_t n = (size_t)(q.m * q.n) + 1;
   p.before = calloc(n, sizeof(double));
