@@ -36,6 +36,46 @@ TEST(device, operands_that_do_not_fit_are_an_error_of_ours_that_a_host_survives)
   box_free(&a), box_free(&b);
 }
 
+TEST(device, only_what_a_table_fuses_may_be_asked_of_a_product) {
+  rng r = {seed()};
+  box a = box_random(&r, 3, 5, LAM_F32, BY_ROWS), b = box_random(&r, 4, 5, LAM_F32, BY_ROWS),
+      d = box_new(3, 4, LAM_F32, BY_ROWS), z = box_random(&r, 3, 4, LAM_F32, BY_ROWS),
+      sum = box_new(1, 4, LAM_F32, BY_ROWS);
+  const lam_gemm_more derivative = {.z = z.m, .z_act = LAM_ACT_GELU}, sums = {.column_sum = sum.m},
+                      rounded = {.tf32 = true};
+  lam_gemm g = {.a = a.m, .b = b.m, .d = d.m, .more = &derivative};
+  CHECK(!lam_device_fuses(&lam_device_cpu, &g));
+  CHECK_STATUS(lam_device_gemm(&lam_device_cpu, workers(ALONE), &g, NULL), LAM_INTERNAL);
+  g.more = &sums;
+  CHECK_STATUS(lam_device_gemm(&lam_device_cpu, workers(ALONE), &g, NULL), LAM_INTERNAL);
+  g.more = &rounded; /* a permission, which the CPU has no use for */
+  CHECK_OK(lam_device_gemm(&lam_device_cpu, workers(ALONE), &g, NULL));
+  box_free(&a), box_free(&b), box_free(&d), box_free(&z), box_free(&sum);
+}
+
+TEST(device, what_queues_nothing_copies_at_once_and_has_nothing_to_finish) {
+  const char from[4] = "abc";
+  char there[4] = "", back[4] = "";
+  int32_t was = 7;
+  bool captured = true;
+  void *p = &was;
+  CHECK_OK(lam_device_enter(&lam_device_cpu, 0, &was));
+  CHECK_OK(lam_device_write(&lam_device_cpu, from, there, sizeof from, NULL));
+  CHECK_OK(lam_device_read(&lam_device_cpu, there, back, sizeof back, NULL));
+  CHECK_STR(back, "abc");
+  CHECK_OK(lam_device_capturing(&lam_device_cpu, NULL, &captured));
+  CHECK(!captured);
+  CHECK_OK(lam_device_finish(&lam_device_cpu, NULL));
+  lam_device_leave(&lam_device_cpu, was);
+  CHECK_STATUS(lam_device_borrow(&lam_device_cpu, 64, NULL, &p), LAM_UNIMPLEMENTED);
+  CHECK(p == NULL);
+}
+
+TEST(device, computes_what_its_mask_says) {
+  for (int t = 0; t < LAM_N_DTYPES; t++)
+    CHECK_EQ(lam_device_computes(&lam_device_cpu, (lam_dtype)t), t == LAM_F32 || t == LAM_BF16);
+}
+
 static int n_calls;
 static char last_slot[32];
 static lam_status fail_sums(const lam_device *d, const char *slot) {
