@@ -87,8 +87,10 @@ static lam_status open_own(void *own, uint64_t own_bytes, uint64_t need, lam_scr
 
 lam_status lam_scratch_open(lam_context *ctx, void *own, uint64_t own_bytes, uint64_t need,
                             lam_scratch *out) {
-  *out = (lam_scratch){0};
-  if (need == 0) return LAM_OK;
+  if (need == 0) {
+    *out = (lam_scratch){0};
+    return LAM_OK;
+  }
   if (own) return open_own(own, own_bytes, lam_scratch_bytes(need), out);
 
   const uint64_t bytes = lam_scratch_bytes(need);
@@ -108,7 +110,7 @@ void *lam_scratch_take(lam_scratch *s, uint64_t bytes) {
 
 void lam_scratch_close(lam_scratch *s) {
   if (s->ctx) lam_context_give_back(s->ctx, s->data);
-  *s = (lam_scratch){0};
+  s->ctx = NULL;
 }
 
 void lam_scratch_clear(lam_context *ctx) {

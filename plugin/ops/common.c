@@ -5,9 +5,10 @@
 
 #include <inttypes.h>
 
-lam_status lam_op_agree(const lam_op_call *call, const char *what, int64_t found, const char *why,
-                        int64_t expected) {
-  if (found == expected) return LAM_OK;
+const lam_matrix lam_op_absent = {0};
+
+lam_status lam_op_disagree(const lam_op_call *call, const char *what, int64_t found,
+                           const char *why, int64_t expected) {
   return lam_fail(LAM_INVALID_ARGUMENT, "%s: %s is %" PRId64 ", expected %" PRId64 ": %s",
                   call->name, what, found, expected, why);
 }

@@ -25,8 +25,12 @@ static inline int lam_op_size(const lam_op_call *call) {
 }
 
 /* "linear_row: x's last dimension is 3, expected 4: w's in features" unless found == expected. */
-lam_status lam_op_agree(const lam_op_call *call, const char *what, int64_t found, const char *why,
-                        int64_t expected);
+lam_status lam_op_disagree(const lam_op_call *call, const char *what, int64_t found,
+                           const char *why, int64_t expected);
+static inline lam_status lam_op_agree(const lam_op_call *call, const char *what, int64_t found,
+                                      const char *why, int64_t expected) {
+  return found == expected ? LAM_OK : lam_op_disagree(call, what, found, why, expected);
+}
 lam_status lam_op_contiguous(const lam_op_call *call, const char *name, lam_matrix m);
 /* Runs `body` with the scratch it needs (needs NULL: none). If it fails after the peers were told
  * of an operation, the group's world is poisoned: they must not wait for what will not come. */
@@ -48,20 +52,31 @@ uint64_t lam_op_compact_bytes(lam_matrix m);
 /* to = from, any dtype, last dimensions contiguous; nothing where they are the same memory. */
 lam_status lam_op_copy(const lam_op_call *call, lam_matrix from, lam_matrix to);
 
-/* Rows of m, absent where m is. All of them need no new view: 3 ns. */
-static inline lam_matrix lam_op_rows(lam_matrix m, int64_t first, int64_t n) {
-  return n == m.rows || !lam_matrix_here(m) ? m : lam_matrix_rows(m, first, n);
+/* Views go by address here: one that was just written is slow to copy. */
+extern const lam_matrix lam_op_absent;
+
+/* Rows of m, absent where m is; a new view, in *room, only where they are not all of them. */
+static inline const lam_matrix *lam_op_rows(const lam_matrix *m, int64_t first, int64_t n,
+                                            lam_matrix *room) {
+  if (n == m->rows || !lam_matrix_here(*m)) return m;
+  *room = lam_matrix_rows(*m, first, n);
+  return room;
 }
 
 static inline lam_status lam_op_product(const lam_op_call *call, const lam_gemm *g) {
   return lam_device_gemm(call->device, call->workers, g, call->stream);
 }
 /* d = a b^T + bias. Every field is written, so that none is cleared before: 7 ns. */
-static inline lam_gemm lam_op_gemm(lam_matrix a, lam_matrix b, lam_matrix bias, lam_matrix d) {
-  const lam_matrix none = {0};
-  return (lam_gemm){
-      .a = a, .b = b, .bias = bias, .d = d, .aux = none, .act = LAM_ACT_NONE, .accumulate = false,
-      .more = NULL};
+static inline lam_gemm lam_op_gemm(const lam_matrix *a, const lam_matrix *b, const lam_matrix *bias,
+                                   const lam_matrix *d) {
+  return (lam_gemm){.a = *a,
+                    .b = *b,
+                    .bias = *bias,
+                    .d = *d,
+                    .aux = lam_op_absent,
+                    .act = LAM_ACT_NONE,
+                    .accumulate = false,
+                    .more = NULL};
 }
 
 /* ---- Shares (shares.c) ---- */
@@ -103,7 +118,11 @@ typedef struct lam_row_range {
 lam_row_range lam_seq_rows(const lam_op_call *call, const DLTensor *t);
 /* Refuses an operand whose first dimension is not this rank's share of seq. No seq: anything
  * goes. */
-lam_status lam_seq_check_share(const lam_op_call *call, const char *name, const DLTensor *t);
+lam_status lam_seq_compare_share(const lam_op_call *call, const char *name, const DLTensor *t);
+static inline lam_status lam_seq_check_share(const lam_op_call *call, const char *name,
+                                             const DLTensor *t) {
+  return call->attr.seq ? lam_seq_compare_share(call, name, t) : LAM_OK;
+}
 lam_status lam_seq_check_whole(const lam_op_call *call, const char *name, const DLTensor *t);
 /* All rows of input `i`, which comes as this rank's share where seq is set: gathered into
  * scratch. */
@@ -147,13 +166,12 @@ lam_chunks lam_chunks_for_cache(const lam_op_call *call, int64_t rows);
 typedef struct lam_part_sum lam_part_sum;
 struct lam_part_sum {
   const lam_op_call *call;
-  /* d [n, N] = rows first .. first + n - 1 of this rank's product, + bias where it is here. By
-   * address, as views just written are slow to copy: 3 ns. */
+  /* d [n, N] = rows first .. first + n - 1 of this rank's product, + bias where it is here. */
   lam_status (*part)(const lam_part_sum *s, int64_t first, const lam_matrix *bias,
                      const lam_matrix *d);
   const void *user;
   const DLTensor *y_tensor;
-  lam_matrix bias, y;
+  const lam_matrix *bias, *y;
   lam_chunks chunks; /* of the whole rows */
 };
 /* Multiplies all chunks. While the sum of one travels, the next is multiplied; that of the `last`

@@ -10,33 +10,35 @@
 /* x [T, K]  w1 [F_r, K]  b1 [F_r]?  w2 [N, F_r]  b2 [N]?  y [T, N]  aux [T, F_r]?
  * gated: w1 [2 F_r, K], b1 and aux alike: gate first, then up.  seq: x [T_r, K], y [T_r, N] */
 typedef struct ffn {
-  lam_matrix x, aux; /* all rows */
-  lam_matrix h, z;   /* scratch, one chunk: act(z), and z where gated without aux */
+  lam_matrix x; /* all rows */
+  const lam_matrix *aux;
+  lam_matrix h, z; /* scratch, one chunk: act(z), and z where gated without aux */
 } ffn;
 
 /* h = act(x w1^T + b1), or act(gate) * up */
-static lam_status hidden(const lam_op_call *call, lam_matrix x, lam_matrix h, lam_matrix aux,
-                         lam_matrix z) {
+static lam_status hidden(const lam_op_call *call, const lam_matrix *x, const lam_matrix *h,
+                         const lam_matrix *aux, const lam_matrix *z) {
   const lam_act act = (lam_act)call->attr.act;
-  const lam_matrix up = lam_matrix_here(aux) ? aux : z;
-  lam_gemm g = lam_op_gemm(x, call->in[1], call->in[2], call->attr.gated ? up : h);
+  const lam_matrix *up = lam_matrix_here(*aux) ? aux : z;
+  lam_gemm g = lam_op_gemm(x, &call->in[1], &call->in[2], call->attr.gated ? up : h);
   if (!call->attr.gated) {
-    g.aux = aux;
+    g.aux = *aux;
     g.act = act;
     return lam_op_product(call, &g);
   }
   LAM_TRY(lam_op_product(call, &g));
-  return lam_device_act(call->device, call->workers, act, true, up, h, call->stream);
+  return lam_device_act(call->device, call->workers, act, true, *up, *h, call->stream);
 }
 
 static lam_status ffn_part(const lam_part_sum *s, int64_t first, const lam_matrix *bias,
                            const lam_matrix *d) {
   const ffn *f = s->user;
   const int64_t n = d->rows;
-  const lam_matrix h = lam_op_rows(f->h, 0, n);
-  LAM_TRY(hidden(s->call, lam_op_rows(f->x, first, n), h, lam_op_rows(f->aux, first, n),
-                 lam_op_rows(f->z, 0, n)));
-  const lam_gemm g = lam_op_gemm(h, s->call->in[3], *bias, *d);
+  lam_matrix room[4];
+  const lam_matrix *h = lam_op_rows(&f->h, 0, n, &room[0]);
+  LAM_TRY(hidden(s->call, lam_op_rows(&f->x, first, n, &room[1]), h,
+                 lam_op_rows(f->aux, first, n, &room[2]), lam_op_rows(&f->z, 0, n, &room[3])));
+  const lam_gemm g = lam_op_gemm(h, &s->call->in[3], bias, d);
   return lam_op_product(s->call, &g);
 }
 
@@ -57,7 +59,7 @@ static lam_status forward(const lam_op_call *call, lam_scratch *s) {
   const lam_chunks chunks = chunks_of(call);
   const int64_t most = lam_chunk_most_rows(chunks);
   ffn f;
-  f.aux = call->out[1];
+  f.aux = &call->out[1];
   f.h = lam_op_take(s, most, hidden_cols(call), call->in[0].dtype);
   f.z = lam_op_take(s, most, z_cols(call), call->in[0].dtype);
   LAM_TRY(lam_seq_gather(call, 0, s, &f.x));
@@ -66,8 +68,8 @@ static lam_status forward(const lam_op_call *call, lam_scratch *s) {
                             .part = ffn_part,
                             .user = &f,
                             .y_tensor = call->out_tensor[0],
-                            .bias = call->in[4],
-                            .y = call->out[0],
+                            .bias = &call->in[4],
+                            .y = &call->out[0],
                             .chunks = chunks};
   return lam_part_sum_run(&sum);
 }

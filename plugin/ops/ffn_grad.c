@@ -18,10 +18,11 @@ static lam_status dgrad_part(const lam_part_sum *s, int64_t first, const lam_mat
   const ffn_grad *f = s->user;
   const int64_t n = d->rows;
   const lam_matrix dh = lam_matrix_rows(f->dh, 0, n), dz = lam_matrix_rows(f->dz, first, n);
-  const lam_matrix none = {0};
-  const lam_gemm through_w2 =
-      lam_op_gemm(lam_op_rows(f->dy, first, n), lam_matrix_transposed(f->w2), none, dh);
-  const lam_gemm through_w1 = lam_op_gemm(dz, lam_matrix_transposed(f->w1), *bias, *d);
+  const lam_matrix w1 = lam_matrix_transposed(f->w1), w2 = lam_matrix_transposed(f->w2);
+  lam_matrix room;
+  const lam_matrix *dy = lam_op_rows(&f->dy, first, n, &room);
+  const lam_gemm through_w2 = lam_op_gemm(dy, &w2, &lam_op_absent, &dh);
+  const lam_gemm through_w1 = lam_op_gemm(&dz, &w1, bias, d);
   LAM_TRY(lam_op_product(call, &through_w2));
   LAM_TRY(lam_device_act_bwd(call->device, call->workers, (lam_act)call->attr.act,
                              call->attr.gated != 0, dh, lam_matrix_rows(f->aux, first, n), dz,
@@ -34,7 +35,8 @@ static lam_part_sum dgrad_sum(const lam_op_call *call, const ffn_grad *f) {
                         .part = dgrad_part,
                         .user = f,
                         .y_tensor = call->out_tensor[0],
-                        .y = call->out[0],
+                        .bias = &lam_op_absent,
+                        .y = &call->out[0],
                         .chunks = lam_chunks_for_cache(call, f->aux.rows)};
 }
 

@@ -43,8 +43,7 @@ static lam_status check_first(const lam_op_call *call, const char *name, const D
                   name, t->shape[0], expected, why);
 }
 
-lam_status lam_seq_check_share(const lam_op_call *call, const char *name, const DLTensor *t) {
-  if (call->attr.seq == 0) return LAM_OK;
+lam_status lam_seq_compare_share(const lam_op_call *call, const char *name, const DLTensor *t) {
   const int rank = lam_op_rank(call);
   return check_first(call, name, t, "this rank's share of seq",
                      seq_begin(call, rank + 1) - seq_begin(call, rank));

@@ -13,7 +13,7 @@ static bool gathers(const lam_op_call *call) { return call->attr.gather && lam_o
 
 static lam_status multiply(const lam_op_call *call, lam_scratch *s) {
   lam_shares columns;
-  lam_gemm g = lam_op_gemm(call->in[0], call->in[1], call->in[2], call->out[0]);
+  lam_gemm g = lam_op_gemm(&call->in[0], &call->in[1], &call->in[2], &call->out[0]);
   g.aux = call->out[1];
   g.act = (lam_act)call->attr.act;
   LAM_TRY(lam_shares_from_own(call, "w's rows", g.b.rows, &columns));
@@ -47,9 +47,10 @@ lam_status lam_op_linear_col_run(const lam_op_call *call) {
 
 static lam_status dgrad_part(const lam_part_sum *s, int64_t first, const lam_matrix *bias,
                              const lam_matrix *d) {
-  const lam_matrix *w = s->user;
-  const lam_gemm g = lam_op_gemm(lam_op_rows(s->call->in[0], first, d->rows),
-                                 lam_matrix_transposed(*w), *bias, *d);
+  const lam_matrix *w = s->user, turned = lam_matrix_transposed(*w);
+  lam_matrix room;
+  const lam_matrix *dy = lam_op_rows(&s->call->in[0], first, d->rows, &room);
+  const lam_gemm g = lam_op_gemm(dy, &turned, bias, d);
   return lam_op_product(s->call, &g);
 }
 
@@ -58,7 +59,8 @@ static lam_part_sum dgrad_sum(const lam_op_call *call, const lam_matrix *w) {
                         .part = dgrad_part,
                         .user = w,
                         .y_tensor = call->out_tensor[0],
-                        .y = call->out[0],
+                        .bias = &lam_op_absent,
+                        .y = &call->out[0],
                         .chunks = lam_chunks_for_sum(call, call->in[0].rows)};
 }
 

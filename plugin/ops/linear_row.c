@@ -22,8 +22,9 @@ static lam_status own_columns(const lam_op_call *call, int i, lam_matrix *out) {
 
 static lam_status forward_part(const lam_part_sum *s, int64_t first, const lam_matrix *bias,
                                const lam_matrix *d) {
-  const lam_matrix *x = s->user;
-  const lam_gemm g = lam_op_gemm(lam_op_rows(*x, first, d->rows), s->call->in[1], *bias, *d);
+  lam_matrix room;
+  const lam_matrix *x = lam_op_rows(s->user, first, d->rows, &room);
+  const lam_gemm g = lam_op_gemm(x, &s->call->in[1], bias, d);
   return lam_op_product(s->call, &g);
 }
 
@@ -38,8 +39,8 @@ static lam_status forward(const lam_op_call *call, lam_scratch *s) {
                             .part = forward_part,
                             .user = &x,
                             .y_tensor = call->out_tensor[0],
-                            .bias = call->in[2],
-                            .y = call->out[0],
+                            .bias = &call->in[2],
+                            .y = &call->out[0],
                             .chunks = lam_chunks_for_sum(call, x.rows)};
   return lam_part_sum_run(&sum);
 }

@@ -22,35 +22,34 @@ static void place_sum(const lam_part_sum *s, int i, lam_sum *sum) {
   const int64_t first = lam_chunk_first(s->chunks, i), n = lam_chunk_rows(s->chunks, i);
   const int64_t kept = overlap(keep, first, n, &sum->y_first);
   const int64_t at = kept ? first + sum->y_first - keep.first : 0;
-  sum->y = lam_matrix_rows(s->y, at, kept);
-  sum->bias = s->bias;
+  sum->y = lam_matrix_rows(*s->y, at, kept);
+  sum->bias = *s->bias;
   sum->scatter = s->call->attr.seq != 0;
 }
 
 static lam_status start_chunk(const lam_part_sum *s, int i, lam_sum *sum) {
   lam_group *g = s->call->group;
-  const lam_matrix no_bias = {0};
   *sum = (lam_sum){0};
   place_sum(s, i, sum);
-  LAM_TRY(lam_group_partial(g, lam_chunk_rows(s->chunks, i), s->y.cols, sum));
-  LAM_TRY(s->part(s, lam_chunk_first(s->chunks, i), &no_bias, &sum->part));
+  LAM_TRY(lam_group_partial(g, lam_chunk_rows(s->chunks, i), s->y->cols, sum));
+  LAM_TRY(s->part(s, lam_chunk_first(s->chunks, i), &lam_op_absent, &sum->part));
   return lam_group_sum_start(g, sum);
 }
 
 /* extra tells apart calls that cut differently, and keeping all rows from keeping own ones. */
 static lam_status announce(const lam_part_sum *s) {
   const int64_t seq = s->call->attr.seq;
-  const lam_comm_op op = lam_op_announcement(s->call, s->y_tensor, s->y.dtype, seq ? 0 : -1, seq,
+  const lam_comm_op op = lam_op_announcement(s->call, s->y_tensor, s->y->dtype, seq ? 0 : -1, seq,
                                              seq ? -s->chunks.n : s->chunks.n);
   return lam_group_begin_sums(s->call->group, &op);
 }
 
 static lam_status multiply_alone(const lam_part_sum *s) {
-  if (s->chunks.n == 1) return s->part(s, 0, &s->bias, &s->y); /* no views to make: 4 ns */
+  if (s->chunks.n == 1) return s->part(s, 0, s->bias, s->y);
   for (int i = 0; i < s->chunks.n; i++) {
     const int64_t first = lam_chunk_first(s->chunks, i), n = lam_chunk_rows(s->chunks, i);
-    const lam_matrix y = lam_matrix_rows(s->y, first, n);
-    LAM_TRY(s->part(s, first, &s->bias, &y));
+    const lam_matrix y = lam_matrix_rows(*s->y, first, n);
+    LAM_TRY(s->part(s, first, s->bias, &y));
   }
   return LAM_OK;
 }
