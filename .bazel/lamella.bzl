@@ -14,11 +14,11 @@ load("@lamella_config//:defs.bzl", "GCC", "HAVE")
 load("@rules_cc//cc:defs.bzl", "cc_binary", "cc_library", "cc_test")
 
 _WARNINGS = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
-_COMMON = _WARNINGS + ["-D_GNU_SOURCE", "-fvisibility=hidden", "-O2", "-g"]
 
-# Neighbouring numbers put together into vectors, as gcc does at -O2, cost a call 12 to 14 ns: they come
-# from registers and are read again one by one. What asks for -O3 has loops that want it.
-_NO_SLP = ["-fno-tree-slp-vectorize"]
+# gcc's -O2 joins neighbouring numbers into vectors. They come from registers and are read again one by
+# one: a call takes 12 to 14 ns longer. Targets of numeric loops take it back (-ftree-slp-vectorize).
+_OPTIMIZED = ["-O2", "-fno-tree-slp-vectorize", "-g"]
+_COMMON = _WARNINGS + ["-D_GNU_SOURCE", "-fvisibility=hidden"] + _OPTIMIZED
 _PUBLIC = ["//visibility:public"]
 _LINK = ["-Wl,--as-needed", "-lm", "-lpthread", "-ldl"]
 _LINK_APART = _LINK + ["-fno-lto"]
@@ -32,8 +32,7 @@ def _whole(flags):
     return select({"//.bazel:apart": [], "//conditions:default": flags}) if GCC else []
 
 def _copts(srcs, copts):
-    slp = [] if "-O3" in copts else _NO_SLP
-    return (["-std=c++17"] if _is_cpp(srcs) else ["-std=c11"]) + _COMMON + slp + copts
+    return (["-std=c++17"] if _is_cpp(srcs) else ["-std=c11"]) + _COMMON + copts
 
 def _is_here(needs):
     for name in needs:
