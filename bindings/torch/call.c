@@ -2,7 +2,7 @@
  *
  * Inputs are read where they lie, by their strides; only what the library refuses to read
  * (repeated elements, as in an expanded gradient; a last dimension that is not contiguous) is
- * copied first. Results are contiguous.
+ * copied first. Results are contiguous, unless they are the caller's own tensors.
  * Invariant: everything on the stack is ours and is given back on every way out, before the
  * exception that leaves through aoti_torch_check.
  * Leaves all checks to the library. */
@@ -17,11 +17,11 @@
 
 typedef struct frame {
   const lam_torch_row *row;
+  bool into; /* the results are the caller's tensors */
   lam_torch_tensor in[LAM_TORCH_MAX_TENSORS], out[LAM_TORCH_MAX_TENSORS];
   DLTensor in_view[LAM_TORCH_MAX_TENSORS], out_view[LAM_TORCH_MAX_TENSORS];
   const DLTensor *in_given[LAM_TORCH_MAX_TENSORS];
   DLTensor *out_given[LAM_TORCH_MAX_TENSORS];
-  lam_shape shapes[LAM_TORCH_MAX_TENSORS];
   lam_attr attrs[LAM_TORCH_MAX_ATTRS];
   lam_torch_string strings[LAM_TORCH_MAX_ATTRS];
   int64_t ints[LAM_TORCH_MAX_DIMS + 1]; /* one too many is refused by the library */
@@ -116,6 +116,8 @@ static void take(frame *f, const uint64_t *stack) {
       f->attrs[i] = lam_attr_default();
   }
   for (int i = 0; i < row->n_out; i++) f->wanted[i] = !row->asked[i] || *stack++;
+  for (int i = 0; f->into && i < row->n_out; i++)
+    f->out[i] = (lam_torch_tensor)(uintptr_t)*stack++;
 }
 
 static void give_back(frame *f) {
@@ -136,42 +138,59 @@ static bool holds(frame *f, lam_status s) {
   return ok(f, f->text);
 }
 
-static bool give_output(frame *f, int i, DLDevice device) {
+/* Their shapes and dtypes are the library's to check. */
+static bool give_outputs_as_they_are(frame *f) {
+  for (int i = 0; i < f->row->n_out; i++) {
+    DLTensor *t = &f->out_view[i];
+    if (!ok(f, lam_torch_view(f->out[i], t))) return false;
+    if (lam_torch.torch_get_mutable_data_ptr(f->out[i], &t->data))
+      return ok(f, "torch gave no memory to write to");
+    f->out_given[i] = t;
+  }
+  return true;
+}
+
+static bool make_output(frame *f, int i, const lam_shape *s, DLDevice device) {
   static const int64_t none[1] = {0};
-  const lam_shape *s = &f->shapes[i];
   const bool there = s->ndim >= 0 && f->wanted[i];
   if (there) f->out_given[i] = &f->out_view[i];
   return ok(f, lam_torch_empty(device, s->dtype, there ? s->ndim : 1, there ? s->dims : none,
                                &f->out[i], &f->out_view[i]));
 }
 
+static bool make_outputs(frame *f, const lam_call *call) {
+  const DLDevice device = f->in_view[0].device;
+  lam_shape shapes[LAM_TORCH_MAX_TENSORS];
+  lam_inferred inferred = LAM_INFERRED_INIT;
+  inferred.outputs = shapes;
+  inferred.n_outputs = (uint32_t)f->row->n_out;
+  if (!holds(f, lam_infer(NULL, call, &inferred))) return false;
+  for (int i = 0; i < f->row->n_out; i++)
+    if (!make_output(f, i, &shapes[i], device)) return false;
+  return true;
+}
+
 static bool run(frame *f) {
   const lam_torch_row *row = f->row;
   lam_call call = LAM_CALL_INIT;
-  lam_inferred inferred = LAM_INFERRED_INIT;
   for (int i = 0; i < row->n_in; i++)
     if (!give_input(f, i)) return false;
-  const DLDevice device = f->in_view[0].device; /* every row's first input must be there */
   call.op = row->id;
   call.inputs = f->in_given;
   call.n_inputs = (uint32_t)row->n_in;
   call.attrs = f->attrs;
   call.n_attrs = (uint32_t)row->n_attrs;
-  inferred.outputs = f->shapes;
-  inferred.n_outputs = (uint32_t)row->n_out;
-  if (!ok(f, lam_torch_stream(device, &call.stream))) return false;
-  if (!holds(f, lam_infer(NULL, &call, &inferred))) return false;
-
-  for (int i = 0; i < row->n_out; i++)
-    if (!give_output(f, i, device)) return false;
+  /* every row's first input must be there */
+  if (!ok(f, lam_torch_stream(f->in_view[0].device, &call.stream))) return false;
+  if (!(f->into ? give_outputs_as_they_are(f) : make_outputs(f, &call))) return false;
   call.outputs = f->out_given;
   call.n_outputs = (uint32_t)row->n_out;
   return holds(f, lam_run(NULL, &call));
 }
 
-void lam_torch_run(const lam_torch_row *row, uint64_t *stack) {
+void lam_torch_run(const lam_torch_row *row, uint64_t *stack, bool into) {
   char text[TEXT_BYTES];
-  frame f = {.row = row, .text = text};
+  frame f = {.row = row, .into = into, .text = text};
   take(&f, stack);
   if (!f.error) run(&f);
   give_back(&f);

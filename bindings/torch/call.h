@@ -4,7 +4,8 @@
 
 #include "bindings/torch/schema.h"
 
-/* The lam_torch_kernel of a row. A failure becomes torch's exception, with Lamella's message. */
-void lam_torch_run(const lam_torch_row *row, uint64_t *stack);
+/* The lam_torch_kernel of a row, or, into its last arguments, of its overload `out`. A failure
+ * becomes torch's exception, with Lamella's message. */
+void lam_torch_run(const lam_torch_row *row, uint64_t *stack, bool into);
 
 #endif

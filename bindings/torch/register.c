@@ -9,7 +9,8 @@
 #include "bindings/torch/call.h"
 #include "bindings/torch/tensor.h"
 
-/* A kernel gets no data of its own, hence one of them for each row. */
+/* A kernel gets no data of its own, hence two of them for each row: one makes its results, one writes
+ * into given tensors. */
 enum {
 #define LAM_OP(id, name, ...) ROW_##name,
 #include "abi/lamella_ops.def"
@@ -22,7 +23,12 @@ static lam_torch_row rows[N_ROWS];
   static void run_##name(uint64_t *stack, uint64_t n_in, uint64_t n_out) { \
     (void)n_in;                                                            \
     (void)n_out;                                                           \
-    lam_torch_run(&rows[ROW_##name], stack);                               \
+    lam_torch_run(&rows[ROW_##name], stack, false);                        \
+  }                                                                        \
+  static void run_##name##_into(uint64_t *stack, uint64_t n_in, uint64_t n_out) { \
+    (void)n_in;                                                            \
+    (void)n_out;                                                           \
+    lam_torch_run(&rows[ROW_##name], stack, true);                         \
   }
 #include "abi/lamella_ops.def"
 #undef LAM_OP
@@ -30,15 +36,15 @@ static lam_torch_row rows[N_ROWS];
 static const struct {
   uint32_t id;
   const char *name, *inputs, *outputs, *attributes, *shapes;
-  lam_torch_kernel kernel;
+  lam_torch_kernel kernel, kernel_into;
 } texts[N_ROWS] = {
 #define LAM_OP(id, name, inputs, outputs, attributes, shapes, effect) \
-  {id, #name, inputs, outputs, attributes, shapes, run_##name},
+  {id, #name, inputs, outputs, attributes, shapes, run_##name, run_##name##_into},
 #include "abi/lamella_ops.def"
 #undef LAM_OP
 };
 
-static const char *error;
+static const char *load_error;
 static char refused[128];
 
 static const char *refuse(const char *what, const char *name) {
@@ -46,32 +52,47 @@ static const char *refuse(const char *what, const char *name) {
   return refused;
 }
 
+static bool refuses_kernel(const lam_torch_library libraries[2], const char *name,
+                           lam_torch_kernel kernel) {
+  return lam_torch.torch_library_impl(libraries[0], name, kernel, LAM_TORCH_BUILT_FOR) ||
+         lam_torch.torch_library_impl(libraries[1], name, kernel, LAM_TORCH_BUILT_FOR);
+}
+
+static const char *register_row(lam_torch_library schemas, const lam_torch_library on[2], int i) {
+  char overload[64];
+  lam_torch_row *row = &rows[i];
+  if (!lam_torch_row_read(texts[i].id, texts[i].name, texts[i].inputs, texts[i].outputs,
+                          texts[i].attributes, texts[i].shapes, row))
+    return refuse("the size", row->name);
+  if (lam_torch.aoti_torch_library_def(schemas, row->schema)) return refuse("a schema", row->name);
+  if (refuses_kernel(on, row->name, texts[i].kernel)) return refuse("a kernel", row->name);
+  if (!row->into[0]) return NULL;
+  snprintf(overload, sizeof overload, "%s.out", row->name);
+  if (lam_torch.aoti_torch_library_def(schemas, row->into)) return refuse("a schema", overload);
+  return refuses_kernel(on, overload, texts[i].kernel_into) ? refuse("a kernel", overload) : NULL;
+}
+
+/* The three libraries live as long as the process. */
 static const char *register_rows(void) {
-  lam_torch_library schemas, on_cpu, on_cuda;
+  lam_torch_library schemas, on[2];
   if (lam_torch.aoti_torch_library_init_fragment("lamella", __FILE__, __LINE__, &schemas) ||
-      lam_torch.aoti_torch_library_init_impl("lamella", "CPU", __FILE__, __LINE__, &on_cpu) ||
-      lam_torch.aoti_torch_library_init_impl("lamella", "CUDA", __FILE__, __LINE__, &on_cuda))
+      lam_torch.aoti_torch_library_init_impl("lamella", "CPU", __FILE__, __LINE__, &on[0]) ||
+      lam_torch.aoti_torch_library_init_impl("lamella", "CUDA", __FILE__, __LINE__, &on[1]))
     return "torch gave no library to register in";
   for (int i = 0; i < N_ROWS; i++) {
-    if (!lam_torch_row_read(texts[i].id, texts[i].name, texts[i].inputs, texts[i].outputs,
-                            texts[i].attributes, texts[i].shapes, &rows[i]))
-      return refuse("the size", texts[i].name);
-    if (lam_torch.aoti_torch_library_def(schemas, rows[i].schema))
-      return refuse("the schema", texts[i].name);
-    if (lam_torch.torch_library_impl(on_cpu, texts[i].name, texts[i].kernel, LAM_TORCH_BUILT_FOR) ||
-        lam_torch.torch_library_impl(on_cuda, texts[i].name, texts[i].kernel, LAM_TORCH_BUILT_FOR))
-      return refuse("the kernel", texts[i].name);
+    const char *error = register_row(schemas, on, i);
+    if (error) return error;
   }
-  return NULL; /* the three libraries live as long as the process */
+  return NULL;
 }
 
 __attribute__((constructor)) static void load(void) {
-  error = lam_torch_open();
-  if (error) return;
+  load_error = lam_torch_open();
+  if (load_error) return;
   lam_torch_learn_numbers();
-  error = register_rows();
+  load_error = register_rows();
 }
 
 /* NULL, or why the operators are not there. */
 LAM_API const char *lamella_torch_error(void);
-const char *lamella_torch_error(void) { return error; }
+const char *lamella_torch_error(void) { return load_error; }

@@ -108,23 +108,48 @@ static bool read_outputs(const char *outputs, const char *shapes, lam_torch_row 
     row->asked[row->n_out] = true;
     add(t, ", int %.*s=1", letters(s), s);
   }
-  add(t, ") -> (");
-  s = outputs;
-  for (int i = 0, n; i < row->n_out; i++, s += n) {
-    n = next_word(&s);
-    add(t, "%sTensor %.*s", i ? ", " : "", letters(s), s);
-  }
   return true;
+}
+
+static void add_results(const char *s, text *t) {
+  add(t, ") -> (");
+  for (int i = 0, n; (n = next_word(&s)) > 0; i++, s += n)
+    add(t, "%sTensor %.*s", i ? ", " : "", letters(s), s);
+  add(t, ")");
+}
+
+static bool is_input(const char *inputs, const char *name, int length) {
+  for (int n; (n = next_word(&inputs)) > 0; inputs += n)
+    if (letters(inputs) == length && !strncmp(inputs, name, (size_t)length)) return true;
+  return false;
+}
+
+/* *, Tensor(a!) y, Tensor(b!) out_token) -> (Tensor(a!), Tensor(b!)) */
+static void add_given(const char *inputs, const char *s, text *t) {
+  char mark = 'a';
+  add(t, ", *");
+  for (int n; (n = next_word(&s)) > 0; s += n)
+    add(t, ", Tensor(%c!) %s%.*s", mark++, is_input(inputs, s, letters(s)) ? "out_" : "",
+        letters(s), s);
+  add(t, ") -> (");
+  for (char m = 'a'; m < mark; m++) add(t, "%sTensor(%c!)", m > 'a' ? ", " : "", m);
+  add(t, ")");
 }
 
 bool lam_torch_row_read(uint32_t id, const char *name, const char *inputs, const char *outputs,
                         const char *attributes, const char *shapes, lam_torch_row *out) {
+  char arguments[LAM_TORCH_SCHEMA];
   *out = (lam_torch_row){.id = id, .name = name};
-  text t = {out->schema, sizeof out->schema, 0};
-  add(&t, "%s(", name);
-  if (!read_inputs(inputs, out, &t) || !read_attrs(attributes, out, &t) ||
-      !read_outputs(outputs, shapes, out, &t))
+  text args = {arguments, sizeof arguments, 0};
+  if (!read_inputs(inputs, out, &args) || !read_attrs(attributes, out, &args) ||
+      !read_outputs(outputs, shapes, out, &args))
     return false;
-  add(&t, ")");
-  return t.n + 1 < t.room;
+  text made = {out->schema, sizeof out->schema, 0}, given = {out->into, sizeof out->into, 0};
+  add(&made, "%s(%s", name, arguments);
+  add_results(outputs, &made);
+  if (!strchr(outputs, '?')) {
+    add(&given, "%s.out(%s", name, arguments);
+    add_given(inputs, outputs, &given);
+  }
+  return made.n + 1 < made.room && given.n + 1 < given.room;
 }

@@ -1,7 +1,8 @@
 """Collectives and transfers between two ranks in torch: Lamella's against gloo's, f32.
 
-Sizes are of the result; one_way is half of a message there and back. Prints
-`name/bytes/side figure unit spread`, gloo's line first.
+Sizes are of the result; one_way is half of a message there and back. Both sides write into tensors
+that are there: gloo always does, Lamella's overload `out` does; `functional` is the operator itself,
+whose result is new memory. Prints `name/bytes/side figure unit spread`, gloo's line first.
 
     ./lamella run --no-prefix -n 2 python torch_comm.py [rounds]
 """
@@ -18,10 +19,11 @@ SIZES = [64, 4096, 65536, 1 << 20, 4 << 20, 16 << 20]
 
 
 def all_reduce(x, group):
-    mine = x.clone()  # gloo's result takes its operand's place
+    mine, y = x.clone(), torch.empty_like(x)  # gloo's result takes its operand's place
     return {
         "gloo": lambda: dist.all_reduce(mine),
-        "lamella": lambda: ops.all_reduce(x, group=group.handle),
+        "lamella": lambda: ops.all_reduce.out(x, group=group.handle, y=y),
+        "functional": lambda: ops.all_reduce(x, group=group.handle),
     }
 
 
@@ -29,12 +31,13 @@ def all_gather(x, group):
     whole, mine = torch.empty_like(x), x.chunk(group.size)[group.rank]
     return {
         "gloo": lambda: dist.all_gather_into_tensor(whole, mine),
-        "lamella": lambda: ops.all_gather(mine, group=group.handle),
+        "lamella": lambda: ops.all_gather.out(mine, group=group.handle, y=whole),
+        "functional": lambda: ops.all_gather(mine, group=group.handle),
     }
 
 
 def one_way(x, group):
-    peer, got, token = 1 - group.rank, torch.empty_like(x), torch.zeros(1)
+    peer, got, token, shape = 1 - group.rank, torch.empty_like(x), torch.zeros(1), [x.numel()]
     there = dict(group=group.handle, peer=peer)
 
     def gloo():
@@ -44,11 +47,18 @@ def one_way(x, group):
     def lamella():
         for rank in (0, 1):
             if group.rank == rank:
+                ops.send_activation.out(x, token, **there, out_token=token)
+            else:
+                ops.recv_activation.out(token, shape=shape, **there, y=got, out_token=token)
+
+    def functional():
+        for rank in (0, 1):
+            if group.rank == rank:
                 ops.send_activation(x, token, **there)
             else:
-                ops.recv_activation(token, shape=[x.numel()], **there)
+                ops.recv_activation(token, shape=shape, **there)
 
-    return {"gloo": gloo, "lamella": lamella}
+    return {"gloo": gloo, "lamella": lamella, "functional": functional}
 
 
 def main():

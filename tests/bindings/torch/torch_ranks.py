@@ -306,6 +306,29 @@ def transfer_compiled(group):
 
 
 @case
+def into_given_tensors(group):
+    """The overload `out`, twice, so that a call also writes over what the last one wrote."""
+    there = dict(group=group.handle)
+    total, gathered, got = torch.empty(T, K), torch.empty(T, K), torch.empty(T, K)
+    token = torch.zeros(1)
+    for _ in range(2):
+        (x,) = whole((T, K))
+        part = mine(x, 0, group).float()
+        with torch.no_grad():
+            ops.all_reduce.out(x.float(), **there, y=total)
+            ops.all_gather.out(part, total=T, **there, y=gathered)
+            check((total, x * group.size), (gathered, x))
+            ops.all_reduce.out(total, **there, y=total)
+            check((total, x * group.size**2))
+            if group.size == 1:
+                continue
+            after, before = (group.rank + 1) % group.size, (group.rank - 1) % group.size
+            ops.send_activation.out(x.float(), token, peer=after, **there, out_token=token)
+            ops.recv_activation.out(token, peer=before, shape=[T, K], **there, y=got, out_token=token)
+            check((got, x))
+
+
+@case
 def opcheck_transfer(group):
     """Rank 0 tries the operators on; rank 1 serves until it is told to stop."""
     x, token, end = torch.randn(3, 4), torch.zeros(1), torch.full((3, 4), 7.0)

@@ -33,9 +33,9 @@ def raising(kind):
 
 
 def own_errors(packet):
-    """torch.ops.lamella.NAME and its one overload raise lamella.Error from now on. On a torch whose
+    """torch.ops.lamella.NAME and its overloads raise lamella.Error from now on. On a torch whose
     objects are made in another way they go on to raise RuntimeError; lamella.errors.of reads it."""
-    for one in (packet.default, packet):
+    for one in (*(getattr(packet, name) for name in packet.overloads()), packet):
         kind = type(one)
         if callable(getattr(one, "_op", None)):
             try:

@@ -10,7 +10,7 @@ import torch
 
 from lamella import errors, group, library, rows, shapes
 from lamella.describe import row as document
-from lamella.torch import dtypes, gradients, order, raises
+from lamella.torch import dtypes, gradients, into, order, raises
 
 
 def load():
@@ -75,6 +75,8 @@ def register(row):
     gradients.register(row, operator)
     if row.communicates:
         order.keep(operator)
+    if "out" in packet.overloads():
+        into.register(row, packet.out)
 
 
 load()
