@@ -164,8 +164,8 @@ typedef struct lam_call {
   DLTensor *const *outputs;
   const lam_attr *attrs; /* in the row's order; a missing tail = defaults */
   uint32_t n_inputs, n_outputs, n_attrs, flags;
-  void *stream;
-  void *scratch; /* NULL = the context's own */
+  void *stream;  /* a cudaStream_t: the call's work is queued on it; on the CPU NULL */
+  void *scratch; /* where the operands lie; NULL = the context's own, or the stream's */
   uint64_t scratch_bytes;
 } lam_call;
 #define LAM_CALL_INIT {sizeof(lam_call), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
@@ -181,7 +181,7 @@ typedef struct lam_inferred {
   lam_shape *outputs;              /* caller's array; an absent output has ndim -1 */
   uint64_t scratch_bytes;
   uint32_t n_chunks;   /* row chunks the call would be cut into: 1 = no overlap of sum and gemm */
-  uint32_t capturable; /* 1: may be recorded into a CUDA graph */
+  uint32_t capturable; /* 1: may be recorded into a CUDA graph, given scratch or run once before */
 } lam_inferred;
 #define LAM_INFERRED_INIT {sizeof(lam_inferred), 0, 0, 0, 0, 0}
 

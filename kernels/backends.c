@@ -10,8 +10,10 @@
 #endif
 
 static const lam_device *const devices[] = {&lam_device_cpu};
+const lam_device *lam_device_forced = NULL;
 
 const lam_device *lam_device_find(int32_t device_type) {
+  if (lam_device_forced && lam_device_forced->device_type == device_type) return lam_device_forced;
   for (size_t i = 0; i < sizeof devices / sizeof *devices; i++)
     if (devices[i]->device_type == device_type) return devices[i];
   return NULL;

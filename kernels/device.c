@@ -215,6 +215,14 @@ lam_status lam_device_find_outside(const lam_device *d, const lam_workers *w, la
   return d->vocab->find_outside(w, ids, total, ignored, out, stream);
 }
 
+lam_status lam_device_mark_outside(const lam_device *d, const lam_workers *w, lam_matrix ids,
+                                   int64_t total, const int64_t *ignored, lam_matrix y,
+                                   void *stream) {
+  const bool fits = total >= 0 && (same_count(ids, y.rows) || same_count(ids, y.rows * y.cols));
+  LAM_TRY(enter(d, d->vocab && d->vocab->mark_outside, "mark_outside", fits));
+  return d->vocab->mark_outside(w, ids, total, ignored, y, stream);
+}
+
 lam_status lam_device_gather(const lam_device *d, const lam_workers *w, lam_matrix weight,
                              lam_matrix ids, int64_t first, lam_matrix y, void *stream) {
   const bool fits = weight.cols == y.cols && weight.dtype == y.dtype && same_count(ids, y.rows);

@@ -178,6 +178,11 @@ typedef struct lam_device_vocab {
   /* The first index outside of [0, total) that is not *ignored (NULL: nothing is ignored). */
   lam_status (*find_outside)(const lam_workers *w, lam_matrix ids, int64_t total,
                              const int64_t *ignored, lam_outside *out, void *stream);
+  /* y [T, n], or, where it has not T rows, a value per token: NaN in each row whose index is such a
+   * one; the others stay as they are. For devices with order, where find_outside would have to
+   * wait. */
+  lam_status (*mark_outside)(const lam_workers *w, lam_matrix ids, int64_t total,
+                             const int64_t *ignored, lam_matrix y, void *stream);
   /* y [T, K] = rows ids of weight [n, K]; zeros where a row is not here. One dtype. */
   lam_status (*gather)(const lam_workers *w, lam_matrix weight, lam_matrix ids, int64_t first,
                        lam_matrix y, void *stream);
@@ -233,6 +238,7 @@ typedef struct lam_device {
 extern const lam_device lam_device_cpu;
 /* NULL: no such backend; backends.c is the only place with #ifdefs */
 const lam_device *lam_device_find(int32_t device_type);
+extern const lam_device *lam_device_forced; /* found first where set, by its type: for tests */
 
 /* Called before every slot, where set: to trace calls, or to return a failure in the slot's
  * place. Set it while nothing runs. */
@@ -281,6 +287,9 @@ lam_status lam_device_decode(const lam_device *d, const lam_workers *w, int code
                              const void *coded, lam_matrix y, void *stream);
 lam_status lam_device_find_outside(const lam_device *d, const lam_workers *w, lam_matrix ids,
                                    int64_t total, const int64_t *ignored, lam_outside *out,
+                                   void *stream);
+lam_status lam_device_mark_outside(const lam_device *d, const lam_workers *w, lam_matrix ids,
+                                   int64_t total, const int64_t *ignored, lam_matrix y,
                                    void *stream);
 lam_status lam_device_gather(const lam_device *d, const lam_workers *w, lam_matrix weight,
                              lam_matrix ids, int64_t first, lam_matrix y, void *stream);

@@ -75,6 +75,7 @@ static const lam_device_vector vector = {
 
 static const lam_device_vocab vocab = {
     .find_outside = lam_find_outside_run,
+    .mark_outside = NULL, /* unsupported: an index that is outside was found before */
     .gather = lam_gather_run,
     .scatter = lam_scatter_run,
     .softmax_parts = lam_softmax_parts_run,

@@ -77,6 +77,8 @@ struct lam_group {
   const lam_engine *engine;
   void *impl; /* the engine's own */
   lam_context *ctx;
+  const lam_device *device; /* where the operands of the present call lie */
+  void *stream;             /* and the stream of its work, where the device queues it */
   int rank, size;
   uint32_t deadline_ms, first_deadline_ms;
   uint64_t sequence; /* operations announced so far */
@@ -98,6 +100,8 @@ struct lam_engine {
   void (*poison)(lam_group *g, lam_status why, const char *message);
   /* optional: what ended the world, told by any rank; LAM_OK: it goes on */
   lam_status (*check)(const lam_group *g);
+  /* optional: on g->device all it does is queued, and nothing of it waits for the host */
+  bool (*queues)(const lam_group *g);
   /* announce; compare happens at the first wait */
   lam_status (*begin)(lam_group *g, const lam_comm_op *op);
   /* x == y allowed */

@@ -96,6 +96,9 @@ static lam_status bind_packed(const lam_binding *b, lam_who who, const DLTensor 
   lam_dtype dtype = b->first;
   if (m->col_stride != 1 || (m->row_stride != m->cols && m->rows > 1))
     return lam_refuse(who, "a packed weight must be contiguous");
+  if (!b->op.device->gemm || !b->op.device->gemm->packed_open)
+    return lam_refuse(who, "it is packed, and there are no packed weights on %s",
+                      b->op.device->name);
   if (b->data) {
     if ((uintptr_t)m->data % 64)
       return lam_refuse(who, "a packed weight must be aligned to 64 bytes");
@@ -188,7 +191,10 @@ static lam_status bind_group(lam_binding *b) {
   b->op.group = NULL;
   if (b->op.attr.group == 0) return LAM_OK;
   const lam_status s = lam_group_find(b->op.attr.group, &b->op.group);
-  return s == LAM_OK ? LAM_OK : lam_fail_within(s, "%s: group", b->row->name);
+  if (s != LAM_OK) return lam_fail_within(s, "%s: group", b->row->name);
+  b->op.group->device = b->op.device;
+  b->op.group->stream = b->op.stream;
+  return LAM_OK;
 }
 
 static void bind_context(lam_binding *b, lam_context *ctx) {

@@ -25,7 +25,9 @@ void lam_context_give_back(lam_context *ctx, void *data);
 typedef struct lam_scratch {
   void *data;
   uint64_t bytes, used;
-  lam_context *ctx; /* NULL: the caller's own memory */
+  lam_context *ctx;         /* NULL: the caller's own memory, or a device's */
+  const lam_device *device; /* whose queue it is for; NULL: none */
+  void *stream;
 } lam_scratch;
 /* What `need` takes with room for aligning LAM_SCRATCH_PIECES pieces: what open asks for and
  * lam_infer tells. */
@@ -35,6 +37,10 @@ static inline uint64_t lam_scratch_bytes(uint64_t need) {
 }
 lam_status lam_scratch_open(lam_context *ctx, void *own, uint64_t own_bytes, uint64_t need,
                             lam_scratch *out);
+/* The same in the memory of a device that queues its work on `stream`: the device's own, kept for
+ * each stream, where the caller gives none. */
+lam_status lam_scratch_open_queued(const lam_device *device, void *stream, void *own,
+                                   uint64_t own_bytes, uint64_t need, lam_scratch *out);
 void *lam_scratch_take(lam_scratch *s,
                        uint64_t bytes); /* 64-byte aligned piece; in sum at most `need` */
 void lam_scratch_close(lam_scratch *s);

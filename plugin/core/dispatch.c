@@ -12,6 +12,15 @@ static lam_status find_entry(const lam_binding *b, const lam_op_entry **out_entr
   return lam_fail(LAM_UNIMPLEMENTED, "%s: this build has no such operator", b->row->name);
 }
 
+/* Where work is queued, the calling thread's device is that of the operands for the call's time. */
+static lam_status run_queued(const lam_binding *b, const lam_op_entry *entry) {
+  int32_t was;
+  LAM_TRY(lam_device_enter(b->op.device, (int32_t)b->place.device_id, &was));
+  const lam_status status = entry->run(&b->op);
+  lam_device_leave(b->op.device, was);
+  return status;
+}
+
 lam_status lam_dispatch_run(lam_context *ctx, const lam_call *call) {
   lam_binding b;
   const lam_op_entry *entry;
@@ -19,7 +28,14 @@ lam_status lam_dispatch_run(lam_context *ctx, const lam_call *call) {
   LAM_TRY(find_entry(&b, &entry));
   LAM_TRY(lam_bind_shapes(&b));
   LAM_TRY(lam_bind_outputs(&b));
-  return entry->run(&b.op);
+  return b.op.device->order ? run_queued(&b, entry) : entry->run(&b.op);
+}
+
+/* Whether all that a call does is queued work: where its group needs the host, it is not. */
+static bool is_capturable(const lam_op_call *call) {
+  const lam_group *g = call->group;
+  if (!call->device->order) return false;
+  return !g || g->size == 1 || (g->engine->queues && g->engine->queues(g));
 }
 
 static lam_status check_room(const lam_binding *b, const lam_inferred *out) {
@@ -46,6 +62,6 @@ lam_status lam_dispatch_infer(lam_context *ctx, const lam_call *call, lam_inferr
   out->n_outputs = (uint32_t)b.row->n_out;
   out->scratch_bytes = lam_scratch_bytes(needs.scratch_bytes);
   out->n_chunks = needs.n_chunks;
-  out->capturable = 0; /* there is no CUDA device yet */
+  out->capturable = is_capturable(&b.op);
   return LAM_OK;
 }

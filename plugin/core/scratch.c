@@ -102,6 +102,18 @@ lam_status lam_scratch_open(lam_context *ctx, void *own, uint64_t own_bytes, uin
   return LAM_OK;
 }
 
+lam_status lam_scratch_open_queued(const lam_device *device, void *stream, void *own,
+                                   uint64_t own_bytes, uint64_t need, lam_scratch *out) {
+  const uint64_t bytes = lam_scratch_bytes(need);
+  void *data;
+  *out = (lam_scratch){0};
+  if (need == 0) return LAM_OK;
+  if (own) return open_own(own, own_bytes, bytes, out);
+  LAM_TRY(lam_device_borrow(device, bytes, stream, &data));
+  *out = (lam_scratch){.data = data, .bytes = bytes, .device = device, .stream = stream};
+  return LAM_OK;
+}
+
 void *lam_scratch_take(lam_scratch *s, uint64_t bytes) {
   char *piece = (char *)s->data + s->used;
   s->used += round_up(bytes);
@@ -110,7 +122,9 @@ void *lam_scratch_take(lam_scratch *s, uint64_t bytes) {
 
 void lam_scratch_close(lam_scratch *s) {
   if (s->ctx) lam_context_give_back(s->ctx, s->data);
+  if (s->device) lam_device_give_back(s->device, s->data, s->stream);
   s->ctx = NULL;
+  s->device = NULL;
 }
 
 void lam_scratch_clear(lam_context *ctx) {

@@ -25,14 +25,20 @@ lam_status lam_op_contiguous(const lam_op_call *call, const char *name, lam_matr
                   call->name, name, m.cols, m.row_stride);
 }
 
+static lam_status open_scratch(const lam_op_call *call, uint64_t need, lam_scratch *out) {
+  return call->device->order
+             ? lam_scratch_open_queued(call->device, call->stream, call->scratch,
+                                       call->scratch_bytes, need, out)
+             : lam_scratch_open(call->ctx, call->scratch, call->scratch_bytes, need, out);
+}
+
 lam_status lam_op_with_scratch(const lam_op_call *call, lam_op_needs_fn needs, lam_op_body body) {
   lam_group *g = lam_op_peers(call);
   const uint64_t announced = g ? g->sequence : 0;
   lam_scratch scratch;
   lam_op_needs need = {0, 1};
   if (needs) needs(call, &need);
-  LAM_TRY(lam_scratch_open(call->ctx, call->scratch, call->scratch_bytes, need.scratch_bytes,
-                           &scratch));
+  LAM_TRY(open_scratch(call, need.scratch_bytes, &scratch));
   const lam_status status = body(call, &scratch);
   if (need.scratch_bytes) lam_scratch_close(&scratch);
   if (status == LAM_OK || !g || g->sequence == announced || g->poison != LAM_OK) return status;

@@ -24,11 +24,13 @@ static void place_text(const char *name, const DLTensor *t, int64_t at, char *te
   if (t->ndim && n < room) snprintf(text + n, room - n, "]");
 }
 
-/* ignored: NULL where none is. */
+/* ignored: NULL where none is. Where work is queued, the host would have to wait for an answer:
+ * there the rows of results whose index is outside become NaN. */
 static lam_status check_indices(const lam_op_call *call, const char *name, int input, int64_t total,
                                 const int64_t *ignored) {
   lam_outside found;
   char place[128], or_ignored[48] = "";
+  if (call->device->order) return LAM_OK;
   LAM_TRY(lam_device_find_outside(call->device, call->workers, call->in[input], total, ignored,
                                   &found, call->stream));
   if (found.at < 0) return LAM_OK;
@@ -36,6 +38,13 @@ static lam_status check_indices(const lam_op_call *call, const char *name, int i
   if (ignored) snprintf(or_ignored, sizeof or_ignored, ", or %" PRId64 " (ignored)", *ignored);
   return lam_fail(LAM_INVALID_ARGUMENT, "%s: %s is %" PRId64 ", expected 0 to %" PRId64 "%s",
                   call->name, place, found.value, total - 1, or_ignored);
+}
+
+static lam_status mark_indices(const lam_op_call *call, int input, int64_t total,
+                               const int64_t *ignored, lam_matrix y) {
+  if (!call->device->order) return LAM_OK;
+  return lam_device_mark_outside(call->device, call->workers, call->in[input], total, ignored, y,
+                                 call->stream);
 }
 
 static int64_t count(lam_matrix m) { return m.rows * m.cols; }
@@ -59,16 +68,17 @@ static lam_status check_ids_whole(const lam_op_call *call, int input) {
 static bool scatters(const lam_op_call *call) { return call->attr.seq && lam_op_peers(call); }
 
 /* y: contiguous, all rows of the result, of which this rank's are written, and zeros. */
-static lam_status own_rows(const lam_op_call *call, lam_matrix y) {
+static lam_status own_rows(const lam_op_call *call, lam_matrix y, int64_t total) {
   const lam_matrix ids = call->in[0], w = call->in[1];
-  return lam_device_gather(call->device, call->workers, w, ids, first_row(call, w.rows), y,
-                           call->stream);
+  LAM_TRY(lam_device_gather(call->device, call->workers, w, ids, first_row(call, w.rows), y,
+                            call->stream));
+  return mark_indices(call, 0, total, NULL, y);
 }
 
 static lam_status sum_to_all(const lam_op_call *call, int64_t total) {
   const lam_matrix y = call->out[0];
   const lam_comm_op op = lam_op_announcement(call, call->out_tensor[0], y.dtype, -1, 0, total);
-  LAM_TRY(own_rows(call, y));
+  LAM_TRY(own_rows(call, y, total));
   return lam_group_all_reduce(call->group, &op, y.data, y.data, count(y), y.dtype);
 }
 
@@ -80,7 +90,7 @@ static lam_status sum_to_shares(const lam_op_call *call, lam_scratch *s, int64_t
   lam_shares rows;
   lam_share(call->attr.seq, 1, lam_op_size(call), rows.first);
   const lam_parts parts = {1, lam_seq_inner(t) * y.cols, rows.first, y.dtype};
-  LAM_TRY(own_rows(call, whole));
+  LAM_TRY(own_rows(call, whole, total));
   return lam_group_reduce_scatter(call->group, &op, &parts, whole.data, y.data);
 }
 
@@ -89,7 +99,7 @@ static lam_status embedding(const lam_op_call *call, lam_scratch *s) {
   LAM_TRY(lam_shares_from_own(call, "w's rows", call->in[1].rows, &vocab));
   const int64_t total = lam_shares_whole(&vocab, call);
   LAM_TRY(check_indices(call, "ids", 0, total, NULL));
-  if (!lam_op_peers(call)) return own_rows(call, call->out[0]);
+  if (!lam_op_peers(call)) return own_rows(call, call->out[0], total);
   LAM_TRY(lam_op_contiguous(call, "y", call->out[0]));
   return scatters(call) ? sum_to_shares(call, s, total) : sum_to_all(call, total);
 }
@@ -168,8 +178,10 @@ static lam_status cross_entropy(const lam_op_call *call, lam_scratch *s) {
   LAM_TRY(lam_device_softmax_parts(call->device, call->workers, logits, targets,
                                    first_row(call, logits.cols), mine.data, call->stream));
   LAM_TRY(gather_parts(call, s, total, mine, &all));
-  return lam_device_cross_entropy(call->device, call->workers, all.data, lam_op_size(call), targets,
-                                  call->attr.ignore, call->out[0], call->out[1], call->stream);
+  LAM_TRY(lam_device_cross_entropy(call->device, call->workers, all.data, lam_op_size(call),
+                                   targets, call->attr.ignore, call->out[0], call->out[1],
+                                   call->stream));
+  return mark_indices(call, 1, total, &call->attr.ignore, call->out[0]);
 }
 
 void lam_op_cross_entropy_vocab_needs(const lam_op_call *call, lam_op_needs *out) {
@@ -193,7 +205,8 @@ lam_status lam_op_cross_entropy_vocab_bwd_run(const lam_op_call *call) {
       lam_op_agree(call, "the number of dloss", count(dloss), "that of logits' rows", logits.rows));
   LAM_TRY(lam_op_agree(call, "the number of lse", count(lse), "that of logits' rows", logits.rows));
   LAM_TRY(check_targets(call, 1, &total));
-  return lam_device_cross_entropy_bwd(call->device, call->workers, dloss, logits, targets, lse,
-                                      first_row(call, logits.cols), call->attr.ignore, call->out[0],
-                                      call->stream);
+  LAM_TRY(lam_device_cross_entropy_bwd(call->device, call->workers, dloss, logits, targets, lse,
+                                       first_row(call, logits.cols), call->attr.ignore,
+                                       call->out[0], call->stream));
+  return mark_indices(call, 2, total, &call->attr.ignore, call->out[0]);
 }
