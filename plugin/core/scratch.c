@@ -77,6 +77,7 @@ void lam_context_give_back(lam_context *ctx, void *data) {
  * first. */
 static lam_status open_own(void *own, uint64_t own_bytes, uint64_t need, lam_scratch *out) {
   const uint64_t skip = -(uintptr_t)own & (ALIGNMENT - 1);
+  *out = (lam_scratch){0};
   if (own_bytes < need)
     return lam_fail(LAM_INVALID_ARGUMENT,
                     "scratch: found %llu bytes, expected at least %llu (lam_infer tells)",
@@ -95,9 +96,11 @@ lam_status lam_scratch_open(lam_context *ctx, void *own, uint64_t own_bytes, uin
 
   const uint64_t bytes = lam_scratch_bytes(need);
   void *data = lam_context_borrow(ctx, bytes);
-  if (!data)
+  if (!data) {
+    *out = (lam_scratch){0}; /* may be closed all the same */
     return lam_fail(LAM_RESOURCE_EXHAUSTED, "scratch: no memory for %llu bytes",
                     (unsigned long long)bytes);
+  }
   *out = (lam_scratch){.data = data, .bytes = bytes, .ctx = ctx};
   return LAM_OK;
 }
