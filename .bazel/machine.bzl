@@ -2,6 +2,7 @@
 
 @lamella_config//:dlpack, :ffi, :dnnl, :mpi   libraries to depend on; what is missing has no target
 @lamella_config//:dlpack1                     torch's copy of DLPack 1.x, as dlpack1/dlpack/dlpack.h
+@lamella_config//:cuda, :cublas               headers alone: of the toolkit; of it or of NVIDIA's wheel
 @lamella_config//:defs.bzl                    HAVE (a dict: name -> bool), HAVE_MPI, HAVE_CUDA, ...,
                                               paths: NVCC, MPICC, MPIRUN, PYTHON ("" = none);
                                               GCC: whether that is the compiler
@@ -86,6 +87,36 @@ def _dlpack1(ctx, torch):
     ctx.symlink(header, "dlpack1/dlpack/dlpack.h")
     return _FILEGROUP.format(name = "dlpack1", srcs = ["dlpack1/dlpack/dlpack.h"])
 
+_HEADERS_ONLY = """
+cc_library(
+    name = "{name}",
+    hdrs = glob([
+        "{name}_include/*.h",
+        "{name}_include/*.hpp",
+        "{name}_include/crt/*",
+    ]),
+    includes = ["{name}_include"],
+    visibility = ["//visibility:public"],
+)
+"""
+
+def _headers_only(ctx, name, proof, folders):
+    """The first folder that holds the header `proof`; "" where none does."""
+    for folder in folders:
+        if folder and ctx.path(folder + "/" + proof).exists:
+            ctx.symlink(folder, name + "_include")
+            return _HEADERS_ONLY.format(name = name)
+    return ""
+
+def _toolkit_include(ctx, nvcc):
+    return str(ctx.path(nvcc).realpath.dirname.dirname) + "/include" if nvcc else ""
+
+def _wheel_includes(ctx, python):
+    """The headers that NVIDIA's wheels have brought: nvidia/*/include."""
+    nvidia = _module(ctx, python, "nvidia")
+    folder = ctx.path(nvidia) if nvidia else None
+    return [str(f) + "/include" for f in folder.readdir()] if folder and folder.exists else []
+
 def _machine_impl(ctx):
     cc = _program(ctx, ["cc", "gcc", "clang"])
     nvcc = _program(ctx, ["nvcc", "/usr/local/cuda/bin/nvcc"])
@@ -104,6 +135,16 @@ def _machine_impl(ctx):
     have["torch"] = torch != ""
     have["jax"] = _module(ctx, python, "jax") != ""
     dlpack1 = _dlpack1(ctx, torch)
+    toolkit = _toolkit_include(ctx, nvcc)
+    cuda = _headers_only(ctx, "cuda", "cuda_runtime_api.h", [toolkit, "/usr/local/cuda/include"])
+    cublas = _headers_only(
+        ctx,
+        "cublas",
+        "cublasLt.h",
+        [ctx.os.environ.get("CUBLAS_INCLUDE", ""), toolkit] + _wheel_includes(ctx, python),
+    )
+    have["cuda_headers"] = cuda != ""
+    have["cublas_headers"] = cublas != ""
     have["dlpack1"] = dlpack1 != ""
 
     defs = ["HAVE = " + repr(have)]
@@ -113,7 +154,8 @@ def _machine_impl(ctx):
     compiler = ctx.os.environ.get("CC", "gcc")
     defs += ["GCC = %s" % ("Free Software Foundation" in _output(ctx, [compiler, "--version"]))]
     ctx.file("defs.bzl", "\n".join(defs) + "\n")
-    ctx.file("BUILD", 'load("@rules_cc//cc:defs.bzl", "cc_library")\n' + build + mpi + dlpack1)
+    ctx.file("BUILD", 'load("@rules_cc//cc:defs.bzl", "cc_library")\n' + build + mpi + dlpack1 +
+             cuda + cublas)
 
     missing = [name for name in have if not have[name]]
     if missing:
@@ -124,5 +166,5 @@ machine = repository_rule(
     implementation = _machine_impl,
     local = True,
     configure = True,
-    environ = ["PATH", "CC", "LAMELLA_PYTHON"],
+    environ = ["PATH", "CC", "CUBLAS_INCLUDE", "LAMELLA_PYTHON"],
 )

@@ -6,10 +6,10 @@
  * streams' kernels go on.
  *
  * What a kernel must know:
- * - dynamic shared memory is LAM_DYNAMIC_SHARED(type, name), not `extern __shared__`;
+ * - dynamic shared memory is standin_shared(), for C++ has no `extern __shared__`;
  * - static __shared__ arrays are poisoned for every block, and kept apart for blocks that wait; but gcc
  *   12 leaves those inside templates out of that: a template that spins uses dynamic shared memory;
- * - PTX goes under #ifndef LAM_KERNEL_SHIM; standin_yield() stands for "wait a little",
+ * - PTX goes under #ifdef __CUDACC__; beside it standin_yield() stands for "wait a little",
  *   standin_now_ns() for the global timer;
  * - atomics and fences are those of the CPU: stronger than the card's. */
 #ifndef LAMELLA_TESTS_STANDIN_KERNEL_SHIM_H
@@ -29,8 +29,6 @@
 #include <cuda_fp8.h>
 #include <vector_functions.h>
 
-#define LAM_KERNEL_SHIM 1
-
 #undef __global__
 #undef __device__
 #undef __host__
@@ -45,8 +43,7 @@
 #define __constant__ static
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
-#define __shared__ static __attribute__((section("standin_shared")))
-#define LAM_DYNAMIC_SHARED(type, name) type *const name = static_cast<type *>(standin_dynamic_shared())
+#define __shared__ static __attribute__((section("standin_static_shared")))
 
 extern "C" {
 typedef struct standin_place {
@@ -67,27 +64,22 @@ uint64_t standin_meet(standin_vote kind, uint32_t mask, uint64_t brought, int fr
                       const char *file, int line);
 void standin_yield(void);
 uint64_t standin_now_ns(void);
-void *standin_dynamic_shared(void);
-cudaError_t standin_launch_kernel(void (*kernel)(void), void (*call)(void (*)(void), const void *),
-                                  const void *args, size_t bytes, dim3 grid, dim3 block,
-                                  size_t shared, cudaStream_t stream, const char *name,
-                                  standin_section section);
-extern char __start_standin_shared[] __attribute__((weak, visibility("hidden")));
-extern char __stop_standin_shared[] __attribute__((weak, visibility("hidden")));
+void *standin_shared(void); /* the block's dynamic shared memory */
+cudaError_t standin_launch_kernel(const char *name, dim3 grid, dim3 block, size_t shared,
+                                  cudaStream_t stream, void (*run)(const void *), const void *args,
+                                  size_t bytes, standin_section section);
+extern char __start_standin_static_shared[] __attribute__((weak, visibility("hidden")));
+extern char __stop_standin_static_shared[] __attribute__((weak, visibility("hidden")));
 }
 
-/* kernel(args) for each thread of the grid, when the stream comes to it; args are copied. */
-template <class A>
-inline cudaError_t standin_launch(void (*kernel)(A), dim3 grid, dim3 block, size_t shared,
-                                  cudaStream_t stream, const A &args, const char *name) {
-  static_assert(std::is_trivially_copyable<A>::value, "a kernel's arguments are bytes");
+/* run() for each thread of the grid, when the stream comes to it. run holds its arguments by value. */
+template <class F>
+inline cudaError_t standin_launch(const char *name, dim3 grid, dim3 block, size_t shared,
+                                  cudaStream_t stream, const F &run) {
+  static_assert(std::is_trivially_copyable<F>::value, "a kernel's arguments are bytes");
   return standin_launch_kernel(
-      reinterpret_cast<void (*)()>(kernel),
-      [](void (*k)(), const void *a) {
-        reinterpret_cast<void (*)(A)>(k)(*static_cast<const A *>(a));
-      },
-      &args, sizeof args, grid, block, shared, stream, name,
-      {__start_standin_shared, __stop_standin_shared});
+      name, grid, block, shared, stream, [](const void *f) { (*static_cast<const F *>(f))(); },
+      &run, sizeof run, {__start_standin_static_shared, __stop_standin_static_shared});
 }
 
 #define threadIdx (standin_here->thread)

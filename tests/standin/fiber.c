@@ -1,0 +1,150 @@
+/* fiber.c: functions that stop half-way and go on later, each on a stack of its own.
+ *
+ * Invariant: one fiber runs at a time, under the stand-in's lock, so that the thread that resumes one
+ * need not be the one that started it. A stack whose lowest bytes were written is a report.
+ * The switch keeps the registers that a function must keep; elsewhere than on x86-64 the C library
+ * switches (slower: it asks the system for the signal mask each time). Leaves whom to resume to block.c. */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "tests/standin/inside.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+enum { STACK = 256 << 10 };
+#else
+enum { STACK = 64 << 10 };
+#endif
+
+enum { PAD = 64, PAD_BYTE = 0x5a };
+
+#if defined(__x86_64__)
+typedef void *context;
+
+/* Keeps this place in *from and goes on at `to`. */
+__attribute__((naked, noinline)) static void switch_to(context *from, context to) {
+  (void)from, (void)to;
+  __asm__(
+      "push %rbp\n push %rbx\n push %r12\n push %r13\n push %r14\n push %r15\n"
+      "mov %rsp, (%rdi)\n mov %rsi, %rsp\n"
+      "pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbx\n pop %rbp\n ret\n");
+}
+
+static void prepare(context *c, char *stack, void (*entry)(void)) {
+  void **top = (void **)(stack + STACK);
+  top[-2] = (void *)(uintptr_t)entry; /* where switch_to's ret goes; below it, six registers */
+  *c = top - 8;
+}
+#define SWITCH(from, to) switch_to(&(from), (to))
+#else
+#include <ucontext.h>
+typedef ucontext_t context;
+
+static void prepare(context *c, char *stack, void (*entry)(void)) {
+  getcontext(c);
+  c->uc_stack.ss_sp = stack;
+  c->uc_stack.ss_size = STACK;
+  makecontext(c, entry, 0);
+}
+#define SWITCH(from, to) swapcontext(&(from), &(to))
+#endif
+
+struct si_fiber {
+  context at;
+  char *stack;
+  void (*fn)(void *arg);
+  void *arg;
+  bool ended;
+  void *fake; /* of the address sanitizer */
+  si_fiber *next_free;
+};
+
+static si_fiber *unused, *current;
+static context resumer;
+
+/* -- what the address sanitizer must know -- */
+
+#if defined(__SANITIZE_ADDRESS__)
+static const void *resumers_stack;
+static size_t resumers_bytes;
+static void leave(void **fake, const void *stack, size_t bytes) {
+  __sanitizer_start_switch_fiber(fake, stack, bytes);
+}
+static void arrive(void *fake, bool in_fiber) {
+  __sanitizer_finish_switch_fiber(fake, in_fiber ? &resumers_stack : NULL,
+                                  in_fiber ? &resumers_bytes : NULL);
+}
+static void leave_for_resumer(void **fake) { leave(fake, resumers_stack, resumers_bytes); }
+static void forget_frames(si_fiber *f) { __asan_unpoison_memory_region(f->stack, STACK); }
+#else
+static void leave(void **fake, const void *stack, size_t bytes) {
+  (void)fake, (void)stack, (void)bytes;
+}
+static void arrive(void *fake, bool in_fiber) { (void)fake, (void)in_fiber; }
+static void leave_for_resumer(void **fake) { (void)fake; }
+static void forget_frames(si_fiber *f) { (void)f; }
+#endif
+
+/* -- fibers -- */
+
+static void entry(void) {
+  arrive(NULL, true);
+  si_fiber *f = current;
+  f->fn(f->arg);
+  f->ended = true;
+  leave_for_resumer(NULL);
+  SWITCH(f->at, resumer);
+}
+
+static si_fiber *make(void) {
+  si_fiber *f = si_new(sizeof *f);
+  f->stack = mmap(NULL, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (f->stack == MAP_FAILED) abort();
+  memset(f->stack, PAD_BYTE, PAD);
+  return f;
+}
+
+si_fiber *si_fiber_new(void (*fn)(void *arg), void *arg) {
+  si_fiber *f = unused;
+  if (f)
+    unused = f->next_free;
+  else
+    f = make();
+  f->fn = fn;
+  f->arg = arg;
+  f->ended = false;
+  f->fake = NULL;
+  prepare(&f->at, f->stack, entry);
+  return f;
+}
+
+bool si_fiber_resume(si_fiber *f) {
+  void *fake = NULL;
+  current = f;
+  leave(&fake, f->stack, STACK);
+  SWITCH(resumer, f->at);
+  arrive(fake, false);
+  current = NULL;
+  if (f->ended) si_fiber_free(f);
+  return !f->ended;
+}
+
+void si_fiber_park(void) {
+  si_fiber *f = current;
+  leave_for_resumer(&f->fake);
+  SWITCH(f->at, resumer);
+  arrive(f->fake, true);
+}
+
+void si_fiber_free(si_fiber *f) {
+  forget_frames(f);
+  for (int i = 0; i < PAD; i++)
+    if (f->stack[i] != PAD_BYTE) {
+      si_report("a kernel's thread used more than %d bytes of stack", STACK);
+      memset(f->stack, PAD_BYTE, PAD);
+    }
+  f->next_free = unused;
+  unused = f;
+}

@@ -1,0 +1,343 @@
+/* memory.c: device and pinned memory: where it lies, who may touch it and when.
+ *
+ * Each device has one range of addresses. Beside an allocation nothing is mapped that can be touched, and
+ * an address is not used again, so that a kernel that goes too far or comes too late traps. What lies
+ * between an allocation's end and its page's end is looked at later (audit).
+ * Invariant: fresh memory holds bytes 0xff: NaN in every float type, -1 in integers. Between calls of
+ * the runtime the host cannot touch device memory.
+ * Leaves order in time to queue.c: a range that is valid when work is queued is checked again when it
+ * runs. */
+#include <dlfcn.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "tests/standin/inside.h"
+
+enum { PAGE = 4096, ALIGN = 256, POISON = 0xff };
+static const uint64_t arena_bytes = (uint64_t)1 << 36, poison_bytes = (uint64_t)4 << 20;
+
+typedef struct allocation {
+  char *map, *at; /* pages, and what the caller got */
+  uint64_t span, bytes;
+  int place;
+  bool freed, spoilt;
+} allocation;
+
+static char *arenas[SI_MAX_DEVICES];
+static uint64_t used_addresses[SI_MAX_DEVICES], used_bytes[SI_MAX_DEVICES];
+static allocation *allocations;
+static int64_t n_allocations;
+static int nothing_fd = -1, poison_fd = -1;
+static bool is_open, peers[SI_MAX_DEVICES][SI_MAX_DEVICES];
+const char *si_running;
+
+/* -- traps -- */
+
+static struct sigaction before[2]; /* SIGSEGV, SIGBUS */
+
+static const allocation *around(const void *p, uint64_t slack) {
+  for (int64_t i = n_allocations - 1; i >= 0; i--) {
+    const allocation *a = &allocations[i];
+    if ((const char *)p >= a->map && (const char *)p < a->map + a->span + slack) return a;
+  }
+  return NULL;
+}
+
+static int arena_of(const void *p) {
+  for (int d = 0; d < SI_MAX_DEVICES; d++)
+    if (arenas[d] && (const char *)p >= arenas[d] && (const char *)p < arenas[d] + arena_bytes)
+      return d;
+  return -1;
+}
+
+static const char *trouble(const void *p) {
+  const allocation *a = around(p, PAGE);
+  if (!a) return "where nothing is allocated";
+  if (a->freed) return "which was freed";
+  if ((const char *)p >= a->at + a->bytes) return "past the end of an allocation";
+  return "which only queued work may touch";
+}
+
+/* Says what was touched, then lets the signal do what it did before. */
+static void on_trap(int sig, siginfo_t *info, void *context) {
+  char line[256];
+  (void)context;
+  if (arena_of(info->si_addr) >= 0) {
+    const int n = snprintf(line, sizeof line, "standin: %s%s touched %p of device %d, %s\n",
+                           si_running && is_open ? "work " : "",
+                           si_running && is_open ? si_running : "the host", info->si_addr,
+                           arena_of(info->si_addr), trouble(info->si_addr));
+    if (write(2, line, (size_t)n) < 0) _exit(2);
+  }
+  sigaction(sig, &before[sig == SIGBUS], NULL);
+}
+
+static void set_traps(void) {
+  static bool done;
+  if (done) return;
+  done = true;
+  struct sigaction a = {.sa_sigaction = on_trap, .sa_flags = SA_SIGINFO};
+  sigaction(SIGSEGV, &a, &before[0]);
+  sigaction(SIGBUS, &a, &before[1]);
+}
+
+/* -- pages -- */
+
+static void *must_map(void *at, uint64_t bytes, int prot, int flags, int fd) {
+  void *p = mmap(at, bytes, prot, flags, fd, 0);
+  if (p == MAP_FAILED) perror("standin: mmap"), abort();
+  return p;
+}
+
+static void make_files(void) {
+  if (poison_fd >= 0) return;
+  nothing_fd = memfd_create("standin nothing", MFD_CLOEXEC);
+  poison_fd = memfd_create("standin poison", MFD_CLOEXEC);
+  if (nothing_fd < 0 || poison_fd < 0 || ftruncate(poison_fd, (off_t)poison_bytes)) abort();
+  void *p = must_map(NULL, poison_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, poison_fd);
+  memset(p, POISON, poison_bytes);
+  munmap(p, poison_bytes);
+}
+
+static int prot_now(void) { return is_open ? PROT_READ | PROT_WRITE : PROT_NONE; }
+
+/* A file with nothing in it: to touch it traps, even where writing is allowed. Offsets follow addresses,
+ * so that the system sees one mapping in what was freed side by side. */
+static void map_nothing(int device, char *at, uint64_t bytes) {
+  const int flags = MAP_SHARED | MAP_FIXED | MAP_NORESERVE;
+  if (mmap(at, bytes, prot_now(), flags, nothing_fd, at - arenas[device]) == MAP_FAILED) abort();
+}
+
+static void map_poison(char *at, uint64_t bytes, int prot) {
+  for (uint64_t i = 0; i < bytes; i += poison_bytes) {
+    const uint64_t n = bytes - i < poison_bytes ? bytes - i : poison_bytes;
+    must_map(at + i, n, prot, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, poison_fd);
+  }
+}
+
+static char *arena(int device) {
+  if (arenas[device]) return arenas[device];
+  make_files();
+  set_traps();
+  arenas[device] = must_map(NULL, arena_bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, nothing_fd);
+  used_addresses[device] = PAGE;
+  return arenas[device];
+}
+
+static void set_open(bool open) {
+  if (is_open == open) return;
+  is_open = open;
+  for (int d = 0; d < SI_MAX_DEVICES; d++)
+    if (arenas[d] && mprotect(arenas[d], used_addresses[d], prot_now())) abort();
+}
+
+void si_memory_open(void) { set_open(true); }
+void si_memory_close(void) { set_open(false); }
+
+/* -- allocations -- */
+
+static allocation *find(const void *p) {
+  const allocation *a = around(p, 0);
+  return (allocation *)a;
+}
+
+int si_memory_place(const void *p) {
+  const int d = arena_of(p);
+  if (d >= 0) return d;
+  const allocation *a = find(p);
+  return a && !a->freed ? SI_PINNED : SI_PAGEABLE;
+}
+
+/* As near to the end of its pages as alignment lets it. */
+static char *placed(char *map, uint64_t span, uint64_t bytes) {
+  return map + ((span - bytes) & ~(uint64_t)(ALIGN - 1));
+}
+
+static char *pages(int place, uint64_t span) {
+  if (place == SI_PINNED) {
+    make_files();
+    char *map = must_map(NULL, span + PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    map_poison(map, span, PROT_READ | PROT_WRITE);
+    return map;
+  }
+  char *map = arena(place) + used_addresses[place];
+  if (used_addresses[place] + span + PAGE > arena_bytes) return NULL;
+  used_addresses[place] += span + PAGE;
+  if (is_open) mprotect(map, span + PAGE, prot_now());
+  map_poison(map, span, prot_now());
+  return map;
+}
+
+/* Those freed long ago are forgotten: a touch still traps, but no longer says why. */
+static void forget_freed(void) {
+  int64_t kept = 0;
+  for (int64_t i = 0; i < n_allocations; i++)
+    if (!allocations[i].freed) allocations[kept++] = allocations[i];
+  n_allocations = kept;
+}
+
+cudaError_t si_memory_new(int place, uint64_t bytes, void **out) {
+  *out = NULL;
+  if (bytes == 0) return cudaSuccess;
+  if (si_fails_now(STANDIN_ALLOC)) return cudaErrorMemoryAllocation;
+  const uint64_t span = (bytes + PAGE - 1) & ~(uint64_t)(PAGE - 1);
+  if (place >= 0 && (bytes > si_machine_is.memory || used_bytes[place] > si_machine_is.memory - bytes))
+    return cudaErrorMemoryAllocation;
+  char *map = pages(place, span);
+  if (!map) return cudaErrorMemoryAllocation;
+  if (n_allocations % 1024 == 1023) forget_freed();
+  allocations = si_grown(allocations, ((size_t)n_allocations + 1) * sizeof *allocations);
+  allocations[n_allocations++] =
+      (allocation){map, placed(map, span, bytes), span, bytes, place, false, false};
+  if (place >= 0) used_bytes[place] += bytes, si_counted.live_bytes += bytes;
+  si_counted.allocs++;
+  *out = placed(map, span, bytes);
+  return cudaSuccess;
+}
+
+static bool untouched(const char *p, const char *end) {
+  for (; p < end; p++)
+    if (*(const unsigned char *)p != POISON) return false;
+  return true;
+}
+
+static void audit(allocation *a) {
+  if (a->freed || a->spoilt || a->place < 0) return;
+  a->spoilt = !untouched(a->map, a->at) || !untouched(a->at + a->bytes, a->map + a->span);
+  if (a->spoilt)
+    si_report("something wrote beside %p, an allocation of %llu bytes on device %d", (void *)a->at,
+              (unsigned long long)a->bytes, a->place);
+}
+
+void si_memory_audit(void) {
+  if (n_allocations) si_memory_open();
+  for (int64_t i = 0; i < n_allocations; i++) audit(&allocations[i]);
+}
+
+static void release(allocation *a) {
+  if (a->place >= 0) {
+    si_memory_open();
+    audit(a);
+    map_nothing(a->place, a->map, a->span);
+    used_bytes[a->place] -= a->bytes, si_counted.live_bytes -= a->bytes;
+  } else {
+    munmap(a->map, a->span + PAGE);
+  }
+  a->freed = true;
+}
+
+/* Pinned memory that was freed: the system may put something else there. */
+static void drop_pinned(allocation *a) {
+  if (a->place >= 0) return;
+  *a = allocations[--n_allocations];
+}
+
+cudaError_t si_memory_free(void *p, bool pinned, const char *who) {
+  allocation *a = find(p);
+  if (!a || a->at != (char *)p)
+    return si_misuse(cudaErrorInvalidValue, "%s: %p is not the start of an allocation", who, p);
+  if (a->freed)
+    return si_misuse(cudaErrorInvalidValue, "%s: %p was freed before", who, p);
+  if (pinned != (a->place == SI_PINNED))
+    return si_misuse(cudaErrorInvalidValue, "%s: %p is %s memory", who, p,
+                     pinned ? "device" : "pinned");
+  release(a);
+  drop_pinned(a);
+  si_counted.frees++;
+  return cudaSuccess;
+}
+
+int64_t si_memory_alive(void) {
+  int64_t n = 0;
+  for (int64_t i = 0; i < n_allocations; i++) n += !allocations[i].freed;
+  return n;
+}
+
+uint64_t si_memory_used(int device) { return used_bytes[device]; }
+
+void si_memory_forget(void) {
+  for (int64_t i = n_allocations - 1; i >= 0; i--)
+    if (!allocations[i].freed) allocations[i].spoilt = true, release(&allocations[i]);
+  free(allocations);
+  allocations = NULL;
+  n_allocations = 0;
+  memset(peers, 0, sizeof peers);
+}
+
+/* -- checks -- */
+
+bool si_peers(int device, int peer) { return device == peer || peers[device][peer]; }
+
+cudaError_t CUDARTAPI cudaDeviceEnablePeerAccess(int peer, unsigned int flags) {
+  si_enter();
+  if (flags != 0) return si_leave(cudaErrorInvalidValue);
+  if (peer < 0 || peer >= si_machine_is.n_devices || peer == si_device)
+    return si_leave(cudaErrorInvalidDevice);
+  if (peers[si_device][peer]) return si_leave(cudaErrorPeerAccessAlreadyEnabled);
+  peers[si_device][peer] = true;
+  return si_leave(cudaSuccess);
+}
+
+cudaError_t si_memory_check(const void *p, uint64_t bytes, int device, const char *who,
+                            const char *what) {
+  const allocation *a = find(p);
+  const cudaError_t e = cudaErrorInvalidValue;
+  if (!a) return si_misuse(e, "%s: %s, %p, is neither device nor pinned memory", who, what, p);
+  if (a->freed) return si_misuse(e, "%s: %s, %p, was freed", who, what, p);
+  if (a->place >= 0 && !si_peers(device, a->place))
+    return si_misuse(e, "%s: %s, %p, is memory of device %d, which device %d does not reach", who,
+                     what, p, a->place, device);
+  const char *first = p;
+  if (first < a->at || bytes > a->bytes || first - a->at > (int64_t)(a->bytes - bytes))
+    return si_misuse(e, "%s: %s, %llu bytes from %p, leaves its allocation of %llu bytes at %p", who,
+                     what, (unsigned long long)bytes, p, (unsigned long long)a->bytes,
+                     (void *)a->at);
+  return cudaSuccess;
+}
+
+/* A stack, a heap, a file: something that is mapped, but neither ours nor a program's own text or data. */
+static bool is_hosts(const void *p) {
+  Dl_info info;
+  const uintptr_t at = (uintptr_t)p;
+  if (at < (uintptr_t)1 << 32 || at >> 47) return false;
+  if (msync((void *)(at & ~(uintptr_t)(PAGE - 1)), 1, MS_ASYNC)) return false;
+  return !dladdr(p, &info);
+}
+
+cudaError_t si_memory_check_words(const void *bytes, size_t n, int device, const char *who) {
+  for (size_t i = 0; i + sizeof(void *) <= n; i += sizeof(void *)) {
+    const void *p;
+    memcpy(&p, (const char *)bytes + i, sizeof p);
+    const allocation *a = find(p);
+    if (a && a->freed)
+      return si_misuse(cudaErrorIllegalAddress, "%s: its argument %p was freed", who, p);
+    if (a && a->place >= 0 && !si_peers(device, a->place))
+      return si_misuse(cudaErrorIllegalAddress,
+                       "%s: its argument %p is memory of device %d, which device %d does not reach",
+                       who, p, a->place, device);
+    if (!a && arena_of(p) < 0 && is_hosts(p))
+      return si_misuse(cudaErrorIllegalAddress,
+                       "%s: its argument %p is host memory that is not pinned", who, p);
+  }
+  return cudaSuccess;
+}
+
+/* -- what a test sees of it -- */
+
+void standin_peek(const void *device, void *host, size_t bytes) {
+  si_enter();
+  si_memory_open();
+  memcpy(host, device, bytes);
+  si_leave_as_is(cudaSuccess);
+}
+
+void standin_poke(void *device, const void *host, size_t bytes) {
+  si_enter();
+  si_memory_open();
+  memcpy(device, host, bytes);
+  si_leave_as_is(cudaSuccess);
+}
