@@ -94,6 +94,7 @@ cc_library(
         "{name}_include/*.h",
         "{name}_include/*.hpp",
         "{name}_include/crt/*",
+        "{name}_include/nv/**",
     ]),
     includes = ["{name}_include"],
     visibility = ["//visibility:public"],

@@ -24,6 +24,6 @@ def standin_kernels(name, srcs, hdrs = [], deps = [], copts = [], needs = [], **
         textual_hdrs = srcs + hdrs,
         copts = ["-includetests/standin/kernel_shim.h"] + copts,
         needs = ["cuda_headers"] + needs,
-        deps = deps + ["//tests/standin:shim"],
+        deps = deps + ["//tests/standin"],
         **kwargs
     )
