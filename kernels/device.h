@@ -236,8 +236,11 @@ typedef struct lam_device {
 } lam_device;
 
 extern const lam_device lam_device_cpu;
-/* NULL: no such backend; backends.c is the only place with #ifdefs */
+/* NULL: it is not in this binary; backends.c is the only place with #ifdefs */
 const lam_device *lam_device_find(int32_t device_type);
+/* The same, or one that is in a shared object of its own, opened when it is first asked for. NULL:
+ * there is no device of that type at all. A failure says what this machine lacks for it. */
+lam_status lam_device_open(int32_t device_type, const lam_device **out);
 extern const lam_device *lam_device_forced; /* found first where set, by its type: for tests */
 
 /* Called before every slot, where set: to trace calls, or to return a failure in the slot's

@@ -150,7 +150,10 @@ static lam_status bind_place(lam_binding *b) {
   const DLTensor *t = b->call->n_inputs ? b->call->inputs[0] : NULL;
   if (!t) return lam_refuse(who_input(b, 0), "found NULL, expected a tensor");
   b->place = t->device;
-  b->op.device = lam_device_find((int32_t)t->device.device_type);
+  const lam_status s = lam_device_open((int32_t)t->device.device_type, &b->op.device);
+  if (s != LAM_OK)
+    return lam_fail_within(s, "%s: %s: it lies on %s", b->row->name, b->row->in[0].name,
+                           lam_device_text(t->device, text));
   if (b->op.device) return LAM_OK;
   return lam_refuse(who_input(b, 0), "it lies on %s, which this build does not support",
                     lam_device_text(t->device, text));

@@ -11,9 +11,27 @@
 TEST(device, is_found_by_its_dlpack_type) {
   CHECK(lam_device_find(1) == &lam_device_cpu);
   CHECK(lam_device_find(99) == NULL);
+  const lam_device *d;
+  CHECK_OK(lam_device_open(1, &d));
+  CHECK(d == &lam_device_cpu);
+  CHECK_OK(lam_device_open(99, &d));
+  CHECK(d == NULL);
   CHECK_STR(lam_device_cpu.name, "cpu");
   CHECK_CONTAINS(lam_device_cpu.describe(), "own loops: ");
   CHECK_CONTAINS(lam_device_cpu.describe(), lam_gemm_library_here() ? "oneDNN " : "plain C");
+}
+
+static void open_cuda(int rank, int size, void *arg) {
+  const lam_device *d;
+  (void)rank, (void)size, (void)arg;
+  CHECK_STATUS(lam_device_open(2, &d), LAM_UNAVAILABLE);
+  CHECK(d == NULL);
+  CHECK_CONTAINS(lam_last_error(), "liblamella_cuda.so.0 could not be opened: ");
+}
+
+/* It is not beside this test. */
+TEST(device, one_whose_object_is_missing_says_so_to_every_thread) {
+  run_threads(4, open_cuda, NULL);
 }
 
 TEST(device, missing_slots_are_named) {
