@@ -4,7 +4,8 @@
 @lamella_config//:dlpack1                     torch's copy of DLPack 1.x, as dlpack1/dlpack/dlpack.h
 @lamella_config//:cuda, :cublas               headers alone: of the toolkit; of it or of NVIDIA's wheel
 @lamella_config//:defs.bzl                    HAVE (a dict: name -> bool), HAVE_MPI, HAVE_CUDA, ...,
-                                              paths: NVCC, MPICC, MPIRUN, PYTHON ("" = none);
+                                              paths: NVCC, MPICC, MPIRUN, PYTHON, CUDA (the
+                                              toolkit's folder) ("" = none);
                                               GCC: whether that is the compiler
 
 Nothing is downloaded. What is missing is named in one message, and the targets that need it are
@@ -101,13 +102,18 @@ cc_library(
 )
 """
 
-def _headers_only(ctx, name, proof, folders):
-    """The first folder that holds the header `proof`; "" where none does."""
+def _folder_with(ctx, header, folders):
+    """The first folder that holds the header; "" where none does."""
     for folder in folders:
-        if folder and ctx.path(folder + "/" + proof).exists:
-            ctx.symlink(folder, name + "_include")
-            return _HEADERS_ONLY.format(name = name)
+        if folder and ctx.path(folder + "/" + header).exists:
+            return folder
     return ""
+
+def _headers_only(ctx, name, folder):
+    if not folder:
+        return ""
+    ctx.symlink(folder, name + "_include")
+    return _HEADERS_ONLY.format(name = name)
 
 def _toolkit_include(ctx, nvcc):
     return str(ctx.path(nvcc).realpath.dirname.dirname) + "/include" if nvcc else ""
@@ -137,13 +143,10 @@ def _machine_impl(ctx):
     have["jax"] = _module(ctx, python, "jax") != ""
     dlpack1 = _dlpack1(ctx, torch)
     toolkit = _toolkit_include(ctx, nvcc)
-    cuda = _headers_only(ctx, "cuda", "cuda_runtime_api.h", [toolkit, "/usr/local/cuda/include"])
-    cublas = _headers_only(
-        ctx,
-        "cublas",
-        "cublasLt.h",
-        [ctx.os.environ.get("CUBLAS_INCLUDE", ""), toolkit] + _wheel_includes(ctx, python),
-    )
+    toolkit = _folder_with(ctx, "cuda_runtime_api.h", [toolkit, "/usr/local/cuda/include"])
+    cublas_in = [ctx.os.environ.get("CUBLAS_INCLUDE", ""), toolkit] + _wheel_includes(ctx, python)
+    cuda = _headers_only(ctx, "cuda", toolkit)
+    cublas = _headers_only(ctx, "cublas", _folder_with(ctx, "cublasLt.h", cublas_in))
     have["cuda_headers"] = cuda != ""
     have["cublas_headers"] = cublas != ""
     have["dlpack1"] = dlpack1 != ""
@@ -151,6 +154,7 @@ def _machine_impl(ctx):
     defs = ["HAVE = " + repr(have)]
     defs += ["HAVE_%s = %s" % (name.upper(), value) for name, value in have.items()]
     programs = {"NVCC": nvcc, "MPICC": mpicc, "MPIRUN": _program(ctx, ["mpirun"]), "PYTHON": python}
+    programs["CUDA"] = toolkit[:-len("/include")]
     defs += ["%s = %s" % (name, repr(path)) for name, path in programs.items()]
     compiler = ctx.os.environ.get("CC", "gcc")
     defs += ["GCC = %s" % ("Free Software Foundation" in _output(ctx, [compiler, "--version"]))]

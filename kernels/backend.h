@@ -10,7 +10,7 @@
 
 /* Both sides are built from one tree: any other backend is refused. The sizes tell of most changes
  * in device.h; the first number of the rest. */
-#define LAM_BACKEND_VERSION \
+#define LAM_BACKEND_VERSION                          \
   (1u << 24 | (uint32_t)(sizeof(lam_device) << 12) | \
    (uint32_t)(sizeof(lam_gemm) + sizeof(lam_gemm_more)))
 

@@ -20,6 +20,11 @@ extern "C" {
 lam_status lam_cuda_borrow(uint64_t bytes, void *stream, void **out);
 void lam_cuda_give_back(void *p, void *stream);
 
+/* -- products (gemm_plain.cu) -- */
+
+/* d = a b^T, scaled (+ d where accumulate); nothing that follows it. */
+lam_status lam_cuda_gemm_plain_run(const lam_gemm *g, void *stream);
+
 /* -- vectors: the slots of device.h (eltwise.cu, reduce.cu, codec.cu, norm.cu) -- */
 
 lam_status lam_cuda_act_run(const lam_workers *w, lam_act act, bool gated, lam_matrix z,

@@ -170,6 +170,14 @@ cudaError_t CUDARTAPI cudaStreamGetDevice(cudaStream_t handle, int *out) {
   return si_leave(s ? cudaSuccess : cudaErrorInvalidResourceHandle);
 }
 
+/* Handles are never used again, so they tell streams of one device apart. */
+cudaError_t CUDARTAPI cudaStreamGetId(cudaStream_t handle, unsigned long long *out) {
+  si_enter();
+  const si_stream *s = si_stream_find(handle, __func__);
+  if (s) *out = (unsigned long long)(uintptr_t)s->handle;
+  return si_leave(s ? cudaSuccess : cudaErrorInvalidResourceHandle);
+}
+
 /* May the host ask how far this stream is? */
 static cudaError_t may_ask(si_stream *s, const char *who) {
   if (s->capture) return si_capture_break(s->capture, cudaErrorStreamCaptureUnsupported, who);

@@ -1,0 +1,244 @@
+/* order.c: a thread's device, and device memory for work that is queued on a stream.
+ *
+ * Blocks are kept per device. One that is given back is free for the next work on its stream at
+ * once, for that runs later; any other stream first waits for the event that was recorded then. So
+ * streams may come and go, and what they left is used again.
+ * Invariant: a block is free or belongs to one borrower; one that a graph was captured with is never
+ * freed, moved, or lent to work outside of captures: the graph may run at any time. Graphs captured on
+ * one stream share blocks, as they share cuBLAS's workspace under PyTorch: they run one at a time.
+ * Leaves memory for results to the caller. */
+#include <stdatomic.h>
+#include <stdio.h>
+
+#include "kernels/cuda/host.h"
+
+/* -- the thread's device -- */
+
+lam_status lam_cuda_enter(int32_t device_id, int32_t *out_was) {
+  int was = 0;
+  LAM_TRY(lam_cuda_open());
+  if (device_id < 0 || device_id >= lam_cuda_count())
+    return lam_fail(LAM_INVALID_ARGUMENT, "cuda: found device %d, this machine has %d", device_id,
+                    lam_cuda_count());
+  LAM_TRY_CUDA(cudaGetDevice(&was), "ask for the thread's device");
+  if (was != device_id) LAM_TRY_CUDA(cudaSetDevice(device_id), "enter the device");
+  *out_was = was;
+  return LAM_OK;
+}
+
+void lam_cuda_leave(int32_t was) {
+  int is = was;
+  if (cudaGetDevice(&is) == cudaSuccess && is != was) (void)cudaSetDevice(was);
+}
+
+lam_status lam_cuda_capturing(void *stream, bool *out) {
+  enum cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  *out = false;
+  LAM_TRY_CUDA(cudaStreamIsCapturing(stream, &status), "use this stream");
+  if (status == cudaStreamCaptureStatusInvalidated)
+    return lam_fail(LAM_FAILED_PRECONDITION,
+                    "cuda: the stream's capture was broken by an earlier call");
+  *out = status == cudaStreamCaptureStatusActive;
+  return LAM_OK;
+}
+
+enum cudaStreamCaptureMode lam_cuda_set_capture_mode(enum cudaStreamCaptureMode mode) {
+  if (cudaThreadExchangeStreamCaptureMode(&mode) != cudaSuccess) (void)cudaGetLastError();
+  return mode;
+}
+
+/* -- blocks -- */
+
+enum { BLOCKS = 32, EMPTY = 0, FREE, TAKEN };
+
+typedef struct block {
+  _Atomic int state;
+  _Atomic bool captured;
+  _Atomic uint64_t bytes, last_use;
+  _Atomic unsigned long long stream; /* its id: handles are used again, ids are not */
+  void *_Atomic data;
+  cudaEvent_t done; /* recorded when it was last given back */
+} block;
+
+static block blocks[LAM_CUDA_CARDS][BLOCKS];
+static _Atomic uint64_t clock_ticks;
+
+typedef struct wish {
+  block *all; /* of this device */
+  uint64_t bytes;
+  unsigned long long stream;
+  bool captured;
+} wish;
+
+/* How well a block suits, from 0; NOT where it cannot serve. */
+enum { FITS, FITS_UNCAPTURED, FITS_ANOTHER_STREAM, TOO_SMALL, NEW, ANOTHER_STREAM, NOT };
+
+static int suits(const block *b, int state, const wish *w) {
+  const bool own = b->stream == w->stream, fits = b->bytes >= w->bytes;
+  if (state == EMPTY) return w->captured ? NOT : NEW;
+  if (state != FREE || (b->captured && !(w->captured && own))) return NOT;
+  if (!w->captured) return !own ? ANOTHER_STREAM : fits ? FITS : TOO_SMALL;
+  if (!fits) return NOT;
+  return b->captured ? FITS : own ? FITS_UNCAPTURED : FITS_ANOTHER_STREAM;
+}
+
+static bool is_better(const block *a, int a_suits, const block *b, int b_suits) {
+  if (a_suits != b_suits) return a_suits < b_suits;
+  return a_suits == ANOTHER_STREAM ? a->last_use < b->last_use : a->bytes < b->bytes;
+}
+
+/* The best but those of the mask; what it was when it was looked at, in out_state. */
+static block *find_best(const wish *w, uint32_t but, int *out_suits, int *out_state) {
+  block *best = NULL;
+  for (block *b = w->all; b < w->all + BLOCKS; b++) {
+    const int state = atomic_load(&b->state), s = suits(b, state, w);
+    if (s == NOT || but >> (b - w->all) & 1u) continue;
+    if (best && !is_better(b, s, best, *out_suits)) continue;
+    best = b;
+    *out_suits = s;
+    *out_state = state;
+  }
+  return best;
+}
+
+/* What another thread took meanwhile, or used for something else, is left and looked for again. */
+static block *take_best(const wish *w, uint32_t but, int *out_suits) {
+  int state;
+  for (block *b; (b = find_best(w, but, out_suits, &state)) != NULL;) {
+    const int before = state;
+    if (!atomic_compare_exchange_strong(&b->state, &state, TAKEN)) continue;
+    if (suits(b, before, w) == *out_suits) return b;
+    atomic_store(&b->state, before);
+  }
+  return NULL;
+}
+
+/* -- making and moving them -- */
+
+static lam_status no_memory(const wish *w, cudaError_t error) {
+  char what[80];
+  snprintf(what, sizeof what, "have %llu bytes of scratch", (unsigned long long)w->bytes);
+  return lam_cuda_status(error, what);
+}
+
+static lam_status grow(block *b, const wish *w, cudaStream_t stream) {
+  void *data = b->data;
+  if (data) LAM_TRY_CUDA(cudaFreeAsync(data, stream), "free scratch");
+  b->data = data = NULL;
+  b->bytes = 0;
+  const cudaError_t error = cudaMallocAsync(&data, w->bytes, stream);
+  if (error != cudaSuccess) return no_memory(w, error);
+  b->data = data;
+  b->bytes = w->bytes;
+  return LAM_OK;
+}
+
+static lam_status make_event(block *b) {
+  if (b->done) return LAM_OK;
+  return lam_cuda_status(cudaEventCreateWithFlags(&b->done, cudaEventDisableTiming),
+                         "make an event");
+}
+
+/* Makes a taken block the stream's own, as big as is wished. */
+static lam_status settle(block *b, int how, const wish *w, cudaStream_t stream) {
+  LAM_TRY(make_event(b));
+  if (how == ANOTHER_STREAM && b->data)
+    LAM_TRY_CUDA(cudaStreamWaitEvent(stream, b->done, 0), "wait for another stream");
+  b->stream = w->stream;
+  return b->bytes >= w->bytes ? LAM_OK : grow(b, w, stream);
+}
+
+/* Leaves it as it is found next: without memory, or in its stream's order. */
+static void put_back(block *b) {
+  b->last_use = atomic_fetch_add(&clock_ticks, 1);
+  atomic_store(&b->state, b->data ? FREE : EMPTY);
+}
+
+static lam_status borrow_uncaptured(const wish *w, cudaStream_t stream, void **out) {
+  int how;
+  block *b = take_best(w, 0, &how);
+  if (!b)
+    return lam_fail(LAM_RESOURCE_EXHAUSTED,
+                    "cuda: all %d blocks of scratch are in use on this device", BLOCKS);
+  const lam_status status = settle(b, how, w, stream);
+  if (status != LAM_OK) {
+    put_back(b);
+    return status;
+  }
+  *out = b->data;
+  return LAM_OK;
+}
+
+/* Whether what was queued with it has ended. */
+static bool is_done(const block *b) {
+  const enum cudaStreamCaptureMode mode = lam_cuda_set_capture_mode(cudaStreamCaptureModeRelaxed);
+  const bool done = cudaEventQuery(b->done) == cudaSuccess;
+  if (!done) (void)cudaGetLastError();
+  (void)lam_cuda_set_capture_mode(mode);
+  return done;
+}
+
+/* Of other streams' blocks only one that lies idle: a graph cannot wait for what is outside of it. */
+static lam_status borrow_captured(const wish *w, void **out) {
+  int how;
+  uint32_t busy = 0;
+  for (block *b; (b = take_best(w, busy, &how)) != NULL; busy |= 1u << (b - w->all)) {
+    if (how == FITS_ANOTHER_STREAM && !is_done(b)) {
+      atomic_store(&b->state, FREE);
+      continue;
+    }
+    b->stream = w->stream;
+    b->captured = true;
+    *out = b->data;
+    return LAM_OK;
+  }
+  return lam_fail(LAM_RESOURCE_EXHAUSTED,
+                  "cuda: %llu bytes of scratch while the stream is captured: call once before the "
+                  "capture, or pass lam_call.scratch",
+                  (unsigned long long)w->bytes);
+}
+
+lam_status lam_cuda_borrow(uint64_t bytes, void *stream, void **out) {
+  int device = 0;
+  wish w = {.bytes = bytes ? (bytes + 511) / 512 * 512 : 512};
+  *out = NULL;
+  LAM_TRY_CUDA(cudaGetDevice(&device), "ask for the thread's device");
+  LAM_TRY_CUDA(cudaStreamGetId(stream, &w.stream), "use this stream");
+  LAM_TRY(lam_cuda_capturing(stream, &w.captured));
+  if (device >= LAM_CUDA_CARDS) return lam_fail(LAM_UNIMPLEMENTED, "cuda: device %d", device);
+  w.all = blocks[device];
+  if (w.bytes < bytes) return no_memory(&w, cudaErrorMemoryAllocation);
+  return w.captured ? borrow_captured(&w, out) : borrow_uncaptured(&w, stream, out);
+}
+
+void lam_cuda_give_back(void *p, void *stream) {
+  int device = 0;
+  if (!p || cudaGetDevice(&device) != cudaSuccess || device >= LAM_CUDA_CARDS) return;
+  for (int i = 0; i < BLOCKS; i++) {
+    block *b = &blocks[device][i];
+    if (b->data != p || atomic_load(&b->state) != TAKEN) continue;
+    if (!b->captured && cudaEventRecord(b->done, stream) != cudaSuccess) (void)cudaGetLastError();
+    put_back(b);
+    return;
+  }
+}
+
+/* -- copies between device and host -- */
+
+lam_status lam_cuda_finish(void *stream) {
+  return lam_cuda_status(cudaStreamSynchronize(stream), "finish what was queued");
+}
+
+static lam_status copy(const void *from, void *to, uint64_t bytes, enum cudaMemcpyKind kind,
+                       void *stream) {
+  if (bytes == 0) return LAM_OK;
+  return lam_cuda_status(cudaMemcpyAsync(to, from, bytes, kind, stream), "copy");
+}
+
+lam_status lam_cuda_read(const void *device, void *host, uint64_t bytes, void *stream) {
+  return copy(device, host, bytes, cudaMemcpyDeviceToHost, stream);
+}
+
+lam_status lam_cuda_write(const void *host, void *device, uint64_t bytes, void *stream) {
+  return copy(host, device, bytes, cudaMemcpyHostToDevice, stream);
+}
