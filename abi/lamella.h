@@ -70,8 +70,12 @@ typedef struct lam_context_desc {
   void (*parallel_for)(void *user, int64_t n, void (*fn)(void *arg, int64_t i), void *arg);
   int32_t (*should_stop)(void *user); /* polled in every wait; non-zero = LAM_INTERRUPTED */
   void (*log)(void *user, int32_t level, const char *line);
+  /* 1: f32 products on CUDA may round their operands to tf32, 10 bits of fraction, which is several
+   * times faster; 0: they stay f32. */
+  int32_t tf32;
+  uint32_t reserved;
 } lam_context_desc;
-#define LAM_CONTEXT_DESC_INIT {sizeof(lam_context_desc), 0, 0, 0, 0, 0, 0, 0}
+#define LAM_CONTEXT_DESC_INIT {sizeof(lam_context_desc), 0, 0, 0, 0, 0, 0, 0, 0, 0}
 
 typedef struct lam_context_stats {
   uint32_t struct_size, reserved;

@@ -205,6 +205,13 @@ lam_status lam_device_decode(const lam_device *d, const lam_workers *w, int code
   return d->vector->decode(w, codec, coded, y, stream);
 }
 
+lam_status lam_device_quantize(const lam_device *d, const lam_workers *w, lam_matrix x,
+                               lam_matrix y, lam_matrix scale, void *stream) {
+  const bool fits = same_shape(x, y) && same_count(scale, 1) && lam_dtype_is_f8(y.dtype);
+  LAM_TRY(enter(d, d->vector && d->vector->quantize, "quantize", fits));
+  return d->vector->quantize(w, x, y, scale, stream);
+}
+
 /* -- vocabulary -- */
 
 lam_status lam_device_find_outside(const lam_device *d, const lam_workers *w, lam_matrix ids,

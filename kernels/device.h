@@ -27,6 +27,7 @@ typedef enum lam_dtype {
   LAM_N_DTYPES
 } lam_dtype;
 int lam_dtype_bytes(lam_dtype t);
+static inline bool lam_dtype_is_f8(lam_dtype t) { return t == LAM_F8E4M3 || t == LAM_F8E5M2; }
 const char *lam_dtype_name(lam_dtype t);
 
 /* A view of rows x cols elements. Strides in elements; for gemm operands one of them is 1 (or
@@ -157,6 +158,10 @@ typedef struct lam_device_vector {
   lam_status (*encode)(const lam_workers *w, int codec, lam_matrix x, void *coded, void *stream);
   lam_status (*decode)(const lam_workers *w, int codec, const void *coded, lam_matrix y,
                        void *stream);
+  /* fp8 with one scale: scale f32 [1] = the largest |x| / the largest finite number of y's dtype (1
+   * where x has only zeros), y = x / scale. For devices that compute fp8. */
+  lam_status (*quantize)(const lam_workers *w, lam_matrix x, lam_matrix y, lam_matrix scale,
+                         void *stream);
 } lam_device_vector;
 
 /* An index that is outside of its range: which one, counted row by row, and what it is. */
@@ -288,6 +293,8 @@ lam_status lam_device_encode(const lam_device *d, const lam_workers *w, int code
                              void *coded, void *stream);
 lam_status lam_device_decode(const lam_device *d, const lam_workers *w, int codec,
                              const void *coded, lam_matrix y, void *stream);
+lam_status lam_device_quantize(const lam_device *d, const lam_workers *w, lam_matrix x,
+                               lam_matrix y, lam_matrix scale, void *stream);
 lam_status lam_device_find_outside(const lam_device *d, const lam_workers *w, lam_matrix ids,
                                    int64_t total, const int64_t *ignored, lam_outside *out,
                                    void *stream);

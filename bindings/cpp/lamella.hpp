@@ -156,6 +156,7 @@ struct hooks {
   std::function<void(int64_t n, work piece)> parallel_for;
   std::function<bool()> should_stop; /* asked in every wait; true ends it: LAM_INTERRUPTED */
   std::function<void(int level, const char *line)> log;
+  bool tf32 = false; /* f32 products on CUDA may round their operands to 10 bits of fraction */
 };
 
 namespace detail {
@@ -175,6 +176,7 @@ void *or_null(Function function) {
 inline lam_context_desc desc_of(const hooks &h) {
   lam_context_desc desc = context_desc();
   desc.threads = h.threads;
+  desc.tf32 = h.tf32;
   desc.user = const_cast<hooks *>(&h);
   if (h.alloc)
     desc.alloc = [](void *user, uint64_t bytes, uint64_t alignment) -> void * {

@@ -71,6 +71,7 @@ static const lam_device_vector vector = {
     .column_sum = lam_column_sum_run,
     .encode = lam_encode_run,
     .decode = lam_decode_run,
+    .quantize = NULL, /* unsupported: the CPU has no products of fp8 */
 };
 
 static const lam_device_vocab vocab = {

@@ -1,7 +1,7 @@
 /* bind.c: a call's inputs, attributes, group and context.
  * Invariant: the row's leader decides the dtype, the first input the device; everything else is
  * held against them.
- * Leaves outputs to bind_outputs.c. */
+ * Leaves dtypes to bind_dtypes.c, outputs to bind_outputs.c. */
 #include "plugin/core/bind.h"
 
 static lam_who who_input(const lam_binding *b, int i) {
@@ -32,57 +32,12 @@ static lam_status check_counts(const lam_row *row, const lam_call *call) {
   return LAM_OK;
 }
 
-/* -- dtypes: INTERFACE "Dtypes", one line per role -- */
-
-static bool computes(lam_dtype t) { return t == LAM_F32 || t == LAM_BF16; }
-
-static lam_status wrong_dtype(lam_who who, lam_dtype found, const char *expected) {
-  return lam_refuse(who, "found %s, expected %s", lam_dtype_name(found), expected);
-}
-
-static lam_status check_leader_dtype(const lam_binding *b, lam_dtype t) {
-  const lam_row_tensor *in = &b->row->in[b->row->leader];
-  const lam_who who = who_input(b, b->row->leader);
-  if (in->role == LAM_ROLE_TOKEN) return t == LAM_F32 ? LAM_OK : wrong_dtype(who, t, "f32");
-  if (!in->any_dtype && !computes(t)) return wrong_dtype(who, t, "f32 or bf16");
-  return LAM_OK;
-}
-
-static lam_status check_dtype(const lam_binding *b, int i, lam_dtype t) {
-  const lam_who who = who_input(b, i);
-  const char *leader = b->row->in[b->row->leader].name;
-  if (i == b->row->leader) return check_leader_dtype(b, t);
-  switch (b->row->in[i].role) {
-    case LAM_ROLE_SCALE:
-      return lam_refuse(who, "found a scale, expected none: scales are for fp8, %s is %s", leader,
-                        lam_dtype_name(b->first));
-    case LAM_ROLE_INDEX:
-      return t == LAM_I32 || t == LAM_I64 ? LAM_OK : wrong_dtype(who, t, "i32 or i64");
-    case LAM_ROLE_VALUE:
-    case LAM_ROLE_TOKEN:
-      return t == LAM_F32 ? LAM_OK : wrong_dtype(who, t, "f32");
-    case LAM_ROLE_BIAS:
-      if (t == b->first || t == LAM_F32) return LAM_OK;
-      if (b->first == LAM_F32) return wrong_dtype(who, t, "f32");
-      return lam_refuse(who, "found %s, expected %s as %s, or f32", lam_dtype_name(t),
-                        lam_dtype_name(b->first), leader);
-    case LAM_ROLE_WEIGHT:
-      if (t == b->first || t == LAM_U8) return LAM_OK;
-      break;
-    default:
-      if (t == b->first) return LAM_OK;
-  }
-  return lam_refuse(who, "found %s, expected %s as %s", lam_dtype_name(t), lam_dtype_name(b->first),
-                    leader);
-}
-
 /* -- layouts -- */
 
 static lam_status wrong_ndim(lam_who who, const lam_row_tensor *in, const DLTensor *t) {
   static const char *const words[] = {
-      [LAM_ROLE_WEIGHT] = "2: [N, K]",
-      [LAM_ROLE_BIAS] = "1: [N]",
-      [LAM_ROLE_TOKEN] = "1: [1]",
+      [LAM_ROLE_WEIGHT] = "2: [N, K]",    [LAM_ROLE_BIAS] = "1: [N]",
+      [LAM_ROLE_SCALE] = "1: [1]",        [LAM_ROLE_TOKEN] = "1: [1]",
       [LAM_ROLE_PACKED] = "2: [R, cols]",
   };
   return lam_refuse(who, "found %d dimensions, expected %s", t->ndim, words[in->role]);
@@ -136,10 +91,10 @@ static lam_status bind_input(lam_binding *b, int i, const DLTensor *t) {
   b->op.in_tensor[i] = t;
   if (i == b->row->leader) b->first = m->dtype;
   if (i == b->row->leader || in->role >= LAM_ROLE_SCALE || m->dtype != b->first)
-    LAM_TRY(check_dtype(b, i, m->dtype));
+    LAM_TRY(lam_bind_dtype(b, i, m->dtype));
   if (!lam_bind_is_here(b, t->device)) return lam_bind_elsewhere(b, who, t->device);
   if (in->ndim >= 0 && in->ndim != t->ndim) return wrong_ndim(who, in, t);
-  if (in->role == LAM_ROLE_TOKEN && t->shape[0] != 1)
+  if ((in->role == LAM_ROLE_TOKEN || in->role == LAM_ROLE_SCALE) && t->shape[0] != 1)
     return lam_refuse(who, "found %lld elements, expected 1", (long long)t->shape[0]);
   return in->role == LAM_ROLE_WEIGHT && m->dtype == LAM_U8 ? bind_packed(b, who, t, m) : LAM_OK;
 }
@@ -174,7 +129,7 @@ static lam_status bind_inputs(lam_binding *b) {
     LAM_TRY(t ? bind_input(b, i, t) : bind_absent(b, i));
   }
   for (int i = given; i < n; i++) LAM_TRY(bind_absent(b, i));
-  return LAM_OK;
+  return b->row->scaled ? lam_bind_scales(b) : LAM_OK;
 }
 
 /* -- attributes, group, context -- */

@@ -24,6 +24,11 @@ lam_status lam_bind_shapes(lam_binding *b);
 lam_status lam_bind_outputs(lam_binding *b);
 lam_status lam_bind_inferred(lam_binding *b); /* outputs as they would be, without memory */
 
+/* bind_dtypes.c: input i's dtype; all scales at once; attribute dtype. */
+lam_status lam_bind_dtype(const lam_binding *b, int i, lam_dtype t);
+lam_status lam_bind_scales(const lam_binding *b);
+lam_status lam_bind_result_dtype(const lam_binding *b);
+
 /* A tensor must lie where the first input does; elsewhere says where it was found. */
 static inline bool lam_bind_is_here(const lam_binding *b, DLDevice d) {
   return d.device_type == b->place.device_type && d.device_id == b->place.device_id;

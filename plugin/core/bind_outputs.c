@@ -8,15 +8,6 @@ static lam_who who_output(const lam_binding *b, int i) {
   return (lam_who){b->row->name, b->row->out[i].name};
 }
 
-/* What was computed in the first input's dtype may be rounded to it or not at all. */
-static lam_status check_dtype_attr(const lam_binding *b, const lam_row_tensor *out) {
-  const int64_t asked = b->op.attr.dtype;
-  if (asked < 0 || asked == LAM_F32 || asked == (int64_t)b->first || out->any_dtype) return LAM_OK;
-  return lam_refuse((lam_who){b->row->name, "dtype"}, "found %s, expected %s as %s%s",
-                    lam_dtype_name((lam_dtype)asked), lam_dtype_name(b->first),
-                    b->row->in[b->row->leader].name, b->first == LAM_F32 ? "" : ", or f32");
-}
-
 lam_status lam_bind_shapes(lam_binding *b) {
   const lam_group *g = b->op.group;
   const lam_shape_env env = {
@@ -27,8 +18,8 @@ lam_status lam_bind_shapes(lam_binding *b) {
   };
   for (int i = 0; i < b->row->n_out; i++) {
     LAM_TRY(lam_shape_run(b->row, i, &env, &b->shapes[i]));
-    if (b->row->out[i].shape.dtype_rule == LAM_AS_ATTR)
-      LAM_TRY(check_dtype_attr(b, &b->row->out[i]));
+    const lam_row_tensor *out = &b->row->out[i];
+    if (out->shape.dtype_rule == LAM_AS_ATTR && !out->any_dtype) LAM_TRY(lam_bind_result_dtype(b));
   }
   return LAM_OK;
 }

@@ -109,6 +109,9 @@ static lam_status check_desc(const lam_context_desc *desc) {
   if (desc->threads < 0 || desc->threads > MOST_THREADS)
     return lam_fail(LAM_INVALID_ARGUMENT, "lam_context_create: threads is %d, expected 0 to %d",
                     desc->threads, MOST_THREADS);
+  if (desc->tf32 < 0 || desc->tf32 > 1 || desc->reserved)
+    return lam_fail(LAM_INVALID_ARGUMENT,
+                    "lam_context_create: tf32 is %d, expected 0 or 1, and reserved 0", desc->tf32);
   if (!desc->alloc != !desc->free)
     return lam_fail(LAM_INVALID_ARGUMENT,
                     "lam_context_create: %s is NULL, expected both alloc and free or neither",
@@ -165,6 +168,8 @@ lam_status lam_context_get_stats(const lam_context *ctx, lam_context_stats *out_
   out_stats->arena_bytes = atomic_load(&ctx->arena_bytes);
   return LAM_OK;
 }
+
+bool lam_context_tf32(const lam_context *ctx) { return ctx->hooks.tf32 != 0; }
 
 bool lam_context_should_stop(lam_context *ctx) {
   return ctx->hooks.should_stop && ctx->hooks.should_stop(ctx->hooks.user) != 0;

@@ -15,6 +15,7 @@ void lam_context_free(lam_context *ctx, void *p, uint64_t bytes);
 void lam_context_count_arena(lam_context *ctx,
                              int64_t bytes); /* shared memory taken (+) or given back (-) */
 bool lam_context_should_stop(lam_context *ctx);
+bool lam_context_tf32(const lam_context *ctx); /* f32 products may round their operands */
 void lam_context_log(lam_context *ctx, int level, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 

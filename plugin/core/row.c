@@ -17,7 +17,7 @@ static const struct {
 } roles[] = {
     {"packed", LAM_ROLE_PACKED, 2}, {"token", LAM_ROLE_TOKEN, 1}, {"w", LAM_ROLE_WEIGHT, 2},
     {"dw", LAM_ROLE_WEIGHT, 2},     {"b", LAM_ROLE_BIAS, 1},      {"db", LAM_ROLE_BIAS, 1},
-    {"s", LAM_ROLE_SCALE, -1},      {"ids", LAM_ROLE_INDEX, -1},  {"targets", LAM_ROLE_INDEX, -1},
+    {"s", LAM_ROLE_SCALE, 1},      {"ids", LAM_ROLE_INDEX, -1},  {"targets", LAM_ROLE_INDEX, -1},
     {"dloss", LAM_ROLE_VALUE, -1},  {"lse", LAM_ROLE_VALUE, -1},  {"", LAM_ROLE_ACTIVATION, -1},
 };
 
@@ -122,6 +122,7 @@ lam_status lam_row_parse(const lam_row_text *text, lam_row *out) {
   LAM_TRY(lam_shapes_compile(text->shapes, out));
   out->packed_side = !strcmp(out->in[0].name, "dy");
   out->leader = leader_of(out);
+  for (int i = 0; i < out->n_in; i++) out->scaled |= out->in[i].role == LAM_ROLE_SCALE;
   return check_marks(text, out);
 }
 

@@ -18,7 +18,7 @@ typedef enum lam_role {
   LAM_ROLE_ACTIVATION, /* [..., n] */
   LAM_ROLE_WEIGHT,     /* [N, K], either dimension contiguous; as an input also packed */
   LAM_ROLE_BIAS,       /* [N] */
-  LAM_ROLE_SCALE,      /* f32, for fp8 */
+  LAM_ROLE_SCALE,      /* f32 [1], for fp8 */
   LAM_ROLE_TOKEN,      /* f32 [1] */
   LAM_ROLE_PACKED,     /* uint8 [R, cols], written by pack_weight */
   LAM_ROLE_INDEX,      /* [...] of int32 or int64 */
@@ -44,6 +44,7 @@ struct lam_row {
   const char *name;
   int n_in, n_out, n_attrs;
   bool communicates;
+  bool scaled; /* it takes scales, and so fp8 */
   int packed_side; /* which packing its weights want: rows that start from dy want 1 */
   int leader; /* the input that gives the dtype: the first activation or weight, else the first */
   lam_row_tensor in[LAM_MAX_INPUTS], out[LAM_MAX_OUTPUTS];

@@ -18,8 +18,9 @@ lam_chunks lam_chunks_asked(const lam_op_call *call, int64_t rows, int64_t other
   return (lam_chunks){rows, n > 1 ? (int)n : 1};
 }
 
+/* Where work is queued, a chunk smaller than the whole only leaves processors idle. */
 lam_chunks lam_chunks_for_cache(const lam_op_call *call, int64_t rows) {
-  return lam_chunks_asked(call, rows, rows / ROWS_THAT_PAY);
+  return lam_chunks_asked(call, rows, call->device->order ? 1 : rows / ROWS_THAT_PAY);
 }
 
 lam_chunks lam_chunks_for_sum(const lam_op_call *call, int64_t rows) {

@@ -50,6 +50,20 @@ lam_matrix lam_op_take(lam_scratch *s, int64_t rows, int64_t cols, lam_dtype t) 
   return (lam_matrix){data, rows, cols, cols, 1, t, false};
 }
 
+lam_status lam_op_product_queued(const lam_op_call *call, const lam_gemm *g) {
+  lam_gemm own = *g;
+  lam_gemm_more more = {0};
+  if (g->more) more = *g->more;
+  more.tf32 = lam_context_tf32(call->ctx);
+  own.more = &more;
+  return lam_device_gemm(call->device, call->workers, &own, call->stream);
+}
+
+lam_status lam_op_product_fused(const lam_op_call *call, const lam_gemm *g, bool *out_done) {
+  *out_done = lam_device_fuses(call->device, g);
+  return *out_done ? lam_op_product(call, g) : LAM_OK;
+}
+
 /* As bytes, so that a copy needs to know no dtype. Last dimensions are contiguous. */
 static lam_matrix as_bytes(lam_matrix m) {
   const int64_t bytes = lam_dtype_bytes(m.dtype);

@@ -63,8 +63,17 @@ static inline const lam_matrix *lam_op_rows(const lam_matrix *m, int64_t first, 
   return room;
 }
 
+/* With what the context allows. */
+lam_status lam_op_product_queued(const lam_op_call *call, const lam_gemm *g);
 static inline lam_status lam_op_product(const lam_op_call *call, const lam_gemm *g) {
+  if (call->device->order) return lam_op_product_queued(call, g);
   return lam_device_gemm(call->device, call->workers, g, call->stream);
+}
+/* The product with all of g->more, where the device does them in one go; else nothing. */
+lam_status lam_op_product_fused(const lam_op_call *call, const lam_gemm *g, bool *out_done);
+/* Inputs a and b as the scales of a product's fp8 factors. */
+static inline lam_gemm_more lam_op_scales(const lam_op_call *call, int a, int b) {
+  return (lam_gemm_more){.a_scale = call->in[a], .b_scale = call->in[b]};
 }
 /* d = a b^T + bias. Every field is written, so that none is cleared before: 7 ns. */
 static inline lam_gemm lam_op_gemm(const lam_matrix *a, const lam_matrix *b, const lam_matrix *bias,

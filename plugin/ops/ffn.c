@@ -12,15 +12,18 @@
 typedef struct ffn {
   lam_matrix x; /* all rows */
   const lam_matrix *aux;
-  lam_matrix h, z; /* scratch, one chunk: act(z), and z where gated without aux */
+  lam_matrix h, z;      /* scratch, one chunk: act(z), and z where gated without aux */
+  lam_matrix h8, scale; /* fp8: h again, and its scale */
 } ffn;
 
 /* h = act(x w1^T + b1), or act(gate) * up */
 static lam_status hidden(const lam_op_call *call, const lam_matrix *x, const lam_matrix *h,
                          const lam_matrix *aux, const lam_matrix *z) {
+  lam_gemm_more scales;
   const lam_act act = (lam_act)call->attr.act;
   const lam_matrix *up = lam_matrix_here(*aux) ? aux : z;
   lam_gemm g = lam_op_gemm(x, &call->in[1], &call->in[2], call->attr.gated ? up : h);
+  if (lam_dtype_is_f8(x->dtype)) scales = lam_op_scales(call, 5, 6), g.more = &scales;
   if (!call->attr.gated) {
     g.aux = *aux;
     g.act = act;
@@ -28,6 +31,17 @@ static lam_status hidden(const lam_op_call *call, const lam_matrix *x, const lam
   }
   LAM_TRY(lam_op_product(call, &g));
   return lam_device_act(call->device, call->workers, act, true, *up, *h, call->stream);
+}
+
+/* fp8: h to fp8 with its own scale, for each chunk, then through w2. */
+static lam_status through_w2_in_f8(const lam_op_call *call, const ffn *f, const lam_matrix *h,
+                                   const lam_matrix *bias, const lam_matrix *d) {
+  const lam_gemm_more scales = {.a_scale = f->scale, .b_scale = call->in[7]};
+  const lam_matrix h8 = lam_matrix_rows(f->h8, 0, h->rows);
+  lam_gemm g = lam_op_gemm(&h8, &call->in[3], bias, d);
+  g.more = &scales;
+  LAM_TRY(lam_device_quantize(call->device, call->workers, *h, h8, f->scale, call->stream));
+  return lam_op_product(call, &g);
 }
 
 static lam_status ffn_part(const lam_part_sum *s, int64_t first, const lam_matrix *bias,
@@ -38,6 +52,7 @@ static lam_status ffn_part(const lam_part_sum *s, int64_t first, const lam_matri
   const lam_matrix *h = lam_op_rows(&f->h, 0, n, &room[0]);
   LAM_TRY(hidden(s->call, lam_op_rows(&f->x, first, n, &room[1]), h,
                  lam_op_rows(f->aux, first, n, &room[2]), lam_op_rows(&f->z, 0, n, &room[3])));
+  if (lam_matrix_here(f->h8)) return through_w2_in_f8(s->call, f, h, bias, d);
   const lam_gemm g = lam_op_gemm(h, &s->call->in[3], bias, d);
   return lam_op_product(s->call, &g);
 }
@@ -51,6 +66,14 @@ static int64_t z_cols(const lam_op_call *call) {
   return call->attr.gated && !call->attr.save ? call->in[1].rows : 0;
 }
 
+static bool is_f8(const lam_op_call *call) { return lam_dtype_is_f8(call->in[0].dtype); }
+
+/* What is between the two products: as x, where that is fp8 as aux would be. */
+static lam_dtype hidden_dtype(const lam_op_call *call) {
+  if (!is_f8(call)) return call->in[0].dtype;
+  return call->attr.dtype >= 0 ? (lam_dtype)call->attr.dtype : LAM_BF16;
+}
+
 static lam_chunks chunks_of(const lam_op_call *call) {
   return lam_chunks_for_cache(call, lam_seq_gathered_rows(call, 0));
 }
@@ -60,8 +83,11 @@ static lam_status forward(const lam_op_call *call, lam_scratch *s) {
   const int64_t most = lam_chunk_most_rows(chunks);
   ffn f;
   f.aux = &call->out[1];
-  f.h = lam_op_take(s, most, hidden_cols(call), call->in[0].dtype);
-  f.z = lam_op_take(s, most, z_cols(call), call->in[0].dtype);
+  f.h = lam_op_take(s, most, hidden_cols(call), hidden_dtype(call));
+  f.z = lam_op_take(s, most, z_cols(call), hidden_dtype(call));
+  f.h8 = lam_op_absent;
+  if (is_f8(call)) f.h8 = lam_op_take(s, most, hidden_cols(call), LAM_F8E4M3);
+  if (is_f8(call)) f.scale = lam_op_take(s, 1, 1, LAM_F32);
   LAM_TRY(lam_seq_gather(call, 0, s, &f.x));
 
   const lam_part_sum sum = {.call = call,
@@ -95,10 +121,15 @@ lam_status lam_op_ffn_check_weights(const lam_op_call *call, lam_matrix w1, lam_
 
 void lam_op_ffn_needs(const lam_op_call *call, lam_op_needs *out) {
   const lam_chunks chunks = chunks_of(call);
-  *out = (lam_op_needs){lam_seq_gather_bytes(call, 0) +
-                            lam_elements_bytes(lam_chunk_most_rows(chunks),
-                                               hidden_cols(call) + z_cols(call), call->in[0].dtype),
-                        (uint32_t)chunks.n};
+  *out =
+      (lam_op_needs){lam_seq_gather_bytes(call, 0) +
+                         lam_elements_bytes(lam_chunk_most_rows(chunks),
+                                            hidden_cols(call) + z_cols(call), hidden_dtype(call)),
+                     (uint32_t)chunks.n};
+  if (is_f8(call))
+    out->scratch_bytes +=
+        lam_elements_bytes(lam_chunk_most_rows(chunks), hidden_cols(call), LAM_F8E4M3) +
+        sizeof(float);
 }
 
 lam_status lam_op_ffn_run(const lam_op_call *call) {

@@ -10,7 +10,25 @@
 typedef struct ffn_grad {
   lam_matrix dy, aux, w1, w2, dz; /* all rows */
   lam_matrix dh;                  /* [chunk's rows, F_r]: dy w2, scratch */
+  lam_matrix db1;                 /* dz's rows summed, where it can be had beside dz; or absent */
+  bool *has_db1;
 } ffn_grad;
+
+/* dz = (dy w2) act'(aux), and db1, in one product where the device can. */
+static lam_status dz_in_one(const lam_op_call *call, const ffn_grad *f, const lam_gemm *through_w2,
+                            lam_matrix aux, lam_matrix dz, bool *out_done) {
+  lam_gemm g = *through_w2;
+  lam_gemm_more more = {.z = aux, .z_act = (lam_act)call->attr.act, .column_sum = f->db1};
+  *out_done = false;
+  if (!call->device->order || call->attr.gated) return LAM_OK;
+  g.d = dz;
+  g.more = &more;
+  LAM_TRY(lam_op_product_fused(call, &g, out_done));
+  if (lam_matrix_here(f->db1)) *f->has_db1 = *out_done;
+  if (*out_done || !lam_matrix_here(f->db1)) return LAM_OK;
+  more.column_sum = lam_op_absent;
+  return lam_op_product_fused(call, &g, out_done);
+}
 
 static lam_status dgrad_part(const lam_part_sum *s, int64_t first, const lam_matrix *bias,
                              const lam_matrix *d) {
@@ -23,10 +41,14 @@ static lam_status dgrad_part(const lam_part_sum *s, int64_t first, const lam_mat
   const lam_matrix *dy = lam_op_rows(&f->dy, first, n, &room);
   const lam_gemm through_w2 = lam_op_gemm(dy, &w2, &lam_op_absent, &dh);
   const lam_gemm through_w1 = lam_op_gemm(&dz, &w1, bias, d);
-  LAM_TRY(lam_op_product(call, &through_w2));
-  LAM_TRY(lam_device_act_bwd(call->device, call->workers, (lam_act)call->attr.act,
-                             call->attr.gated != 0, dh, lam_matrix_rows(f->aux, first, n), dz,
-                             call->stream));
+  const lam_matrix aux = lam_matrix_rows(f->aux, first, n);
+  bool done;
+  LAM_TRY(dz_in_one(call, f, &through_w2, aux, dz, &done));
+  if (!done) {
+    LAM_TRY(lam_op_product(call, &through_w2));
+    LAM_TRY(lam_device_act_bwd(call->device, call->workers, (lam_act)call->attr.act,
+                               call->attr.gated != 0, dh, aux, dz, call->stream));
+  }
   return lam_op_product(call, &through_w1);
 }
 
@@ -81,36 +103,46 @@ static int64_t hidden_cols(const lam_op_call *call, lam_matrix aux) {
 
 /* act(aux) is made again in chunks of 512 rows and more, which cost nothing: two cores, H = 1024,
  * F = 2816, T = 512 and 2048, against one chunk: 512 rows -2 to 0 %, 256 rows 1 to 4 %, 128 rows 0
- * to 6 %. A dw2 of bf16 gets it whole, for it is rounded once. */
+ * to 6 %. A dw2 of bf16 gets it whole, for it is rounded once; so do devices that queue work. */
 #define ROWS_OF_H 512
-static lam_chunks chunks_of_h(lam_matrix aux, lam_matrix dw2) {
-  const int64_t n = dw2.dtype == LAM_F32 ? aux.rows / ROWS_OF_H : 1;
+static lam_chunks chunks_of_h(const lam_op_call *call, lam_matrix aux, lam_matrix dw2) {
+  const bool whole = dw2.dtype != LAM_F32 || call->device->order;
+  const int64_t n = whole ? 1 : aux.rows / ROWS_OF_H;
   return (lam_chunks){aux.rows, n > 1 ? (int)n : 1};
 }
 
-/* dw2 (+)= dy^T act(aux); h: scratch, [a chunk's rows, F_r] */
+/* Rows [first, first + part.rows) of act(aux). */
+static lam_status hidden_rows(const lam_op_call *call, lam_matrix aux, int64_t first,
+                              lam_matrix part) {
+  return lam_device_act(call->device, call->workers, (lam_act)call->attr.act, call->attr.gated != 0,
+                        lam_matrix_rows(aux, first, part.rows), part, call->stream);
+}
+
+/* dw2 (+)= dy^T act(aux), db2 (+)= the sum of dy's rows; h: scratch, [a chunk's rows, F_r] */
 static lam_status wgrad_of_w2(const lam_op_call *call, lam_matrix dy, lam_matrix aux, lam_matrix h,
-                              lam_matrix dw2) {
-  const lam_chunks chunks = chunks_of_h(aux, dw2);
+                              lam_matrix dw2, lam_matrix db2) {
+  const lam_chunks chunks = chunks_of_h(call, aux, dw2);
+  if (chunks.n == 1) {
+    const lam_matrix all = lam_matrix_rows(h, 0, aux.rows);
+    LAM_TRY(hidden_rows(call, aux, 0, all));
+    return lam_op_wgrad(call, dy, all, dw2, db2);
+  }
   for (int i = 0; i < chunks.n; i++) {
     const int64_t first = lam_chunk_first(chunks, i), n = lam_chunk_rows(chunks, i);
     const lam_matrix part = lam_matrix_rows(h, 0, n);
-    LAM_TRY(lam_device_act(call->device, call->workers, (lam_act)call->attr.act,
-                           call->attr.gated != 0, lam_matrix_rows(aux, first, n), part,
-                           call->stream));
+    LAM_TRY(hidden_rows(call, aux, first, part));
     LAM_TRY(lam_op_weight_grad(call, lam_matrix_rows(dy, first, n), part, dw2,
                                i > 0 || call->attr.acc));
   }
-  return LAM_OK;
+  return lam_op_bias_grad(call, dy, db2);
 }
 
-/* out: where dw1 stands among the outputs */
+/* out: where dw1 stands among the outputs; has_db1: db1 is there already */
 static lam_status wgrad_of(const lam_op_call *call, lam_matrix dy, lam_matrix x, lam_matrix aux,
-                           lam_matrix dz, lam_matrix h, int out) {
+                           lam_matrix dz, lam_matrix h, int out, bool has_db1) {
   const lam_matrix *d = call->out + out;
-  LAM_TRY(lam_op_wgrad(call, dz, x, d[0], d[1]));
-  LAM_TRY(wgrad_of_w2(call, dy, aux, h, d[2]));
-  return lam_op_bias_grad(call, dy, d[3]);
+  LAM_TRY(lam_op_wgrad(call, dz, x, d[0], has_db1 ? lam_op_absent : d[1]));
+  return wgrad_of_w2(call, dy, aux, h, d[2], d[3]);
 }
 
 static lam_status check_wgrad(const lam_op_call *call, lam_matrix aux) {
@@ -127,17 +159,17 @@ static lam_status check_wgrad(const lam_op_call *call, lam_matrix aux) {
 
 static lam_status wgrad(const lam_op_call *call, lam_scratch *s) {
   const lam_matrix aux = call->in[2], dz = call->in[3];
-  const int64_t most = lam_chunk_most_rows(chunks_of_h(aux, call->out[2]));
+  const int64_t most = lam_chunk_most_rows(chunks_of_h(call, aux, call->out[2]));
   const lam_matrix h = lam_op_take(s, most, hidden_cols(call, aux), aux.dtype);
   lam_matrix dy, x;
   LAM_TRY(lam_seq_gather(call, 0, s, &dy));
   LAM_TRY(lam_seq_gather(call, 1, s, &x));
-  return wgrad_of(call, dy, x, aux, dz, h, 0);
+  return wgrad_of(call, dy, x, aux, dz, h, 0, false);
 }
 
 void lam_op_ffn_wgrad_needs(const lam_op_call *call, lam_op_needs *out) {
   const lam_matrix aux = call->in[2];
-  const int64_t most = lam_chunk_most_rows(chunks_of_h(aux, call->out[2]));
+  const int64_t most = lam_chunk_most_rows(chunks_of_h(call, aux, call->out[2]));
   *out = (lam_op_needs){lam_seq_gather_bytes(call, 0) + lam_seq_gather_bytes(call, 1) +
                             lam_elements_bytes(most, hidden_cols(call, aux), aux.dtype),
                         1};
@@ -156,12 +188,13 @@ lam_status lam_op_ffn_wgrad_run(const lam_op_call *call) {
 
 static int64_t rows_of_scratch(const lam_op_call *call, lam_matrix aux) {
   const int64_t dh = lam_chunk_most_rows(lam_chunks_for_cache(call, aux.rows));
-  const int64_t h = lam_chunk_most_rows(chunks_of_h(aux, call->out[3]));
+  const int64_t h = lam_chunk_most_rows(chunks_of_h(call, aux, call->out[3]));
   return dh > h ? dh : h;
 }
 
 static lam_status both(const lam_op_call *call, lam_scratch *s) {
-  ffn_grad f = {.aux = call->in[2], .w1 = call->in[3], .w2 = call->in[4]};
+  bool has_db1 = false;
+  ffn_grad f = {.aux = call->in[2], .w1 = call->in[3], .w2 = call->in[4], .has_db1 = &has_db1};
   const lam_part_sum sum = dgrad_sum(call, &f);
   lam_sum last;
   lam_matrix x;
@@ -170,8 +203,9 @@ static lam_status both(const lam_op_call *call, lam_scratch *s) {
   LAM_TRY(lam_seq_gather(call, 0, s, &f.dy));
   LAM_TRY(lam_seq_gather(call, 1, s, &x));
 
+  if (sum.chunks.n == 1 && !call->attr.acc) f.db1 = call->out[2];
   LAM_TRY(lam_part_sum_start(&sum, &last));
-  LAM_TRY(wgrad_of(call, f.dy, x, f.aux, f.dz, f.dh, 1));
+  LAM_TRY(wgrad_of(call, f.dy, x, f.aux, f.dz, f.dh, 1, has_db1));
   return lam_part_sum_finish(&sum, &last);
 }
 

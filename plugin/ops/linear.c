@@ -16,6 +16,8 @@ static lam_status multiply(const lam_op_call *call, lam_scratch *s) {
   lam_gemm g = lam_op_gemm(&call->in[0], &call->in[1], &call->in[2], &call->out[0]);
   g.aux = call->out[1];
   g.act = (lam_act)call->attr.act;
+  lam_gemm_more scales;
+  if (lam_dtype_is_f8(g.a.dtype)) scales = lam_op_scales(call, 3, 4), g.more = &scales;
   LAM_TRY(lam_shares_from_own(call, "w's rows", g.b.rows, &columns));
   LAM_TRY(lam_seq_gather(call, 0, s, &g.a));
   if (gathers(call)) return lam_columns_product(call, s, &columns, &g);
@@ -50,7 +52,9 @@ static lam_status dgrad_part(const lam_part_sum *s, int64_t first, const lam_mat
   const lam_matrix *w = s->user, turned = lam_matrix_transposed(*w);
   lam_matrix room;
   const lam_matrix *dy = lam_op_rows(&s->call->in[0], first, d->rows, &room);
-  const lam_gemm g = lam_op_gemm(dy, &turned, bias, d);
+  lam_gemm g = lam_op_gemm(dy, &turned, bias, d);
+  lam_gemm_more scales;
+  if (lam_dtype_is_f8(dy->dtype)) scales = lam_op_scales(s->call, 2, 3), g.more = &scales;
   return lam_op_product(s->call, &g);
 }
 

@@ -24,7 +24,9 @@ static lam_status forward_part(const lam_part_sum *s, int64_t first, const lam_m
                                const lam_matrix *d) {
   lam_matrix room;
   const lam_matrix *x = lam_op_rows(s->user, first, d->rows, &room);
-  const lam_gemm g = lam_op_gemm(x, &s->call->in[1], bias, d);
+  lam_gemm g = lam_op_gemm(x, &s->call->in[1], bias, d);
+  lam_gemm_more scales;
+  if (lam_dtype_is_f8(x->dtype)) scales = lam_op_scales(s->call, 3, 4), g.more = &scales;
   return lam_op_product(s->call, &g);
 }
 

@@ -69,6 +69,11 @@ class Row:
         names = [i.name for i in self.inputs]
         return next((name for name in names if not NO_LEADER.fullmatch(name)), names[0])
 
+    @property
+    def scaled(self):
+        """It takes scales, and so fp8."""
+        return any(i.name.startswith("s") for i in self.inputs)
+
     def bind(self, args, kwargs):
         """name -> value of every argument, defaults filled in."""
         return {**self.defaults, **dict(zip(self.arguments, args)), **kwargs}

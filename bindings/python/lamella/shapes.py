@@ -9,7 +9,7 @@ Leaves refusing what does not fit to the library.
 
 import operator
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 WORD = re.compile(r"[A-Za-z_]\w*")
 NUMBER = re.compile(r"-?\d+")
@@ -26,6 +26,14 @@ class Call:
     rank: int = 0
     size: int = 1
     packed: frozenset = frozenset()  # weights that are packed
+    wide: dict = field(default_factory=dict)  # operands' dtype -> that of results, where not equal
+
+    def dtype(self):
+        """The call's dtype; where operands are fp8, attribute dtype, or bf16."""
+        own = self.dtypes[self.first]
+        if own not in self.wide:
+            return own
+        return self.values.get("dtype") or self.wide[own]
 
 
 def compile(rules, outputs):
@@ -88,7 +96,7 @@ class Parser:
             raise self.wrong(output.name)
         self.expect(":")
         self.blanks()
-        output.dtype = lambda call: call.dtypes[call.first]
+        output.dtype = Call.dtype
         if self.accept("as "):
             name = self.match(WORD, "an input")
             output.shape = lambda call: list(call.shapes[name])

@@ -30,6 +30,8 @@ static const line lines[] = {
     F(lam_context_desc, parallel_for),
     F(lam_context_desc, should_stop),
     F(lam_context_desc, log),
+    F(lam_context_desc, tf32),
+    F(lam_context_desc, reserved),
     S(lam_context_stats),
     F(lam_context_stats, struct_size),
     F(lam_context_stats, reserved),

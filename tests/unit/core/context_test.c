@@ -70,12 +70,16 @@ TEST(context, wrong_descriptions_are_refused) {
                 "lam_context_create: threads is -1, expected 0 to 4096");
   CHECK(ctx == NULL);
   desc.threads = 0;
+  desc.tf32 = 2;
+  CHECK_REFUSED(lam_context_create(&desc, &ctx),
+                "lam_context_create: tf32 is 2, expected 0 or 1, and reserved 0");
+  desc.tf32 = 1;
   desc.alloc = host_alloc;
   CHECK_REFUSED(lam_context_create(&desc, &ctx),
                 "lam_context_create: free is NULL, expected both alloc and free or neither");
   desc.struct_size--;
   CHECK_REFUSED(lam_context_create(&desc, &ctx),
-                "lam_context_create: lam_context_desc: struct_size is 55, expected 56 (its _INIT "
+                "lam_context_create: lam_context_desc: struct_size is 63, expected 64 (its _INIT "
                 "macro sets it)");
   CHECK_REFUSED(lam_context_create(NULL, NULL), "lam_context_create: out_ctx is NULL");
 }

@@ -15,6 +15,8 @@ CODED = {
     10 | 8 << 8: torch.float8_e4m3fn,
     12 | 8 << 8: torch.float8_e5m2,
 }
+# What fp8 operands give
+WIDE = {torch.float8_e4m3fn: torch.bfloat16, torch.float8_e5m2: torch.bfloat16}
 CODES = {dtype: code for code, dtype in CODED.items()}
 
 

@@ -51,6 +51,7 @@ def describe(row, values):
         first=row.leader,
         rank=rank,
         size=size,
+        wide=dtypes.WIDE if row.scaled else {},
         packed=frozenset(name for name, tensor in given.items() if tensor.dtype == torch.uint8),
     )
 
