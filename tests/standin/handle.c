@@ -64,7 +64,10 @@ bool si_handle_at(si_kind kind, int64_t i, void **out_object) {
 
 void si_handles_forget(void) {
   for (int kind = 0; kind < SI_N_KINDS; kind++) {
-    for (int64_t i = 0; i < tables[kind].n; i++) tables[kind].objects[i] = NULL;
+    for (int64_t i = 0; i < tables[kind].n; i++) {
+      if (kind == SI_LT) free(tables[kind].objects[i]); /* nothing refers to it */
+      tables[kind].objects[i] = NULL;
+    }
     tables[kind].alive = 0;
   }
 }
