@@ -1,8 +1,8 @@
 /* block.c: the threads of one block, as fibers that run up to where they meet.
  *
- * Invariant: a thread goes on from a barrier once all threads of the block came to that line, and from a
- * shuffle or vote once all lanes of its mask did; where that cannot come to pass, the block is broken,
- * with one line that says who waits where.
+ * Invariant: a thread goes on from a barrier once all threads of the block came to that line, and
+ * from a shuffle or vote once all lanes of its mask did; where that cannot come to pass, the block
+ * is broken, with one line that says who waits where.
  * Stricter than a real card: a thread that has returned does not count as having come to a barrier.
  * Leaves which blocks run to kernel.c. */
 #include <stdio.h>
@@ -177,8 +177,8 @@ static const char *base_name(const char *file) {
 /* The thread does not come back. */
 static void break_here(thread *t, const char *what, const char *file, int line) {
   const uint3 i = t->here.thread, at = t->here.block;
-  si_report("kernel %s: %s: %s:%d, thread (%u, %u, %u) of block (%u, %u, %u)", t->block->launch.name,
-            what, base_name(file), line, i.x, i.y, i.z, at.x, at.y, at.z);
+  si_report("kernel %s: %s: %s:%d, thread (%u, %u, %u) of block (%u, %u, %u)",
+            t->block->launch.name, what, base_name(file), line, i.x, i.y, i.z, at.x, at.y, at.z);
   t->block->broken = true;
   for (;;) park(t, WAITS, file, line);
 }
@@ -305,9 +305,10 @@ static void report_stuck(si_block *b) {
     if (!waits) waits = &b->threads[i];
     n++;
   }
-  si_report("kernel %s: %d of %d threads wait at %s, %s:%d, to which not all come; %d have returned",
-            b->launch.name, n, b->n, waits->at == AT_BARRIER ? "__syncthreads" : "a shuffle or vote",
-            base_name(waits->file), waits->line, b->n_returned);
+  si_report(
+      "kernel %s: %d of %d threads wait at %s, %s:%d, to which not all come; %d have returned",
+      b->launch.name, n, b->n, waits->at == AT_BARRIER ? "__syncthreads" : "a shuffle or vote",
+      base_name(waits->file), waits->line, b->n_returned);
   b->broken = true;
 }
 

@@ -1,7 +1,8 @@
 /* copy.c: memory calls of the runtime: allocation, copies, fills.
  *
- * Invariant: a copy's ranges are checked when it is queued, and those on devices again when it runs.
- * From pageable memory, bytes are taken at the call; to it, the call waits, as on a real card.
+ * Invariant: a copy's ranges are checked when it is queued, and those on devices again when it
+ * runs. From pageable memory, bytes are taken at the call; to it, the call waits, as on a real
+ * card.
  * Leaves where memory lies to memory.c. */
 #include <stdlib.h>
 #include <string.h>
@@ -89,8 +90,9 @@ cudaError_t CUDARTAPI cudaFreeAsync(void *p, cudaStream_t stream) {
   cudaError_t e;
   si_enter();
   si_stream *s = not_captured(stream, __func__, &e);
-  if (s) e = si_memory_check(p, 1, si_memory_place(p) >= 0 ? si_memory_place(p) : s->device, __func__,
-                             "the memory");
+  if (s)
+    e = si_memory_check(p, 1, si_memory_place(p) >= 0 ? si_memory_place(p) : s->device, __func__,
+                        "the memory");
   if (e != cudaSuccess) return si_leave(e);
   release_work *w = (release_work *)si_work_new(sizeof *w, s->device, "cudaFreeAsync", run_release);
   w->p = p;
@@ -137,7 +139,8 @@ static uint64_t extent(const copy_work *c, const lines *l) {
   return c->height ? (c->height - 1) * l->pitch + c->width : 0;
 }
 
-static cudaError_t check_side(const copy_work *c, const lines *l, const char *who, const char *what) {
+static cudaError_t check_side(const copy_work *c, const lines *l, const char *who,
+                              const char *what) {
   if (l->place == SI_PAGEABLE || c->width == 0 || c->height == 0) return cudaSuccess;
   const int device = l->place >= 0 ? l->place : c->base.device; /* copies reach all devices */
   return si_memory_check(l->at, extent(c, l), device, who, what);
@@ -201,8 +204,8 @@ static cudaError_t copy(lines to, lines from, size_t width, size_t height, enum 
   if (!s) return cudaErrorInvalidResourceHandle;
   to.place = si_memory_place(to.at), from.place = si_memory_place(from.at);
   if (!kind_fits(kind, &to, &from))
-    return si_misuse(cudaErrorInvalidValue, "%s: the direction, %d, is not that of the pointers", who,
-                     (int)kind);
+    return si_misuse(cudaErrorInvalidValue, "%s: the direction, %d, is not that of the pointers",
+                     who, (int)kind);
   copy_work *c = (copy_work *)si_work_new(sizeof *c, s->device, "a copy", run_copy);
   c->base.free = free_copy;
   c->to = to, c->from = from, c->width = width, c->height = height;
@@ -219,8 +222,8 @@ static cudaError_t copy(lines to, lines from, size_t width, size_t height, enum 
 cudaError_t CUDARTAPI cudaMemcpyAsync(void *to, const void *from, size_t bytes,
                                       enum cudaMemcpyKind kind, cudaStream_t stream) {
   si_enter();
-  return si_leave(copy((lines){to, bytes, 0}, (lines){(char *)from, bytes, 0}, bytes, 1, kind, stream,
-                       __func__));
+  return si_leave(copy((lines){to, bytes, 0}, (lines){(char *)from, bytes, 0}, bytes, 1, kind,
+                       stream, __func__));
 }
 
 cudaError_t CUDARTAPI cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from,
@@ -228,10 +231,11 @@ cudaError_t CUDARTAPI cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *f
                                         enum cudaMemcpyKind kind, cudaStream_t stream) {
   si_enter();
   if (width > to_pitch || width > from_pitch)
-    return si_leave(si_misuse(cudaErrorInvalidPitchValue, "%s: lines of %zu bytes, %zu and %zu apart",
-                              __func__, width, to_pitch, from_pitch));
-  return si_leave(copy((lines){to, to_pitch, 0}, (lines){(char *)from, from_pitch, 0}, width, height,
-                       kind, stream, __func__));
+    return si_leave(si_misuse(cudaErrorInvalidPitchValue,
+                              "%s: lines of %zu bytes, %zu and %zu apart", __func__, width,
+                              to_pitch, from_pitch));
+  return si_leave(copy((lines){to, to_pitch, 0}, (lines){(char *)from, from_pitch, 0}, width,
+                       height, kind, stream, __func__));
 }
 
 /* -- fills -- */

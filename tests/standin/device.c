@@ -1,7 +1,7 @@
 /* device.c: which cards there are, what they can do, and the names of errors.
  *
- * Invariant: the numbers are those of a real card of the compute capability that the test set; the name
- * says that there is none.
+ * Invariant: the numbers are those of a real card of the compute capability that the test set; the
+ * name says that there is none.
  * Leaves memory and streams to copy.c and stream.c. */
 #include <stdio.h>
 #include <string.h>
@@ -48,23 +48,48 @@ static int most_shared(void) { return si_machine_is.sm >= 90 ? 232448 : 166912; 
 
 static cudaError_t attribute(int *out, enum cudaDeviceAttr attr) {
   switch (attr) {
-    case cudaDevAttrComputeCapabilityMajor: *out = si_machine_is.sm / 10; break;
-    case cudaDevAttrComputeCapabilityMinor: *out = si_machine_is.sm % 10; break;
-    case cudaDevAttrMultiProcessorCount: *out = si_n_sms(); break;
-    case cudaDevAttrMaxThreadsPerBlock: *out = 1024; break;
-    case cudaDevAttrMaxThreadsPerMultiProcessor: *out = 2048; break;
-    case cudaDevAttrMaxBlocksPerMultiprocessor: *out = 32; break;
-    case cudaDevAttrWarpSize: *out = 32; break;
-    case cudaDevAttrMaxSharedMemoryPerBlock: *out = 49152; break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *out = most_shared(); break;
-    case cudaDevAttrL2CacheSize: *out = 50 << 20; break;
+    case cudaDevAttrComputeCapabilityMajor:
+      *out = si_machine_is.sm / 10;
+      break;
+    case cudaDevAttrComputeCapabilityMinor:
+      *out = si_machine_is.sm % 10;
+      break;
+    case cudaDevAttrMultiProcessorCount:
+      *out = si_n_sms();
+      break;
+    case cudaDevAttrMaxThreadsPerBlock:
+      *out = 1024;
+      break;
+    case cudaDevAttrMaxThreadsPerMultiProcessor:
+      *out = 2048;
+      break;
+    case cudaDevAttrMaxBlocksPerMultiprocessor:
+      *out = 32;
+      break;
+    case cudaDevAttrWarpSize:
+      *out = 32;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerBlock:
+      *out = 49152;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *out = most_shared();
+      break;
+    case cudaDevAttrL2CacheSize:
+      *out = 50 << 20;
+      break;
     case cudaDevAttrConcurrentKernels:
     case cudaDevAttrUnifiedAddressing:
     case cudaDevAttrCanMapHostMemory:
     case cudaDevAttrMemoryPoolsSupported:
-    case cudaDevAttrCooperativeLaunch: *out = 1; break;
-    case cudaDevAttrIntegrated: *out = 0; break;
-    default: return si_misuse(cudaErrorInvalidValue, "attribute %d is not in the stand-in", (int)attr);
+    case cudaDevAttrCooperativeLaunch:
+      *out = 1;
+      break;
+    case cudaDevAttrIntegrated:
+      *out = 0;
+      break;
+    default:
+      return si_misuse(cudaErrorInvalidValue, "attribute %d is not in the stand-in", (int)attr);
   }
   return cudaSuccess;
 }
@@ -125,37 +150,41 @@ cudaError_t CUDARTAPI cudaIpcCloseMemHandle(void *p) {
 
 /* -- errors -- */
 
-#define FOR_EACH_ERROR(E)                                                              \
-  E(cudaSuccess, "no error")                                                           \
-  E(cudaErrorInvalidValue, "invalid argument")                                         \
-  E(cudaErrorMemoryAllocation, "out of memory")                                        \
-  E(cudaErrorInvalidConfiguration, "invalid configuration argument")                   \
-  E(cudaErrorInvalidPitchValue, "invalid pitch argument")                              \
-  E(cudaErrorInsufficientDriver, "CUDA driver version is insufficient for CUDA runtime version") \
-  E(cudaErrorDevicesUnavailable, "CUDA-capable device(s) is/are busy or unavailable")  \
-  E(cudaErrorNoDevice, "no CUDA-capable device is detected")                           \
-  E(cudaErrorInvalidDevice, "invalid device ordinal")                                  \
-  E(cudaErrorDeviceUninitialized, "invalid device context")                            \
-  E(cudaErrorInvalidResourceHandle, "invalid resource handle")                         \
-  E(cudaErrorIllegalState, "the operation cannot be performed in the present state")   \
-  E(cudaErrorNotReady, "device not ready")                                             \
-  E(cudaErrorIllegalAddress, "an illegal memory access was encountered")               \
-  E(cudaErrorLaunchOutOfResources, "too many resources requested for launch")          \
-  E(cudaErrorLaunchTimeout, "the launch timed out and was terminated")                 \
-  E(cudaErrorPeerAccessAlreadyEnabled, "peer access is already enabled")               \
-  E(cudaErrorContextIsDestroyed, "context is destroyed")                               \
-  E(cudaErrorMisalignedAddress, "misaligned address")                                  \
-  E(cudaErrorLaunchFailure, "unspecified launch failure")                              \
-  E(cudaErrorNotSupported, "operation not supported")                                  \
-  E(cudaErrorStreamCaptureUnsupported, "operation not permitted when stream is capturing") \
+#define FOR_EACH_ERROR(E)                                                                         \
+  E(cudaSuccess, "no error")                                                                      \
+  E(cudaErrorInvalidValue, "invalid argument")                                                    \
+  E(cudaErrorMemoryAllocation, "out of memory")                                                   \
+  E(cudaErrorInvalidConfiguration, "invalid configuration argument")                              \
+  E(cudaErrorInvalidPitchValue, "invalid pitch argument")                                         \
+  E(cudaErrorInsufficientDriver, "CUDA driver version is insufficient for CUDA runtime version")  \
+  E(cudaErrorDevicesUnavailable, "CUDA-capable device(s) is/are busy or unavailable")             \
+  E(cudaErrorNoDevice, "no CUDA-capable device is detected")                                      \
+  E(cudaErrorInvalidDevice, "invalid device ordinal")                                             \
+  E(cudaErrorDeviceUninitialized, "invalid device context")                                       \
+  E(cudaErrorInvalidResourceHandle, "invalid resource handle")                                    \
+  E(cudaErrorIllegalState, "the operation cannot be performed in the present state")              \
+  E(cudaErrorNotReady, "device not ready")                                                        \
+  E(cudaErrorIllegalAddress, "an illegal memory access was encountered")                          \
+  E(cudaErrorLaunchOutOfResources, "too many resources requested for launch")                     \
+  E(cudaErrorLaunchTimeout, "the launch timed out and was terminated")                            \
+  E(cudaErrorPeerAccessAlreadyEnabled, "peer access is already enabled")                          \
+  E(cudaErrorContextIsDestroyed, "context is destroyed")                                          \
+  E(cudaErrorMisalignedAddress, "misaligned address")                                             \
+  E(cudaErrorLaunchFailure, "unspecified launch failure")                                         \
+  E(cudaErrorNotSupported, "operation not supported")                                             \
+  E(cudaErrorStreamCaptureUnsupported, "operation not permitted when stream is capturing")        \
   E(cudaErrorStreamCaptureInvalidated, "operation failed due to a previous error during capture") \
-  E(cudaErrorStreamCaptureMerge, "operation would result in a merge of separate capture sequences") \
-  E(cudaErrorStreamCaptureUnmatched, "capture was not ended in the same stream as it began") \
-  E(cudaErrorStreamCaptureUnjoined, "capturing stream has unjoined work")              \
-  E(cudaErrorStreamCaptureIsolation, "dependency created on uncaptured work in another stream") \
-  E(cudaErrorStreamCaptureImplicit, "operation would make the legacy stream depend on a capturing blocking stream") \
-  E(cudaErrorCapturedEvent, "operation not permitted on an event last recorded in a capturing stream") \
-  E(cudaErrorStreamCaptureWrongThread, "attempt to terminate a thread-local capture sequence from another thread")
+  E(cudaErrorStreamCaptureMerge,                                                                  \
+    "operation would result in a merge of separate capture sequences")                            \
+  E(cudaErrorStreamCaptureUnmatched, "capture was not ended in the same stream as it began")      \
+  E(cudaErrorStreamCaptureUnjoined, "capturing stream has unjoined work")                         \
+  E(cudaErrorStreamCaptureIsolation, "dependency created on uncaptured work in another stream")   \
+  E(cudaErrorStreamCaptureImplicit,                                                               \
+    "operation would make the legacy stream depend on a capturing blocking stream")               \
+  E(cudaErrorCapturedEvent,                                                                       \
+    "operation not permitted on an event last recorded in a capturing stream")                    \
+  E(cudaErrorStreamCaptureWrongThread,                                                            \
+    "attempt to terminate a thread-local capture sequence from another thread")
 
 static const struct {
   cudaError_t code;

@@ -1,9 +1,10 @@
 /* fiber.c: functions that stop half-way and go on later, each on a stack of its own.
  *
- * Invariant: one fiber runs at a time, under the stand-in's lock, so that the thread that resumes one
- * need not be the one that started it. A stack whose lowest bytes were written is a report.
- * The switch keeps the registers that a function must keep; elsewhere than on x86-64 the C library
- * switches (slower: it asks the system for the signal mask each time). Leaves whom to resume to block.c. */
+ * Invariant: one fiber runs at a time, under the stand-in's lock, so that the thread that resumes
+ * one need not be the one that started it. A stack whose lowest bytes were written is a report. The
+ * switch keeps the registers that a function must keep; elsewhere than on x86-64 the C library
+ * switches (slower: it asks the system for the signal mask each time). Leaves whom to resume to
+ * block.c. */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>

@@ -1,7 +1,7 @@
 /* graph.c: streams that are captured, and graphs that are launched again and again.
  *
- * A capture's nodes know which earlier ones they follow; a captured stream has heads, which its next node
- * follows. A launch puts every node in line anew.
+ * A capture's nodes know which earlier ones they follow; a captured stream has heads, which its
+ * next node follows. A launch puts every node in line anew.
  * Invariant: what real capture forbids breaks the capture: its streams give errors until
  * cudaStreamEndCapture, which gives no graph.
  * Stricter than a real card: copies from and to pageable memory and stream-ordered allocation in a
@@ -81,8 +81,8 @@ cudaError_t si_capture_forbids(const char *who) {
   for (int i = 0; i < n_captures; i++) {
     si_capture *c = captures[i];
     const bool mine = c->thread == this_thread() && c->mode != cudaStreamCaptureModeRelaxed;
-    const bool all = c->mode == cudaStreamCaptureModeGlobal &&
-                     threads_mode == cudaStreamCaptureModeGlobal;
+    const bool all =
+        c->mode == cudaStreamCaptureModeGlobal && threads_mode == cudaStreamCaptureModeGlobal;
     if (mine || all) return si_capture_break(c, cudaErrorStreamCaptureUnsupported, who);
   }
   return cudaSuccess;
@@ -138,8 +138,10 @@ static cudaError_t begin(cudaStream_t handle, enum cudaStreamCaptureMode mode, c
   if (!s) return cudaErrorInvalidResourceHandle;
   if ((unsigned)mode > cudaStreamCaptureModeRelaxed) return cudaErrorInvalidValue;
   if (s->legacy)
-    return si_misuse(cudaErrorStreamCaptureUnsupported, "%s: the legacy stream is not captured", who);
-  if (s->capture) return si_misuse(cudaErrorIllegalState, "%s: the stream is captured already", who);
+    return si_misuse(cudaErrorStreamCaptureUnsupported, "%s: the legacy stream is not captured",
+                     who);
+  if (s->capture)
+    return si_misuse(cudaErrorIllegalState, "%s: the stream is captured already", who);
   si_capture *c = si_new(sizeof *c);
   *c = (si_capture){.refs = 2, .id = ++n_begun, .mode = mode, .thread = this_thread(), .origin = s};
   c->graph = si_new(sizeof *c->graph);
@@ -287,7 +289,8 @@ static cudaError_t capture_launch(si_stream *s, const si_graph *g) {
   for (int i = 0; i < g->n; i++) {
     const graph_node *n = &g->nodes[i];
     n->work->refs++;
-    graph_add(to, n->work, n->n_before ? n->before : s->heads, n->n_before ? n->n_before : s->n_heads);
+    graph_add(to, n->work, n->n_before ? n->before : s->heads,
+              n->n_before ? n->n_before : s->n_heads);
     for (int j = 0; n->n_before && j < n->n_before; j++) to->nodes[base + i].before[j] += base;
   }
   s->heads = si_grown(s->heads, ((size_t)g->n + 1) * sizeof(int));

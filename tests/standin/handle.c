@@ -1,7 +1,7 @@
 /* handle.c: handles of streams, events, graphs and descriptors.
  *
- * Invariant: a handle's number is used once, so that one that was destroyed is told from one that never
- * was. Handles are no addresses: a program that looks inside one traps.
+ * Invariant: a handle's number is used once, so that one that was destroyed is told from one that
+ * never was. Handles are no addresses: a program that looks inside one traps.
  * Leaves the objects to those who made them. */
 #include <stdlib.h>
 
@@ -14,12 +14,12 @@ typedef struct table {
 } table;
 
 static table tables[SI_N_KINDS] = {
-    [SI_STREAM] = {"stream", NULL, 0, 0}, [SI_EVENT] = {"event", NULL, 0, 0},
-    [SI_GRAPH] = {"graph", NULL, 0, 0},   [SI_EXEC] = {"instantiated graph", NULL, 0, 0},
+    [SI_STREAM] = {"stream", NULL, 0, 0},      [SI_EVENT] = {"event", NULL, 0, 0},
+    [SI_GRAPH] = {"graph", NULL, 0, 0},        [SI_EXEC] = {"instantiated graph", NULL, 0, 0},
     [SI_LT] = {"cuBLASLt handle", NULL, 0, 0},
 };
 
-/* Handles lie at the bottom of the address space, where nothing is: kind * 16 MiB + 16 * (number + 1) */
+/* At the bottom of the address space, where nothing is: handle i of a kind at 16 (i + 1) from it. */
 static uintptr_t base(si_kind kind) { return ((uintptr_t)kind + 1) << 24; }
 
 void *si_handle_new(si_kind kind, void *object) {

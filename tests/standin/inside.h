@@ -1,11 +1,11 @@
 /* inside.h: what the stand-in's files share.
  *
  * Invariant: all state is guarded by one lock, which every call of CUDA takes in si_enter and gives
- * back in si_leave; functions named si_ are called with it held. Device memory is open to the CPU only
- * inside si_memory_open .. si_leave.
- * Who does what: control.c the lock, chance, faults and reports; handle.c handles; memory.c allocations
- * and traps; queue.c work and its order; stream.c, graph.c, copy.c, device.c calls of the runtime;
- * fiber.c, block.c, kernel.c kernels; lt.c, lt_rules.c, lt_run.c cuBLASLt. */
+ * back in si_leave; functions named si_ are called with it held. Device memory is open to the CPU
+ * only inside si_memory_open .. si_leave.
+ * Who does what: control.c the lock, chance, faults and reports; handle.c handles; memory.c
+ * allocations and traps; queue.c work and its order; stream.c, graph.c, copy.c, device.c calls of
+ * the runtime; fiber.c, block.c, kernel.c kernels; lt.c, lt_rules.c, lt_run.c cuBLASLt. */
 #ifndef LAMELLA_TESTS_STANDIN_INSIDE_H
 #define LAMELLA_TESTS_STANDIN_INSIDE_H
 
@@ -28,7 +28,8 @@ extern standin_counts si_counted;
 extern _Thread_local int si_device; /* the thread's current device */
 
 void si_enter(void);
-/* Keeps e as the thread's last error; where the device is lost, its error comes in place of success. */
+/* Keeps e as the thread's last error; where the device is lost, its error comes in place of
+ * success. */
 cudaError_t si_leave(cudaError_t e);
 /* For calls that answer also when the device is lost. */
 cudaError_t si_leave_as_is(cudaError_t e);

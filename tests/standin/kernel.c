@@ -1,8 +1,8 @@
 /* kernel.c: kernels that were launched: which of their blocks run, and how many at once.
  *
- * Blocks start in an order by chance. A block that waits stays resident, and the next one starts, up to
- * as many as a real card's SMs hold: a kernel whose blocks wait for one that does not fit never ends,
- * here as there.
+ * Blocks start in an order by chance. A block that waits stays resident, and the next one starts,
+ * up to as many as a real card's SMs hold: a kernel whose blocks wait for one that does not fit
+ * never ends, here as there.
  * Invariant: a launch is checked when it is made, its arguments when it runs.
  * Leaves what happens inside a block to block.c. */
 #include <stdlib.h>
@@ -138,8 +138,9 @@ static cudaError_t check_dims(const si_launch *l, size_t bytes, const char *who)
                     l->grid.x <= 0x7fffffffu && l->grid.y <= 65535 && l->grid.z <= 65535 &&
                     l->block.z <= 64 && (uint64_t)l->block.x * l->block.y * l->block.z <= 1024;
   if (!fits)
-    return si_misuse(cudaErrorInvalidConfiguration, "%s: a grid of %u x %u x %u blocks of %u x %u x %u",
-                     who, l->grid.x, l->grid.y, l->grid.z, l->block.x, l->block.y, l->block.z);
+    return si_misuse(cudaErrorInvalidConfiguration,
+                     "%s: a grid of %u x %u x %u blocks of %u x %u x %u", who, l->grid.x, l->grid.y,
+                     l->grid.z, l->block.x, l->block.y, l->block.z);
   if (l->shared > MOST_SHARED)
     return si_misuse(cudaErrorInvalidValue, "%s: %zu bytes of shared memory", who, l->shared);
   if (bytes > 32764)
@@ -152,8 +153,8 @@ static cudaError_t launch(const si_launch *l, const void *args, size_t bytes, cu
   if (!s) return cudaErrorInvalidResourceHandle;
   if (s->device != si_device)
     return si_misuse(cudaErrorInvalidResourceHandle,
-                     "%s: the stream is of device %d, the thread's device is %d", l->name, s->device,
-                     si_device);
+                     "%s: the stream is of device %d, the thread's device is %d", l->name,
+                     s->device, si_device);
   const cudaError_t e = check_dims(l, bytes, l->name);
   if (e != cudaSuccess) return e;
   if (si_fails_now(STANDIN_LAUNCH)) return cudaErrorLaunchOutOfResources;

@@ -1,14 +1,14 @@
 /* kernel_shim.h: makes a .cu file C++17, so that its kernels run, as written, on the CPU.
  *
- * Each thread of a block is a fiber. Fibers run one after another, in an order drawn from the seed, up to
- * where they meet: __syncthreads, or a shuffle or vote of the lanes in its mask. What not all reach is a
- * report. Blocks run in any order; a block that waits (lam_cuda_spin) lets other blocks and other
- * streams' kernels go on.
+ * Each thread of a block is a fiber. Fibers run one after another, in an order drawn from the seed,
+ * up to where they meet: __syncthreads, or a shuffle or vote of the lanes in its mask. What not all
+ * reach is a report. Blocks run in any order; a block that waits (lam_cuda_spin) lets other blocks
+ * and other streams' kernels go on.
  *
  * What a kernel must know:
  * - dynamic shared memory is standin_shared(), for C++ has no `extern __shared__`;
- * - static __shared__ arrays are poisoned for every block, and kept apart for blocks that wait; but gcc
- *   12 leaves those inside templates out of that: a template that spins uses dynamic shared memory;
+ * - static __shared__ arrays are poisoned for every block, and kept apart for blocks that wait; but
+ *   gcc 12 leaves those inside templates out of that: a template that spins uses dynamic shared memory;
  * - PTX goes under #ifdef __CUDACC__; beside it standin_yield() stands for "wait a little",
  *   standin_now_ns() for the global timer;
  * - atomics and fences are those of the CPU: stronger than the card's. */
@@ -72,7 +72,7 @@ extern char __start_standin_static_shared[] __attribute__((weak, visibility("hid
 extern char __stop_standin_static_shared[] __attribute__((weak, visibility("hidden")));
 }
 
-/* run() for each thread of the grid, when the stream comes to it. run holds its arguments by value. */
+/* run() for each thread of the grid, when the stream comes to it; it holds its arguments by value. */
 template <class F>
 inline cudaError_t standin_launch(const char *name, dim3 grid, dim3 block, size_t shared,
                                   cudaStream_t stream, const F &run) {
@@ -168,10 +168,10 @@ static inline T standin_atomic(T *p, F f) { /* gives what was there */
   return was;
 }
 
-#define STANDIN_ATOMIC(name, expr)                                     \
-  template <class T>                                                   \
-  static inline T name(T *p, typename std::common_type<T>::type v) {   \
-    return standin_atomic(p, [v](T was) -> T { return (T)(expr); });   \
+#define STANDIN_ATOMIC(name, expr)                                   \
+  template <class T>                                                 \
+  static inline T name(T *p, typename std::common_type<T>::type v) { \
+    return standin_atomic(p, [v](T was) -> T { return (T)(expr); }); \
   }
 STANDIN_ATOMIC(atomicAdd, was + v)
 STANDIN_ATOMIC(atomicSub, was - v)
@@ -222,7 +222,9 @@ static inline float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
 static inline int __ffs(int x) { return __builtin_ffs(x); }
-static inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
+static inline unsigned __umulhi(unsigned a, unsigned b) {
+  return (unsigned)((uint64_t)a * b >> 32);
+}
 static inline int __float2int_rn(float x) { return (int)rintf(x); }
 static inline float __int2float_rn(int x) { return (float)x; }
 

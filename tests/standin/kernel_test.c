@@ -1,42 +1,21 @@
 /* kernel_test.c: what a kernel may count on in the stand-in, and what it is caught at. */
-#include <cuda_runtime_api.h>
 #include <math.h>
 #include <string.h>
 
-#include "tests/check.h"
-#include "tests/standin/standin.h"
+#include "tests/standin/support.h"
 #include "tests/standin/test_kernels.h"
-
-#define REQUIRE_CUDA(expr)                       \
-  do {                                           \
-    if (!CHECK_EQ((expr), cudaSuccess)) return;  \
-  } while (0)
 
 static cudaStream_t stream;
 
-static void begin(uint64_t chance) {
-  standin_reset();
-  standin_seed(chance);
-  CHECK_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
-}
-
-/* Reads no report that was not asked for. */
-static void end(void) {
-  CHECK_STR(standin_reports(), "");
-  standin_reset();
-}
-
-static void *device_copy(const void *host, size_t bytes) {
-  void *p = NULL;
-  CHECK_EQ(cudaMalloc(&p, bytes), cudaSuccess);
-  if (host) standin_poke(p, host, bytes);
-  return p;
+static void begin_with_stream(uint64_t chance) {
+  begin(chance);
+  stream = new_stream();
 }
 
 TEST(kernel, every_thread_of_every_block_runs_once) {
   FOR_EACH(blocks, 1, 7, 300) FOR_EACH(threads, 1, 33, 1024) {
     uint32_t zero = 0, n = 0;
-    begin(seed());
+    begin_with_stream(seed());
     uint32_t *count = device_copy(&zero, sizeof zero);
     REQUIRE_CUDA(test_counts(count, blocks, threads, stream));
     REQUIRE_CUDA(cudaStreamSynchronize(stream));
@@ -53,7 +32,7 @@ static void sum_rows(cudaError_t (*sum)(const float *, float *, int, cudaStream_
   rng r = {seed()};
   for (int i = 0; i < ROWS * 256; i++) x[i] = (float)rng_int(&r, -1000, 1000);
   for (uint64_t k = 0; k < 8; k++) {
-    begin(seed() + k);
+    begin_with_stream(seed() + k);
     float *dx = device_copy(x, sizeof x), *dy = device_copy(NULL, sizeof y);
     REQUIRE_CUDA(sum(dx, dy, ROWS, stream));
     REQUIRE_CUDA(cudaStreamSynchronize(stream));
@@ -76,7 +55,7 @@ static int reversed_wrongly(int barrier, uint64_t chance) {
   float x[256], y[256];
   int wrong = 0;
   for (int i = 0; i < 256; i++) x[i] = (float)i;
-  begin(chance);
+  begin_with_stream(chance);
   float *dx = device_copy(x, sizeof x), *dy = device_copy(NULL, sizeof y);
   CHECK_EQ(test_reverse(dx, dy, barrier, stream), cudaSuccess);
   CHECK_EQ(cudaStreamSynchronize(stream), cudaSuccess);
@@ -95,7 +74,7 @@ TEST(kernel, a_missing_barrier_shows) {
 
 TEST(kernel, shuffles_and_votes_give_what_cuda_says) {
   uint32_t out[256];
-  begin(seed());
+  begin_with_stream(seed());
   uint32_t *d = device_copy(NULL, sizeof out);
   REQUIRE_CUDA(test_warp(d, stream));
   REQUIRE_CUDA(cudaStreamSynchronize(stream));
@@ -117,7 +96,7 @@ TEST(kernel, threads_that_do_not_all_meet_are_reported) {
   static const char *const said[] = {"wait at __syncthreads", "are at another one",
                                      "wait at a shuffle or vote", "wait at a shuffle or vote"};
   FOR_EACH(how, TEST_HALF_AT_BARRIER, TEST_TWO_BARRIERS, TEST_HALF_AT_SHUFFLE, TEST_LANE_RETURNED) {
-    begin(seed());
+    begin_with_stream(seed());
     float *y = device_copy(NULL, 64 * sizeof *y);
     (void)test_diverge((test_divergence)how, y, stream); /* may find it out already */
     CHECK_EQ(cudaStreamSynchronize(stream), cudaErrorLaunchFailure);
@@ -130,14 +109,13 @@ TEST(kernel, threads_that_do_not_all_meet_are_reported) {
   }
 }
 
-/* Blocks of two kernels on two streams wait for each other, and keep their shared memory meanwhile. */
+/* Blocks of two kernels on two streams wait for each other, and keep their shared memory. */
 TEST(kernel, those_that_wait_let_others_run) {
   for (uint64_t k = 0; k < 8; k++) {
     const uint32_t zero = 0;
     uint32_t a[9], b[9];
-    cudaStream_t other;
-    begin(seed() + k);
-    REQUIRE_CUDA(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking));
+    begin_with_stream(seed() + k);
+    cudaStream_t other = new_stream();
     uint32_t *flag = device_copy(&zero, sizeof zero);
     uint32_t *da = device_copy(NULL, sizeof a), *db = device_copy(NULL, sizeof b);
     REQUIRE_CUDA(test_meet(flag, 18, 100, da, 9, stream));
@@ -157,8 +135,7 @@ typedef struct ranks {
 
 static void launch_and_wait(int rank, int size, void *arg) {
   const ranks *r = arg;
-  cudaStream_t own;
-  REQUIRE_CUDA(cudaStreamCreateWithFlags(&own, cudaStreamNonBlocking));
+  cudaStream_t own = new_stream();
   REQUIRE_CUDA(test_meet(r->flag, (uint32_t)size, 0, r->out[rank], 1, own));
   REQUIRE_CUDA(cudaStreamSynchronize(own));
   REQUIRE_CUDA(cudaStreamDestroy(own));
@@ -167,7 +144,7 @@ static void launch_and_wait(int rank, int size, void *arg) {
 TEST(kernel, one_that_waits_for_another_threads_launch_ends) {
   FOR_EACH(n, 1, 2, 4) {
     const uint32_t zero = 0;
-    begin(seed());
+    begin_with_stream(seed());
     ranks r = {.flag = device_copy(&zero, sizeof zero)};
     for (int i = 0; i < n; i++) r.out[i] = device_copy(NULL, sizeof(uint32_t));
     run_threads(n, launch_and_wait, &r);
@@ -177,14 +154,12 @@ TEST(kernel, one_that_waits_for_another_threads_launch_ends) {
 
 TEST(kernel, waiting_for_nobody_is_reported) {
   const uint32_t zero = 0;
-  begin(seed());
+  begin_with_stream(seed());
   standin_set_patience(50);
   uint32_t *flag = device_copy(&zero, sizeof zero), *out = device_copy(NULL, sizeof zero);
   REQUIRE_CUDA(test_meet(flag, 2, 0, out, 1, stream));
   CHECK_EQ(cudaStreamSynchronize(stream), cudaErrorLaunchTimeout);
-  CHECK_CONTAINS(standin_reports(), "meet: waits for something that does not come");
-  standin_forget_reports();
-  end();
+  end_with("meet: waits for something that does not come");
 }
 
 /* As on a real card: 32 blocks of one warp fit on each of 132 SMs. */
@@ -192,13 +167,12 @@ TEST(kernel, more_blocks_than_fit_do_not_all_wait_at_once) {
   enum { FIT = 132 * 32 };
   const uint32_t zero = 0;
   FOR_EACH(blocks, FIT, FIT + 1) {
-    begin(seed());
+    begin_with_stream(seed());
     standin_set_patience(200);
     uint32_t *flag = device_copy(&zero, sizeof zero);
     uint32_t *out = device_copy(NULL, (FIT + 1) * sizeof zero);
     REQUIRE_CUDA(test_meet(flag, (uint32_t)blocks, 0, out, blocks, stream));
-    CHECK_EQ(cudaStreamSynchronize(stream),
-             blocks == FIT ? cudaSuccess : cudaErrorLaunchTimeout);
+    CHECK_EQ(cudaStreamSynchronize(stream), blocks == FIT ? cudaSuccess : cudaErrorLaunchTimeout);
     if (blocks > FIT) standin_forget_reports();
     end();
   }
@@ -206,32 +180,29 @@ TEST(kernel, more_blocks_than_fit_do_not_all_wait_at_once) {
 
 TEST(kernel, a_launch_that_no_card_takes_is_refused) {
   uint32_t zero = 0;
-  begin(seed());
+  begin_with_stream(seed());
   uint32_t *count = device_copy(&zero, sizeof zero);
   CHECK_EQ(test_counts(count, 1, 1025, stream), cudaErrorInvalidConfiguration);
   CHECK_EQ(test_counts(count, 0, 32, stream), cudaErrorInvalidConfiguration);
   CHECK_EQ(cudaSetDevice(1), cudaSuccess);
   CHECK_EQ(test_counts(count, 1, 32, stream), cudaErrorInvalidResourceHandle);
-  CHECK_CONTAINS(standin_reports(), "the stream is of device 0, the thread's device is 1");
-  standin_forget_reports();
-  end();
+  end_with("the stream is of device 0, the thread's device is 1");
 }
 
 TEST(kernel, writing_past_dynamic_shared_memory_is_reported) {
-  begin(seed());
+  begin_with_stream(seed());
   float *y = device_copy(NULL, sizeof *y);
   REQUIRE_CUDA(test_past_dynamic(y, stream));
   REQUIRE_CUDA(cudaStreamSynchronize(stream));
-  CHECK_CONTAINS(standin_reports(), "past its 16 bytes of dynamic shared memory");
-  standin_forget_reports();
-  end();
+  end_with("past its 16 bytes of dynamic shared memory");
 }
 
 TEST(kernel, an_argument_that_the_device_cannot_reach_is_reported) {
-  static const char *const said[] = {"is host memory", "was freed", "which device 0 does not reach"};
+  static const char *const said[] = {"is host memory", "was freed",
+                                     "which device 0 does not reach"};
   FOR_EACH(i, 0, 1, 2) {
     float on_host[4] = {0}, *others = NULL;
-    begin(seed());
+    begin_with_stream(seed());
     float *gone = device_copy(NULL, 64);
     REQUIRE_CUDA(cudaFree(gone));
     REQUIRE_CUDA(cudaSetDevice(1));
@@ -240,15 +211,13 @@ TEST(kernel, an_argument_that_the_device_cannot_reach_is_reported) {
     float *const bad[] = {on_host, gone, others};
     (void)test_add(bad[i], 1, bad[i], 4, stream);
     CHECK_EQ(cudaStreamSynchronize(stream), cudaErrorIllegalAddress);
-    CHECK_CONTAINS(standin_reports(), said[i]);
-    standin_forget_reports();
-    end();
+    end_with(said[i]);
   }
 }
 
 TEST(kernel, launches_fail_when_asked_to) {
   uint32_t zero = 0, n;
-  begin(seed());
+  begin_with_stream(seed());
   uint32_t *count = device_copy(&zero, sizeof zero);
   standin_fail_nth(STANDIN_LAUNCH, 2);
   CHECK_EQ(test_counts(count, 1, 1, stream), cudaSuccess);

@@ -1,7 +1,7 @@
 /* lt.c: cuBLASLt's calls: handles, descriptors, heuristics, and the product's checks.
  *
- * Invariant: descriptors are handles, too: no call sees one that was destroyed. A product is queued only
- * when all that it will touch was found in memory that its device reaches.
+ * Invariant: descriptors are handles, too: no call sees one that was destroyed. A product is queued
+ * only when all that it will touch was found in memory that its device reaches.
  * Leaves what is supported to lt_rules.c, arithmetic to lt_run.c. */
 #include "tests/standin/lt.h"
 
@@ -62,13 +62,16 @@ static const struct {
 } statuses[] = {
 #define ROW(code, text) {code, #code, text},
     ROW(CUBLAS_STATUS_SUCCESS, "the operation completed successfully")
-    ROW(CUBLAS_STATUS_NOT_INITIALIZED, "the library was not initialized")
-    ROW(CUBLAS_STATUS_ALLOC_FAILED, "the resource allocation failed")
-    ROW(CUBLAS_STATUS_INVALID_VALUE, "an unsupported value or parameter was passed to the function")
-    ROW(CUBLAS_STATUS_ARCH_MISMATCH, "the function requires an architectural feature absent from the device")
-    ROW(CUBLAS_STATUS_EXECUTION_FAILED, "the GPU program failed to execute")
-    ROW(CUBLAS_STATUS_INTERNAL_ERROR, "an internal operation failed")
-    ROW(CUBLAS_STATUS_NOT_SUPPORTED, "the functionality requested is not supported")
+        ROW(CUBLAS_STATUS_NOT_INITIALIZED, "the library was not initialized")
+            ROW(CUBLAS_STATUS_ALLOC_FAILED, "the resource allocation failed")
+                ROW(CUBLAS_STATUS_INVALID_VALUE,
+                    "an unsupported value or parameter was passed to the function")
+                    ROW(CUBLAS_STATUS_ARCH_MISMATCH,
+                        "the function requires an architectural feature absent from the device")
+                        ROW(CUBLAS_STATUS_EXECUTION_FAILED, "the GPU program failed to execute")
+                            ROW(CUBLAS_STATUS_INTERNAL_ERROR, "an internal operation failed")
+                                ROW(CUBLAS_STATUS_NOT_SUPPORTED,
+                                    "the functionality requested is not supported")
 #undef ROW
 };
 
@@ -107,14 +110,15 @@ typedef struct field {
 } field;
 
 #define FIELD(type, attribute, member) \
-  {attribute, offsetof(type, member), sizeof(((type *)NULL)->member)}
+  { attribute, offsetof(type, member), sizeof(((type *)NULL)->member) }
 
 static cublasStatus_t set(void *of, const field *fields, size_t n, int attribute, const void *value,
                           size_t bytes, const char *who) {
   for (size_t i = 0; i < n; i++) {
     if (fields[i].attribute != attribute) continue;
     if (!value || bytes != fields[i].bytes) {
-      si_report("%s: attribute %d has %zu bytes, %zu are given", who, attribute, fields[i].bytes, bytes);
+      si_report("%s: attribute %d has %zu bytes, %zu are given", who, attribute, fields[i].bytes,
+                bytes);
       return CUBLAS_STATUS_INVALID_VALUE;
     }
     memcpy((char *)of + fields[i].offset, value, bytes);
@@ -196,17 +200,17 @@ static const field layout_fields[] = {
     FIELD(lt_layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, batch),
 };
 
-cublasStatus_t CUBLASWINAPI cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t handle,
-                                                             cublasLtMatrixLayoutAttribute_t attribute,
-                                                             const void *value, size_t bytes) {
+cublasStatus_t CUBLASWINAPI cublasLtMatrixLayoutSetAttribute(
+    cublasLtMatrixLayout_t handle, cublasLtMatrixLayoutAttribute_t attribute, const void *value,
+    size_t bytes) {
   si_enter();
   object *o = find(handle, LAYOUT, __func__);
   return leave(o ? SET(&o->is.layout, layout_fields, attribute, value, bytes)
                  : CUBLAS_STATUS_INVALID_VALUE);
 }
 
-static const lt_preference no_preference = {
-    .reductions = CUBLASLT_REDUCTION_SCHEME_MASK, .align = {256, 256, 256, 256}};
+static const lt_preference no_preference = {.reductions = CUBLASLT_REDUCTION_SCHEME_MASK,
+                                            .align = {256, 256, 256, 256}};
 
 cublasStatus_t CUBLASWINAPI cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *out) {
   void *handle;
@@ -248,7 +252,8 @@ static cublasStatus_t gather(lt_problem *p, const void *handle, const void *desc
   lt_layout *const into[] = {&p->a, &p->b, &p->c, &p->d};
   if (!h) return CUBLAS_STATUS_NOT_INITIALIZED;
   if (h->device != si_device) {
-    si_report("%s: the handle is of device %d, the thread's device is %d", who, h->device, si_device);
+    si_report("%s: the handle is of device %d, the thread's device is %d", who, h->device,
+              si_device);
     return CUBLAS_STATUS_INVALID_VALUE;
   }
   const object *o = find(desc, DESC, who);
@@ -296,14 +301,10 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmulAlgoGetHeuristic(
   return leave(n ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED);
 }
 
-cublasStatus_t CUBLASWINAPI cublasLtMatmulAlgoCheck(cublasLtHandle_t handle,
-                                                    cublasLtMatmulDesc_t desc,
-                                                    cublasLtMatrixLayout_t a,
-                                                    cublasLtMatrixLayout_t b,
-                                                    cublasLtMatrixLayout_t c,
-                                                    cublasLtMatrixLayout_t d,
-                                                    const cublasLtMatmulAlgo_t *algo,
-                                                    cublasLtMatmulHeuristicResult_t *out) {
+cublasStatus_t CUBLASWINAPI cublasLtMatmulAlgoCheck(
+    cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a,
+    cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+    const cublasLtMatmulAlgo_t *algo, cublasLtMatmulHeuristicResult_t *out) {
   lt_problem p;
   uint64_t workspace = 0;
   si_enter();
@@ -325,9 +326,10 @@ static unsigned alignment_of(const void *p) {
 /* Without an algorithm of the caller's: the first that would do. */
 static int choose(const lt_problem *p, const lt_operands *o, uint64_t workspace) {
   lt_choice choices[3];
-  const lt_preference pref = {.workspace = workspace, .reductions = CUBLASLT_REDUCTION_SCHEME_MASK,
-                              .align = {alignment_of(o->a), alignment_of(o->b), alignment_of(o->c),
-                                        alignment_of(o->d)}};
+  const lt_preference pref = {
+      .workspace = workspace,
+      .reductions = CUBLASLT_REDUCTION_SCHEME_MASK,
+      .align = {alignment_of(o->a), alignment_of(o->b), alignment_of(o->c), alignment_of(o->d)}};
   return lt_choices(p, &pref, choices) > 0 ? choices[0].id : 0;
 }
 
@@ -352,7 +354,8 @@ static cublasStatus_t multiply(const lt_problem *p, const lt_operands *o,
   si_stream *s = si_stream_find(stream, who);
   if (!s) return CUBLAS_STATUS_INVALID_VALUE;
   if (s->device != si_device) {
-    si_report("%s: the stream is of device %d, the thread's device is %d", who, s->device, si_device);
+    si_report("%s: the stream is of device %d, the thread's device is %d", who, s->device,
+              si_device);
     return CUBLAS_STATUS_INVALID_VALUE;
   }
   const cublasStatus_t status = check_algo(p, o, algo, workspace, &id, who);
@@ -365,11 +368,14 @@ static cublasStatus_t multiply(const lt_problem *p, const lt_operands *o,
                                               : CUBLAS_STATUS_EXECUTION_FAILED;
 }
 
-cublasStatus_t CUBLASWINAPI cublasLtMatmul(
-    cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, const void *alpha, const void *A,
-    cublasLtMatrixLayout_t a, const void *B, cublasLtMatrixLayout_t b, const void *beta,
-    const void *C, cublasLtMatrixLayout_t c, void *D, cublasLtMatrixLayout_t d,
-    const cublasLtMatmulAlgo_t *algo, void *workspace, size_t workspace_bytes, cudaStream_t stream) {
+cublasStatus_t CUBLASWINAPI cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc,
+                                           const void *alpha, const void *A,
+                                           cublasLtMatrixLayout_t a, const void *B,
+                                           cublasLtMatrixLayout_t b, const void *beta,
+                                           const void *C, cublasLtMatrixLayout_t c, void *D,
+                                           cublasLtMatrixLayout_t d,
+                                           const cublasLtMatmulAlgo_t *algo, void *workspace,
+                                           size_t workspace_bytes, cudaStream_t stream) {
   lt_problem p;
   si_enter();
   const cublasStatus_t status = gather(&p, handle, desc, a, b, c, d, __func__);

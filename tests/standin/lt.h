@@ -1,7 +1,7 @@
 /* lt.h: what the files of the stand-in for cuBLASLt share.
  *
- * Invariant: a problem that lt_rules.c lets pass can be computed by lt_run.c; matrices are as cuBLASLt
- * has them, by columns unless they say otherwise.
+ * Invariant: a problem that lt_rules.c lets pass can be computed by lt_run.c; matrices are as
+ * cuBLASLt has them, by columns unless they say otherwise.
  * Leaves descriptors and calls to lt.c. */
 #ifndef LAMELLA_TESTS_STANDIN_LT_H
 #define LAMELLA_TESTS_STANDIN_LT_H

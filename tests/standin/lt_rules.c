@@ -1,4 +1,5 @@
-/* lt_rules.c: which products the stand-in for cuBLASLt takes, and with which of its three algorithms.
+/* lt_rules.c: which products the stand-in for cuBLASLt takes, and with which of its three
+ * algorithms.
  *
  * As NVIDIA documents it for compute type 32F: types, fp8 only as A^T B with K and M in sixteens on
  * sm_89 and later, epilogues' vectors and auxiliary matrices; what it leaves open is decided the
@@ -13,12 +14,16 @@
 
 int lt_bytes(int32_t type) {
   switch (type) {
-    case CUDA_R_32F: return 4;
+    case CUDA_R_32F:
+      return 4;
     case CUDA_R_16BF:
-    case CUDA_R_16F: return 2;
+    case CUDA_R_16F:
+      return 2;
     case CUDA_R_8F_E4M3:
-    case CUDA_R_8F_E5M2: return 1;
-    default: return 0;
+    case CUDA_R_8F_E5M2:
+      return 1;
+    default:
+      return 0;
   }
 }
 
@@ -30,18 +35,12 @@ static const struct {
   uint32_t epilogue;
   int parts;
 } epilogues[] = {
-    {CUBLASLT_EPILOGUE_DEFAULT, 0},
-    {CUBLASLT_EPILOGUE_BIAS, BIAS},
-    {CUBLASLT_EPILOGUE_RELU, RELU},
-    {CUBLASLT_EPILOGUE_RELU_BIAS, RELU | BIAS},
-    {CUBLASLT_EPILOGUE_GELU, GELU},
-    {CUBLASLT_EPILOGUE_GELU_BIAS, GELU | BIAS},
-    {CUBLASLT_EPILOGUE_GELU_AUX, GELU | AUX},
-    {CUBLASLT_EPILOGUE_GELU_AUX_BIAS, GELU | AUX | BIAS},
-    {CUBLASLT_EPILOGUE_DGELU, DGELU | AUX},
-    {CUBLASLT_EPILOGUE_DGELU_BGRAD, DGELU | AUX | SUM},
-    {CUBLASLT_EPILOGUE_BGRADA, SUM},
-    {CUBLASLT_EPILOGUE_BGRADB, SUM},
+    {CUBLASLT_EPILOGUE_DEFAULT, 0},           {CUBLASLT_EPILOGUE_BIAS, BIAS},
+    {CUBLASLT_EPILOGUE_RELU, RELU},           {CUBLASLT_EPILOGUE_RELU_BIAS, RELU | BIAS},
+    {CUBLASLT_EPILOGUE_GELU, GELU},           {CUBLASLT_EPILOGUE_GELU_BIAS, GELU | BIAS},
+    {CUBLASLT_EPILOGUE_GELU_AUX, GELU | AUX}, {CUBLASLT_EPILOGUE_GELU_AUX_BIAS, GELU | AUX | BIAS},
+    {CUBLASLT_EPILOGUE_DGELU, DGELU | AUX},   {CUBLASLT_EPILOGUE_DGELU_BGRAD, DGELU | AUX | SUM},
+    {CUBLASLT_EPILOGUE_BGRADA, SUM},          {CUBLASLT_EPILOGUE_BGRADB, SUM},
 };
 
 static int parts_of(uint32_t epilogue) {
@@ -134,7 +133,8 @@ static bool is_aligned(const lt_layout *l, int id) {
 cublasStatus_t lt_check_choice(const lt_problem *p, int id, uint64_t *out_workspace) {
   *out_workspace = id == 2 ? (2 * p->m * p->n * sizeof(float) + 255) / 256 * 256 : 0;
   if (id < 1 || id > 3) return CUBLAS_STATUS_INVALID_VALUE;
-  if (id == 3 && (lt_is_f8(p->a.type) || lt_has_aux(p->desc.epilogue) || lt_has_sum(p->desc.epilogue)))
+  if (id == 3 &&
+      (lt_is_f8(p->a.type) || lt_has_aux(p->desc.epilogue) || lt_has_sum(p->desc.epilogue)))
     return CUBLAS_STATUS_NOT_SUPPORTED;
   const bool fits = is_aligned(&p->a, id) && is_aligned(&p->b, id) && is_aligned(&p->c, id) &&
                     is_aligned(&p->d, id);

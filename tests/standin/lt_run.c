@@ -1,8 +1,8 @@
 /* lt_run.c: computes a product as cuBLASLt does: f32 sums, epilogue, one rounding.
  *
- * op(A) and op(B) are unpacked to f32 rows of K (tf32: rounded to 10 bits of fraction), so that a sum is
- * a dot product. With a workspace, K goes in two halves, and the two sums meet in a later step: products
- * that share a workspace by mistake spoil each other, as on a card.
+ * op(A) and op(B) are unpacked to f32 rows of K (tf32: rounded to 10 bits of fraction), so that a
+ * sum is a dot product. With a workspace, K goes in two halves, and the two sums meet in a later
+ * step: products that share a workspace by mistake spoil each other, as on a card.
  * Invariant: everything is read and written when the stream comes to it, never before.
  * Leaves what is supported to lt_rules.c. */
 #include <math.h>
@@ -23,19 +23,30 @@ typedef struct product_work {
 
 static float load(const void *p, int32_t type, int64_t i) {
   switch (type) {
-    case CUDA_R_32F: return ((const float *)p)[i];
-    case CUDA_R_16BF: return lam_f32_of_bf16(((const uint16_t *)p)[i]);
-    case CUDA_R_16F: return lam_f32_of_f16(((const uint16_t *)p)[i]);
-    case CUDA_R_8F_E4M3: return lam_f32_of_f8e4m3(((const uint8_t *)p)[i]);
-    default: return lam_f32_of_f8e5m2(((const uint8_t *)p)[i]);
+    case CUDA_R_32F:
+      return ((const float *)p)[i];
+    case CUDA_R_16BF:
+      return lam_f32_of_bf16(((const uint16_t *)p)[i]);
+    case CUDA_R_16F:
+      return lam_f32_of_f16(((const uint16_t *)p)[i]);
+    case CUDA_R_8F_E4M3:
+      return lam_f32_of_f8e4m3(((const uint8_t *)p)[i]);
+    default:
+      return lam_f32_of_f8e5m2(((const uint8_t *)p)[i]);
   }
 }
 
 static void store(void *p, int32_t type, int64_t i, float x) {
   switch (type) {
-    case CUDA_R_32F: ((float *)p)[i] = x; break;
-    case CUDA_R_16BF: ((uint16_t *)p)[i] = lam_bf16_of_f32(x); break;
-    default: ((uint16_t *)p)[i] = lam_f16_of_f32(x); break;
+    case CUDA_R_32F:
+      ((float *)p)[i] = x;
+      break;
+    case CUDA_R_16BF:
+      ((uint16_t *)p)[i] = lam_bf16_of_f32(x);
+      break;
+    default:
+      ((uint16_t *)p)[i] = lam_f16_of_f32(x);
+      break;
   }
 }
 
@@ -52,7 +63,7 @@ static float tf32(float x) {
   return lam_f32_of_bits(bits);
 }
 
-/* lines x k: op(A)'s rows, or op(B)'s columns; by_cols: K runs along the stored matrix's columns. */
+/* lines x k: op(A)'s rows, or op(B)'s columns; k_is_rows: K runs down the stored matrix's columns. */
 static float *unpack(const lt_problem *p, const lt_layout *l, const void *from, uint64_t lines,
                      bool k_is_rows) {
   const bool rounds = p->desc.compute == CUBLAS_COMPUTE_32F_FAST_TF32;
@@ -129,7 +140,8 @@ static void finish(const product_work *w, const float *sums) {
   for (uint64_t row = 0; row < p->m; row++) {
     float total = 0;
     for (uint64_t col = 0; col < p->n; col++) {
-      const float v = finish_one(w, w->o.alpha * a_scale * b_scale * sums[col * p->m + row], row, col);
+      const float v =
+          finish_one(w, w->o.alpha * a_scale * b_scale * sums[col * p->m + row], row, col);
       store(w->o.d, p->d.type, at(&p->d, row, col), v);
       total += v;
     }
@@ -194,8 +206,7 @@ static si_went run_product(si_work *work, void **state) {
 }
 
 cudaError_t lt_queue(si_stream *s, const lt_problem *p, const lt_operands *o, int id) {
-  product_work *w =
-      (product_work *)si_work_new(sizeof *w, s->device, "a product", run_product);
+  product_work *w = (product_work *)si_work_new(sizeof *w, s->device, "a product", run_product);
   w->p = *p;
   w->o = *o;
   w->id = id;
@@ -213,11 +224,13 @@ static cudaError_t check_at(const places *c, const void *p, uint64_t bytes, unsi
                             const char *what) {
   const cudaError_t e = si_memory_check(p, bytes, c->device, c->who, what);
   if (e != cudaSuccess || (uintptr_t)p % align == 0) return e;
-  return si_misuse(cudaErrorMisalignedAddress, "%s: %s, %p, is not aligned to %u bytes, as algorithm %d asks",
-                   c->who, what, p, align, c->id);
+  return si_misuse(cudaErrorMisalignedAddress,
+                   "%s: %s, %p, is not aligned to %u bytes, as algorithm %d asks", c->who, what, p,
+                   align, c->id);
 }
 
-static cudaError_t check_matrix(const places *c, const void *p, const lt_layout *l, const char *what) {
+static cudaError_t check_matrix(const places *c, const void *p, const lt_layout *l,
+                                const char *what) {
   const bool by_cols = l->order == CUBLASLT_ORDER_COL;
   const uint64_t lines = by_cols ? l->cols : l->rows, line = by_cols ? l->rows : l->cols;
   const uint64_t elements = (lines - 1) * (uint64_t)l->ld + line;

@@ -6,28 +6,17 @@
 #include <string.h>
 
 #include "kernels/math.h"
-#include "tests/check.h"
-#include "tests/standin/standin.h"
+#include "tests/standin/support.h"
 
-#define REQUIRE_CUDA(expr)                      \
-  do {                                          \
-    if (!CHECK_EQ((expr), cudaSuccess)) return; \
-  } while (0)
 #define CHECK_LT(expr) CHECK_EQ((expr), CUBLAS_STATUS_SUCCESS)
 
 static cudaStream_t stream;
 static cublasLtHandle_t lt;
 
-static void begin(uint64_t chance) {
-  standin_reset();
-  standin_seed(chance);
-  CHECK_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+static void begin_with_handle(uint64_t chance) {
+  begin(chance);
+  stream = new_stream();
   CHECK_LT(cublasLtCreate(&lt));
-}
-
-static void end(void) {
-  CHECK_STR(standin_reports(), "");
-  standin_reset();
 }
 
 /* -- elements -- */
@@ -40,11 +29,21 @@ static void put(void *p, int type, int64_t i, float x) {
   uint8_t *c = p;
   uint16_t *h = p;
   switch (type) {
-    case CUDA_R_32F: ((float *)p)[i] = x; break;
-    case CUDA_R_16BF: h[i] = lam_bf16_of_f32(x); break;
-    case CUDA_R_16F: h[i] = lam_f16_of_f32(x); break;
-    case CUDA_R_8F_E4M3: c[i] = lam_f8e4m3_of_f32(x); break;
-    default: c[i] = lam_f8e5m2_of_f32(x); break;
+    case CUDA_R_32F:
+      ((float *)p)[i] = x;
+      break;
+    case CUDA_R_16BF:
+      h[i] = lam_bf16_of_f32(x);
+      break;
+    case CUDA_R_16F:
+      h[i] = lam_f16_of_f32(x);
+      break;
+    case CUDA_R_8F_E4M3:
+      c[i] = lam_f8e4m3_of_f32(x);
+      break;
+    default:
+      c[i] = lam_f8e5m2_of_f32(x);
+      break;
   }
 }
 
@@ -52,11 +51,16 @@ static float get(const void *p, int type, int64_t i) {
   const uint8_t *c = p;
   const uint16_t *h = p;
   switch (type) {
-    case CUDA_R_32F: return ((const float *)p)[i];
-    case CUDA_R_16BF: return lam_f32_of_bf16(h[i]);
-    case CUDA_R_16F: return lam_f32_of_f16(h[i]);
-    case CUDA_R_8F_E4M3: return lam_f32_of_f8e4m3(c[i]);
-    default: return lam_f32_of_f8e5m2(c[i]);
+    case CUDA_R_32F:
+      return ((const float *)p)[i];
+    case CUDA_R_16BF:
+      return lam_f32_of_bf16(h[i]);
+    case CUDA_R_16F:
+      return lam_f32_of_f16(h[i]);
+    case CUDA_R_8F_E4M3:
+      return lam_f32_of_f8e4m3(c[i]);
+    default:
+      return lam_f32_of_f8e5m2(c[i]);
   }
 }
 
@@ -93,7 +97,8 @@ typedef struct product {
   cublasLtMatmulDesc_t desc;
 } product;
 
-static void set(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t what, const void *v, size_t n) {
+static void set(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t what, const void *v,
+                size_t n) {
   CHECK_LT(cublasLtMatmulDescSetAttribute(d, what, v, n));
 }
 #define SET(what, value) set(p->desc, CUBLASLT_MATMUL_DESC_##what, &(value), sizeof(value))
@@ -101,7 +106,8 @@ static void set(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t what, con
 static int even(int n, int to) { return (n + to - 1) / to * to; }
 
 static void make_product(product *p, rng *r, int align) {
-  const int32_t ta = p->transa ? CUBLAS_OP_T : CUBLAS_OP_N, tb = p->transb ? CUBLAS_OP_T : CUBLAS_OP_N;
+  const int32_t ta = p->transa ? CUBLAS_OP_T : CUBLAS_OP_N,
+                tb = p->transb ? CUBLAS_OP_T : CUBLAS_OP_N;
   const int ar = p->transa ? p->k : p->m, ac = p->transa ? p->m : p->k;
   const int br = p->transb ? p->n : p->k, bc = p->transb ? p->k : p->n;
   const int32_t bias_type = bytes_of(p->in) == 1 && p->out == CUDA_R_32F ? CUDA_R_16BF : p->out;
@@ -141,7 +147,8 @@ static cublasStatus_t name_algos(const product *p, uint64_t workspace, uint32_t 
                                                 &workspace, sizeof workspace));
   for (int i = 0; i < 4; i++)
     CHECK_LT(cublasLtMatmulPreferenceSetAttribute(
-        pref, (cublasLtMatmulPreferenceAttributes_t)(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES + i),
+        pref,
+        (cublasLtMatmulPreferenceAttributes_t)(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES + i),
         &align, sizeof align));
   const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
       lt, p->desc, p->a.layout, p->b.layout, p->d.layout, p->d.layout, pref, 8, out, n);
@@ -153,8 +160,8 @@ static cublasStatus_t run(const product *p, const cublasLtMatmulAlgo_t *algo, vo
                           size_t bytes) {
   const float one = 1;
   return cublasLtMatmul(lt, p->desc, &one, p->a.device, p->a.layout, p->b.device, p->b.layout,
-                        &p->beta, p->d.device, p->d.layout, p->d.device, p->d.layout, algo, workspace,
-                        bytes, stream);
+                        &p->beta, p->d.device, p->d.layout, p->d.device, p->d.layout, algo,
+                        workspace, bytes, stream);
 }
 
 /* -- what must come out -- */
@@ -166,7 +173,9 @@ static double op_b(const product *p, int k, int col) {
   return get(p->b.host, p->in, p->transb ? col + (int64_t)k * p->b.ld : k + (int64_t)col * p->b.ld);
 }
 
-static double gelu(double x) { return x / 2 * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }
+static double gelu(double x) {
+  return x / 2 * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+}
 static double slope(double x) { return (gelu(x + 1e-5) - gelu(x - 1e-5)) / 2e-5; }
 
 static bool has(const product *p, unsigned part) { return (p->epilogue & part) == part; }
@@ -221,12 +230,14 @@ static void check_sums(const product *p, const double *d) {
     return;
   for (int i = 0; i < n; i++) {
     const double want = of_d ? sum_of_columns(p, d, i) : sum_over_k(p, i);
-    CHECK(fabs(get(p->bias.host, p->bias.type, i) - want) <= 4 * most_error(p->out) * (1 + fabs(want)));
+    CHECK(fabs(get(p->bias.host, p->bias.type, i) - want) <=
+          4 * most_error(p->out) * (1 + fabs(want)));
   }
 }
 
 static void check_product(product *p) {
-  double *d = calloc((size_t)(p->m * p->n), sizeof *d), *z = calloc((size_t)(p->m * p->n), sizeof *z);
+  double *d = calloc((size_t)(p->m * p->n), sizeof *d),
+         *z = calloc((size_t)(p->m * p->n), sizeof *z);
   reference(p, d, z);
   read_side(&p->d);
   check_matrix(&p->d, d, p->out);
@@ -266,10 +277,16 @@ TEST(matmul, every_form_epilogue_and_type_gives_the_sums) {
            CUBLASLT_EPILOGUE_GELU_BIAS, CUBLASLT_EPILOGUE_GELU_AUX, CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
            CUBLASLT_EPILOGUE_DGELU, CUBLASLT_EPILOGUE_DGELU_BGRAD, CUBLASLT_EPILOGUE_BGRADA,
            CUBLASLT_EPILOGUE_BGRADB) {
-    begin(seed() + (uint64_t)form);
+    begin_with_handle(seed() + (uint64_t)form);
     NOTE("type %d, form %d, epilogue %d", in, form, epilogue);
-    try_all((product){.in = in, .out = in, .transa = form & 1, .transb = form / 2, .m = 19, .n = 7,
-                      .k = 37, .epilogue = (cublasLtEpilogue_t)epilogue,
+    try_all((product){.in = in,
+                      .out = in,
+                      .transa = form & 1,
+                      .transb = form / 2,
+                      .m = 19,
+                      .n = 7,
+                      .k = 37,
+                      .epilogue = (cublasLtEpilogue_t)epilogue,
                       .beta = epilogue == CUBLASLT_EPILOGUE_DEFAULT ? 1 : 0},
             seed());
     CHECK_EQ(standin_leaks(), 2); /* the stream and the handle */
@@ -280,8 +297,13 @@ TEST(matmul, every_form_epilogue_and_type_gives_the_sums) {
 TEST(matmul, f32_results_of_halves_and_fp8) {
   FOR_EACH(in, CUDA_R_16BF, CUDA_R_16F, CUDA_R_8F_E4M3)
   FOR_EACH(epilogue, CUBLASLT_EPILOGUE_DEFAULT, CUBLASLT_EPILOGUE_BIAS) {
-    begin(seed());
-    try_all((product){.in = in, .out = CUDA_R_32F, .transa = 1, .m = 32, .n = 5, .k = 48,
+    begin_with_handle(seed());
+    try_all((product){.in = in,
+                      .out = CUDA_R_32F,
+                      .transa = 1,
+                      .m = 32,
+                      .n = 5,
+                      .k = 48,
                       .epilogue = (cublasLtEpilogue_t)epilogue},
             seed());
     end();
@@ -290,8 +312,12 @@ TEST(matmul, f32_results_of_halves_and_fp8) {
 
 TEST(matmul, tf32_rounds_its_inputs_to_ten_bits) {
   rng r = {seed()};
-  begin(seed());
-  product *p = &(product){.in = CUDA_R_32F, .out = CUDA_R_32F, .m = 1, .n = 1, .k = 1,
+  begin_with_handle(seed());
+  product *p = &(product){.in = CUDA_R_32F,
+                          .out = CUDA_R_32F,
+                          .m = 1,
+                          .n = 1,
+                          .k = 1,
                           .epilogue = CUBLASLT_EPILOGUE_DEFAULT};
   make_product(p, &r, 4);
   const float x = 1.0f + 1.0f / 4096, y = 1;
@@ -309,9 +335,14 @@ TEST(matmul, tf32_rounds_its_inputs_to_ten_bits) {
 
 TEST(matmul, fp8_multiplies_by_its_scales) {
   rng r = {seed()};
-  begin(seed());
-  product *p = &(product){.in = CUDA_R_8F_E4M3, .out = CUDA_R_32F, .transa = 1, .m = 16, .n = 3,
-                          .k = 16, .epilogue = CUBLASLT_EPILOGUE_DEFAULT};
+  begin_with_handle(seed());
+  product *p = &(product){.in = CUDA_R_8F_E4M3,
+                          .out = CUDA_R_32F,
+                          .transa = 1,
+                          .m = 16,
+                          .n = 3,
+                          .k = 16,
+                          .epilogue = CUBLASLT_EPILOGUE_DEFAULT};
   make_product(p, &r, 16);
   const float scale = 0.25f;
   standin_poke(p->scale.device, &scale, sizeof scale);
@@ -341,15 +372,25 @@ static int n_named(product shape, int ld_align, uint32_t align) {
 }
 
 TEST(matmul, heuristics_name_only_what_alignment_and_card_allow) {
-  product f8 = {.in = CUDA_R_8F_E4M3, .out = CUDA_R_16BF, .transa = 1, .m = 32, .n = 5, .k = 48,
+  product f8 = {.in = CUDA_R_8F_E4M3,
+                .out = CUDA_R_16BF,
+                .transa = 1,
+                .m = 32,
+                .n = 5,
+                .k = 48,
                 .epilogue = CUBLASLT_EPILOGUE_DEFAULT};
-  product half = {.in = CUDA_R_16BF, .out = CUDA_R_16BF, .transa = 1, .m = 33, .n = 5, .k = 47,
+  product half = {.in = CUDA_R_16BF,
+                  .out = CUDA_R_16BF,
+                  .transa = 1,
+                  .m = 33,
+                  .n = 5,
+                  .k = 47,
                   .epilogue = CUBLASLT_EPILOGUE_DEFAULT};
-  begin(seed());
+  begin_with_handle(seed());
   CHECK_EQ(n_named(f8, 16, 256), 2);
   CHECK_EQ(n_named(f8, 16, 8), 0);
   CHECK_EQ(n_named(half, 16, 16), 3);
-  CHECK_EQ(n_named(half, 16, 2), 1); /* pointers may lie anywhere */
+  CHECK_EQ(n_named(half, 16, 2), 1);  /* pointers may lie anywhere */
   CHECK_EQ(n_named(half, 1, 256), 1); /* lines do */
   half.epilogue = CUBLASLT_EPILOGUE_GELU_AUX;
   CHECK_EQ(n_named(half, 1, 256), 0);
@@ -368,8 +409,12 @@ TEST(matmul, heuristics_name_only_what_alignment_and_card_allow) {
 
 TEST(matmul, operands_outside_of_device_memory_are_refused) {
   rng r = {seed()};
-  begin(seed());
-  product p = {.in = CUDA_R_32F, .out = CUDA_R_32F, .m = 8, .n = 8, .k = 8,
+  begin_with_handle(seed());
+  product p = {.in = CUDA_R_32F,
+               .out = CUDA_R_32F,
+               .m = 8,
+               .n = 8,
+               .k = 8,
                .epilogue = CUBLASLT_EPILOGUE_DEFAULT};
   make_product(&p, &r, 4);
   product bad = p;
@@ -389,8 +434,12 @@ TEST(matmul, an_algorithm_for_aligned_operands_refuses_others) {
   rng r = {seed()};
   cublasLtMatmulHeuristicResult_t named[8];
   int n, first = 0;
-  begin(seed());
-  product p = {.in = CUDA_R_16BF, .out = CUDA_R_16BF, .m = 8, .n = 8, .k = 8,
+  begin_with_handle(seed());
+  product p = {.in = CUDA_R_16BF,
+               .out = CUDA_R_16BF,
+               .m = 8,
+               .n = 8,
+               .k = 8,
                .epilogue = CUBLASLT_EPILOGUE_DEFAULT};
   make_product(&p, &r, 16);
   CHECK_LT(name_algos(&p, 0, 256, named, &n));
@@ -406,8 +455,12 @@ TEST(matmul, an_algorithm_for_aligned_operands_refuses_others) {
 
 TEST(matmul, what_was_destroyed_is_refused) {
   rng r = {seed()};
-  begin(seed());
-  product p = {.in = CUDA_R_32F, .out = CUDA_R_32F, .m = 8, .n = 8, .k = 8,
+  begin_with_handle(seed());
+  product p = {.in = CUDA_R_32F,
+               .out = CUDA_R_32F,
+               .m = 8,
+               .n = 8,
+               .k = 8,
                .epilogue = CUBLASLT_EPILOGUE_DEFAULT};
   make_product(&p, &r, 4);
   CHECK_LT(cublasLtMatrixLayoutDestroy(p.a.layout));
@@ -433,7 +486,11 @@ static cublasLtMatmulAlgo_t with_workspace(const product *p) {
 
 /* Two products on two streams; were any of their results wrong? */
 static bool spoilt(bool shared, uint64_t chance) {
-  const product shape = {.in = CUDA_R_32F, .out = CUDA_R_32F, .m = 8, .n = 8, .k = 64,
+  const product shape = {.in = CUDA_R_32F,
+                         .out = CUDA_R_32F,
+                         .m = 8,
+                         .n = 8,
+                         .k = 64,
                          .epilogue = CUBLASLT_EPILOGUE_DEFAULT};
   product p[2] = {shape, shape};
   cudaStream_t streams[2];
@@ -441,11 +498,11 @@ static bool spoilt(bool shared, uint64_t chance) {
   double d[64], z[64];
   bool wrong = false;
   rng r = {seed()};
-  begin(chance);
+  begin_with_handle(chance);
   for (int i = 0; i < 2; i++) {
     make_product(&p[i], &r, 4);
-    CHECK_EQ(cudaMalloc(&workspaces[i], 512), cudaSuccess);
-    CHECK_EQ(cudaStreamCreateWithFlags(&streams[i], cudaStreamNonBlocking), cudaSuccess);
+    CHECK_CUDA(cudaMalloc(&workspaces[i], 512));
+    streams[i] = new_stream();
   }
   for (int i = 0; i < 2; i++) {
     const cublasLtMatmulAlgo_t algo = with_workspace(&p[i]);
@@ -475,8 +532,12 @@ TEST(matmul, a_workspace_shared_by_two_streams_shows) {
 
 TEST(matmul, fails_when_asked_to) {
   rng r = {seed()};
-  begin(seed());
-  product p = {.in = CUDA_R_32F, .out = CUDA_R_32F, .m = 8, .n = 8, .k = 8,
+  begin_with_handle(seed());
+  product p = {.in = CUDA_R_32F,
+               .out = CUDA_R_32F,
+               .m = 8,
+               .n = 8,
+               .k = 8,
                .epilogue = CUBLASLT_EPILOGUE_DEFAULT};
   make_product(&p, &r, 4);
   standin_fail_nth(STANDIN_MATMUL, 1);

@@ -1,12 +1,12 @@
 /* memory.c: device and pinned memory: where it lies, who may touch it and when.
  *
- * Each device has one range of addresses. Beside an allocation nothing is mapped that can be touched, and
- * an address is not used again, so that a kernel that goes too far or comes too late traps. What lies
- * between an allocation's end and its page's end is looked at later (audit).
- * Invariant: fresh memory holds bytes 0xff: NaN in every float type, -1 in integers. Between calls of
- * the runtime the host cannot touch device memory.
- * Leaves order in time to queue.c: a range that is valid when work is queued is checked again when it
- * runs. */
+ * Each device has one range of addresses. Beside an allocation nothing is mapped that can be
+ * touched, and an address is not used again, so that a kernel that goes too far or comes too late
+ * traps. What lies between an allocation's end and its page's end is looked at later (audit).
+ * Invariant: fresh memory holds bytes 0xff: NaN in every float type, -1 in integers. Between calls
+ * of the runtime the host cannot touch device memory.
+ * Leaves order in time to queue.c: a range that is valid when work is queued is checked again when
+ * it runs. */
 #include <dlfcn.h>
 #include <signal.h>
 #include <stdio.h>
@@ -105,8 +105,8 @@ static void make_files(void) {
 
 static int prot_now(void) { return is_open ? PROT_READ | PROT_WRITE : PROT_NONE; }
 
-/* A file with nothing in it: to touch it traps, even where writing is allowed. Offsets follow addresses,
- * so that the system sees one mapping in what was freed side by side. */
+/* A file with nothing in it: to touch it traps, even where writing is allowed. Offsets follow
+ * addresses, so that the system sees one mapping in what was freed side by side. */
 static void map_nothing(int device, char *at, uint64_t bytes) {
   const int flags = MAP_SHARED | MAP_FIXED | MAP_NORESERVE;
   if (mmap(at, bytes, prot_now(), flags, nothing_fd, at - arenas[device]) == MAP_FAILED) abort();
@@ -185,7 +185,8 @@ cudaError_t si_memory_new(int place, uint64_t bytes, void **out) {
   if (bytes == 0) return cudaSuccess;
   if (si_fails_now(STANDIN_ALLOC)) return cudaErrorMemoryAllocation;
   const uint64_t span = (bytes + PAGE - 1) & ~(uint64_t)(PAGE - 1);
-  if (place >= 0 && (bytes > si_machine_is.memory || used_bytes[place] > si_machine_is.memory - bytes))
+  if (place >= 0 &&
+      (bytes > si_machine_is.memory || used_bytes[place] > si_machine_is.memory - bytes))
     return cudaErrorMemoryAllocation;
   char *map = pages(place, span);
   if (!map) return cudaErrorMemoryAllocation;
@@ -240,8 +241,7 @@ cudaError_t si_memory_free(void *p, bool pinned, const char *who) {
   allocation *a = find(p);
   if (!a || a->at != (char *)p)
     return si_misuse(cudaErrorInvalidValue, "%s: %p is not the start of an allocation", who, p);
-  if (a->freed)
-    return si_misuse(cudaErrorInvalidValue, "%s: %p was freed before", who, p);
+  if (a->freed) return si_misuse(cudaErrorInvalidValue, "%s: %p was freed before", who, p);
   if (pinned != (a->place == SI_PINNED))
     return si_misuse(cudaErrorInvalidValue, "%s: %p is %s memory", who, p,
                      pinned ? "device" : "pinned");
@@ -293,13 +293,14 @@ cudaError_t si_memory_check(const void *p, uint64_t bytes, int device, const cha
                      what, p, a->place, device);
   const char *first = p;
   if (first < a->at || bytes > a->bytes || first - a->at > (int64_t)(a->bytes - bytes))
-    return si_misuse(e, "%s: %s, %llu bytes from %p, leaves its allocation of %llu bytes at %p", who,
-                     what, (unsigned long long)bytes, p, (unsigned long long)a->bytes,
+    return si_misuse(e, "%s: %s, %llu bytes from %p, leaves its allocation of %llu bytes at %p",
+                     who, what, (unsigned long long)bytes, p, (unsigned long long)a->bytes,
                      (void *)a->at);
   return cudaSuccess;
 }
 
-/* A stack, a heap, a file: something that is mapped, but neither ours nor a program's own text or data. */
+/* A stack, a heap, a file: something that is mapped, but neither ours nor a program's own text or
+ * data. */
 static bool is_hosts(const void *p) {
   Dl_info info;
   const uintptr_t at = (uintptr_t)p;

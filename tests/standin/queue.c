@@ -1,7 +1,8 @@
 /* queue.c: work that waits for other work, and runs in any order that leaves.
  *
- * Invariant: a node runs once all those before it are done; among the nodes that may run, chance picks.
- * Leaves who waits for whom to stream.c and graph.c; what work is to copy.c, kernel.c and lt_run.c. */
+ * Invariant: a node runs once all those before it are done; among the nodes that may run, chance
+ * picks.
+ * Leaves who waits for whom to stream.c and graph.c; what work is to copy.c, kernel.c, lt_run.c. */
 #include <stdlib.h>
 
 #include "tests/standin/inside.h"
@@ -55,8 +56,8 @@ static void make_ready(si_node *n) {
 static void follow(si_node *n, si_node *before) {
   if (!before || before->done) return;
   if (before->n_after == before->cap_after)
-    before->after = si_grown(before->after, (size_t)(before->cap_after = 2 * before->cap_after + 4) *
-                                                sizeof(si_node *));
+    before->after = si_grown(
+        before->after, (size_t)(before->cap_after = 2 * before->cap_after + 4) * sizeof(si_node *));
   before->after[before->n_after++] = n;
   n->refs++;
   n->n_before++;

@@ -1,11 +1,12 @@
-/* standin.h: what a test can ask of the stand-in for CUDA: chance, faults, what it counted and what it
- * found wrong.
+/* standin.h: what a test can ask of the stand-in for CUDA: chance, faults, what it counted and what
+ * it found wrong.
  *
- * The stand-in has the calls of kernels/cuda/calls.def and runs them on the CPU. Nothing runs in the
- * background: work that was queued runs inside later calls, of any thread, in an order drawn from the
- * seed, as far as streams and events allow. Between calls device memory traps when the host touches it.
- * Misuse gives CUDA's own error and one line (a report); reports that no test has read when the process
- * ends are printed, and make it fail. What passes here is "emulated"; it never ran on a GPU.
+ * The stand-in has the calls of kernels/cuda/calls.def and runs them on the CPU. Nothing runs in
+ * the background: work that was queued runs inside later calls, of any thread, in an order drawn
+ * from the seed, as far as streams and events allow. Between calls device memory traps when the
+ * host touches it. Misuse gives CUDA's own error and one line (a report); reports that no test has
+ * read when the process ends are printed, and make it fail. What passes here is "emulated"; it
+ * never ran on a GPU.
  * Leaves speed, memory models weaker than the CPU's and races inside one warp to real cards. */
 #ifndef LAMELLA_TESTS_STANDIN_STANDIN_H
 #define LAMELLA_TESTS_STANDIN_STANDIN_H
@@ -18,17 +19,17 @@
 extern "C" {
 #endif
 
-/* As it was at the start: streams, memory, faults, errors and counters are gone. Handles from before
- * are found stale. Call it while no other thread is in a call. */
+/* As it was at the start: streams, memory, faults, errors and counters are gone. Handles from
+ * before are found stale. Call it while no other thread is in a call. */
 void standin_reset(void);
 void standin_seed(uint64_t seed);
 
 /* -- the machine: set it before the first call; standin_reset() keeps it -- */
-void standin_devices(int n);              /* 2; at most 8 */
-void standin_set_sm(int version);         /* 90: compute capability 9.0 */
-void standin_set_driver(int version);     /* 13000; 0: there is no driver */
-void standin_set_memory(uint64_t bytes);  /* of each device: 4 GiB */
-void standin_set_patience(int ms);        /* 20000: how long kernels may wait with nobody moving */
+void standin_devices(int n);             /* 2; at most 8 */
+void standin_set_sm(int version);        /* 90: compute capability 9.0 */
+void standin_set_driver(int version);    /* 13000; 0: there is no driver */
+void standin_set_memory(uint64_t bytes); /* of each device: 4 GiB */
+void standin_set_patience(int ms);       /* 20000: how long kernels may wait with nobody moving */
 
 /* -- faults -- */
 typedef enum standin_fault {
@@ -46,14 +47,15 @@ void standin_lose_device(int device); /* now: what is queued there ends without 
 int standin_n_reports(void);
 const char *standin_reports(void); /* their lines; the text lives until standin_forget_reports() */
 void standin_forget_reports(void);
-int64_t standin_leaks(void); /* allocations, streams, events, graphs and descriptors that are alive */
+int64_t standin_leaks(
+    void); /* allocations, streams, events, graphs and descriptors that are alive */
 
 typedef struct standin_counts {
-  int64_t allocs, frees;               /* of device and pinned memory */
+  int64_t allocs, frees; /* of device and pinned memory */
   int64_t launches, matmuls, copies, fills;
-  int64_t syncs;                       /* calls in which the host waited */
+  int64_t syncs; /* calls in which the host waited */
   int64_t graph_launches, heuristics;
-  uint64_t live_bytes;                 /* of device memory */
+  uint64_t live_bytes; /* of device memory */
 } standin_counts;
 standin_counts standin_count(void);
 
@@ -61,7 +63,7 @@ standin_counts standin_count(void);
 void standin_peek(const void *device, void *host, size_t bytes);
 void standin_poke(void *device, const void *host, size_t bytes);
 
-/* A call of kernels/cuda/calls.def by name, as dlsym finds it in the real library; NULL: not there. */
+/* A call of kernels/cuda/calls.def by name, as dlsym finds it in the real library; or NULL. */
 void *standin_symbol(const char *name);
 
 #ifdef __cplusplus

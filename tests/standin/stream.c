@@ -1,8 +1,8 @@
 /* stream.c: streams and events: who waits for whom.
  *
- * The legacy stream (NULL) waits for all earlier work of the device's blocking streams, and they for it;
- * each thread has one stream more, which blocks. An event stands for what its stream was given before it
- * was recorded.
+ * The legacy stream (NULL) waits for all earlier work of the device's blocking streams, and they
+ * for it; each thread has one stream more, which blocks. An event stands for what its stream was
+ * given before it was recorded.
  * Invariant: a stream's nodes form a line; `last` is its end.
  * Leaves what may run to queue.c, streams that are captured to graph.c. */
 #include <stdlib.h>
@@ -302,8 +302,8 @@ cudaError_t CUDARTAPI cudaEventRecord(cudaEvent_t handle, cudaStream_t stream) {
 /* The stream becomes part of the event's capture, or waits for more of it. */
 static cudaError_t join(si_stream *s, const event *e, const char *who) {
   if (e->capture->ended)
-    return si_misuse(cudaErrorCapturedEvent, "%s: the event was recorded in a capture that has ended",
-                     who);
+    return si_misuse(cudaErrorCapturedEvent,
+                     "%s: the event was recorded in a capture that has ended", who);
   if (s->legacy) return si_capture_break(e->capture, cudaErrorStreamCaptureImplicit, who);
   if (s->capture && s->capture != e->capture) {
     si_capture_break(s->capture, cudaErrorStreamCaptureMerge, who);
@@ -345,8 +345,7 @@ cudaError_t CUDARTAPI cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t handl
 static cudaError_t asked(cudaEvent_t handle, const char *who, event **out) {
   *out = si_handle_find(SI_EVENT, handle, who);
   if (!*out) return cudaErrorInvalidResourceHandle;
-  if ((*out)->capture)
-    return si_capture_break((*out)->capture, cudaErrorCapturedEvent, who);
+  if ((*out)->capture) return si_capture_break((*out)->capture, cudaErrorCapturedEvent, who);
   return si_capture_forbids(who);
 }
 

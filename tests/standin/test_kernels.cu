@@ -18,8 +18,8 @@ static __global__ void add_kernel(add_args a) {
 }
 
 template <class A>
-static cudaError_t launch(void (*kernel)(A), int grid, int block, size_t shared, cudaStream_t stream,
-                          const A &a, const char *name) {
+static cudaError_t launch(void (*kernel)(A), int grid, int block, size_t shared,
+                          cudaStream_t stream, const A &a, const char *name) {
   return standin_launch(name, dim3((unsigned)grid), dim3((unsigned)block), shared, stream,
                         [=] { kernel(a); });
 }
