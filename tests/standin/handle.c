@@ -19,7 +19,7 @@ static table tables[SI_N_KINDS] = {
     [SI_LT] = {"cuBLASLt handle", NULL, 0, 0},
 };
 
-/* At the bottom of the address space, where nothing is: handle i of a kind at 16 (i + 1) from it. */
+/* At the bottom of the address space, where nothing is: handle i at 16 (i + 1) of its kind. */
 static uintptr_t base(si_kind kind) { return ((uintptr_t)kind + 1) << 24; }
 
 void *si_handle_new(si_kind kind, void *object) {

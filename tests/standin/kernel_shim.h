@@ -8,7 +8,7 @@
  * What a kernel must know:
  * - dynamic shared memory is standin_shared(), for C++ has no `extern __shared__`;
  * - static __shared__ arrays are poisoned for every block, and kept apart for blocks that wait; but
- *   gcc 12 leaves those inside templates out of that: a template that spins uses dynamic shared memory;
+ *   gcc 12 leaves those inside templates out: a template that spins uses dynamic shared memory;
  * - PTX goes under #ifdef __CUDACC__; beside it standin_yield() stands for "wait a little",
  *   standin_now_ns() for the global timer;
  * - atomics and fences are those of the CPU: stronger than the card's. */
@@ -72,7 +72,7 @@ extern char __start_standin_static_shared[] __attribute__((weak, visibility("hid
 extern char __stop_standin_static_shared[] __attribute__((weak, visibility("hidden")));
 }
 
-/* run() for each thread of the grid, when the stream comes to it; it holds its arguments by value. */
+/* run() for each thread of the grid, in the stream's order; it holds its arguments by value. */
 template <class F>
 inline cudaError_t standin_launch(const char *name, dim3 grid, dim3 block, size_t shared,
                                   cudaStream_t stream, const F &run) {

@@ -63,7 +63,7 @@ static float tf32(float x) {
   return lam_f32_of_bits(bits);
 }
 
-/* lines x k: op(A)'s rows, or op(B)'s columns; k_is_rows: K runs down the stored matrix's columns. */
+/* lines x k: op(A)'s rows, or op(B)'s columns; k_is_rows: K runs down its columns. */
 static float *unpack(const lt_problem *p, const lt_layout *l, const void *from, uint64_t lines,
                      bool k_is_rows) {
   const bool rounds = p->desc.compute == CUBLAS_COMPUTE_32F_FAST_TF32;
