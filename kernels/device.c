@@ -176,6 +176,18 @@ lam_status lam_device_act_bwd(const lam_device *d, const lam_workers *w, lam_act
   return d->vector->act_bwd(w, act, gated, dy, z, dz, stream);
 }
 
+lam_status lam_device_act_bwd_again(const lam_device *d, const lam_workers *w, lam_act act,
+                                    bool gated, lam_matrix dy, lam_matrix z, lam_matrix dz,
+                                    void *stream) {
+  const bool fits = same_shape(z, dz) && z.rows == dy.rows && z.cols == dy.cols * (gated ? 2 : 1);
+  if (!d->vector || !d->vector->act_bwd_again) {
+    LAM_TRY(lam_device_act_bwd(d, w, act, gated, dy, z, dz, stream));
+    return lam_device_act(d, w, act, gated, z, dy, stream);
+  }
+  LAM_TRY(enter(d, true, "act_bwd_again", fits));
+  return d->vector->act_bwd_again(w, act, gated, dy, z, dz, stream);
+}
+
 lam_status lam_device_sum(const lam_device *d, const lam_workers *w, const lam_matrix *parts, int n,
                           lam_matrix bias, lam_matrix residual, lam_matrix y, void *stream) {
   const bool fits = n > 0 && same_shape(parts[0], y) && same_shape(parts[n - 1], y) &&

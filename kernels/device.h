@@ -145,6 +145,10 @@ typedef struct lam_device_vector {
   /* dz = dy * act'(z); gated: dz [T, 2F] */
   lam_status (*act_bwd)(const lam_workers *w, lam_act act, bool gated, lam_matrix dy, lam_matrix z,
                         lam_matrix dz, void *stream);
+  /* The same, and dy becomes what act would make of z: one pass where a backward wants both. An
+   * absent cell: two passes. */
+  lam_status (*act_bwd_again)(const lam_workers *w, lam_act act, bool gated, lam_matrix dy,
+                              lam_matrix z, lam_matrix dz, void *stream);
   /* y [T, N] = round(sum of parts[0..n-1] in that order, each f32 or y's dtype, same strides +
    * bias + residual), f32 inside */
   lam_status (*sum)(const lam_workers *w, const lam_matrix *parts, int n, lam_matrix bias,
@@ -285,6 +289,9 @@ lam_status lam_device_act(const lam_device *d, const lam_workers *w, lam_act act
                           lam_matrix z, lam_matrix y, void *stream);
 lam_status lam_device_act_bwd(const lam_device *d, const lam_workers *w, lam_act act, bool gated,
                               lam_matrix dy, lam_matrix z, lam_matrix dz, void *stream);
+lam_status lam_device_act_bwd_again(const lam_device *d, const lam_workers *w, lam_act act,
+                                    bool gated, lam_matrix dy, lam_matrix z, lam_matrix dz,
+                                    void *stream);
 lam_status lam_device_sum(const lam_device *d, const lam_workers *w, const lam_matrix *parts, int n,
                           lam_matrix bias, lam_matrix residual, lam_matrix y, void *stream);
 lam_status lam_device_column_sum(const lam_device *d, const lam_workers *w, lam_matrix dy,

@@ -73,6 +73,8 @@ lam_weight_layout lam_pack_layout(const void *packed, void **out_data);
 
 lam_status lam_act_run(const lam_workers *w, lam_act act, bool gated, lam_matrix z, lam_matrix y,
                        void *stream);
+lam_status lam_act_bwd_again_run(const lam_workers *w, lam_act act, bool gated, lam_matrix dy,
+                                 lam_matrix z, lam_matrix dz, void *stream);
 lam_status lam_act_bwd_run(const lam_workers *w, lam_act act, bool gated, lam_matrix dy,
                            lam_matrix z, lam_matrix dz, void *stream);
 lam_status lam_sum_run(const lam_workers *w, const lam_matrix *parts, int n, lam_matrix bias,

@@ -67,6 +67,7 @@ static const lam_device_gemm_table gemm = {
 static const lam_device_vector vector = {
     .act = lam_act_run,
     .act_bwd = lam_act_bwd_run,
+    .act_bwd_again = lam_act_bwd_again_run,
     .sum = lam_sum_run,
     .column_sum = lam_column_sum_run,
     .encode = lam_encode_run,

@@ -22,6 +22,7 @@ typedef struct act_call {
   lam_act act;
   bool gated;
   lam_matrix dy, z, y; /* act_bwd: y is dz */
+  bool again;          /* dy becomes act(z) */
 } act_call;
 
 /* The half of a gated [gate | up] row that starts at F; absent where there is none. */
@@ -40,26 +41,37 @@ lam_status lam_act_run(const lam_workers *w, lam_act act, bool gated, lam_matrix
   (void)stream;
   lam_status status;
   if (!all_float("act", (lam_matrix[]){z, y}, 2, &status)) return status;
-  act_call c = {lam_lanes_pick(), act, gated, {0}, z, y};
+  act_call c = {.lanes = lam_lanes_pick(), .act = act, .gated = gated, .z = z, .y = y};
   lam_cpu_each_piece(w, y.rows, y.cols, act_piece, &c);
   return LAM_OK;
 }
 
 static void act_bwd_piece(void *arg, int64_t row, int64_t col, int64_t n) {
   const act_call *c = arg;
-  c->lanes->act_bwd(c->act, lam_line_at(c->dy, row, col), lam_line_at(c->z, row, col),
-                    up_at(c, c->z, row, col), lam_line_at(c->y, row, col), up_at(c, c->y, row, col),
-                    n);
+  const lam_line dy = lam_line_at(c->dy, row, col), none = {NULL, 0, dy.dtype};
+  c->lanes->act_bwd(c->act, dy, lam_line_at(c->z, row, col), up_at(c, c->z, row, col),
+                    lam_line_at(c->y, row, col), up_at(c, c->y, row, col), c->again ? dy : none, n);
+}
+
+static lam_status act_bwd(const lam_workers *w, act_call *c) {
+  lam_status status;
+  if (!all_float("act_bwd", (lam_matrix[]){c->dy, c->z, c->y}, 3, &status)) return status;
+  c->lanes = lam_lanes_pick();
+  lam_cpu_each_piece(w, c->dy.rows, c->dy.cols, act_bwd_piece, c);
+  return LAM_OK;
 }
 
 lam_status lam_act_bwd_run(const lam_workers *w, lam_act act, bool gated, lam_matrix dy,
                            lam_matrix z, lam_matrix dz, void *stream) {
   (void)stream;
-  lam_status status;
-  if (!all_float("act_bwd", (lam_matrix[]){dy, z, dz}, 3, &status)) return status;
-  act_call c = {lam_lanes_pick(), act, gated, dy, z, dz};
-  lam_cpu_each_piece(w, dy.rows, dy.cols, act_bwd_piece, &c);
-  return LAM_OK;
+  return act_bwd(w, &(act_call){.act = act, .gated = gated, .dy = dy, .z = z, .y = dz});
+}
+
+lam_status lam_act_bwd_again_run(const lam_workers *w, lam_act act, bool gated, lam_matrix dy,
+                                 lam_matrix z, lam_matrix dz, void *stream) {
+  (void)stream;
+  return act_bwd(
+      w, &(act_call){.act = act, .gated = gated, .dy = dy, .z = z, .y = dz, .again = true});
 }
 
 /* -- copies -- */

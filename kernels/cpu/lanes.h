@@ -47,9 +47,10 @@ typedef struct lam_lanes {
   void (*copy)(lam_line from, lam_line to, int64_t n);
   /* y = act(z), or act(z) * up where up is present */
   void (*act)(lam_act act, lam_line z, lam_line up, lam_line y, int64_t n);
-  /* dz = dy act'(z); with `up` (then also dup): dz = dy up act'(z), dup = dy act(z) */
+  /* dz = dy act'(z); with `up` (then also dup): dz = dy up act'(z), dup = dy act(z). Where y is
+   * present, it is what act gives: it may be dy. */
   void (*act_bwd)(lam_act act, lam_line dy, lam_line z, lam_line up, lam_line dz, lam_line dup,
-                  int64_t n);
+                  lam_line y, int64_t n);
   /* y = parts[0] + parts[1] + ... + bias + residual at [row, col...] of each */
   void (*sum)(const lam_matrix *parts, int n_parts, lam_line bias, lam_line residual, int64_t row,
               int64_t col, lam_line y, int64_t n);

@@ -119,10 +119,10 @@ LANES_FN void act(lam_act a, lam_line z, lam_line up, lam_line y, int64_t n) {
   }
 }
 
-/* One loop for both results of a gated block: what f and grad share is computed once. */
+/* One loop for all results: what f and grad share is computed once. */
 LANES_INLINE void map_bwd(map_fn f, map_fn grad, lam_line dy, lam_line z, lam_line up, lam_line dz,
-                          lam_line dup, int64_t n) {
-  float g[BLOCK], v[BLOCK], u[BLOCK], du[BLOCK];
+                          lam_line dup, lam_line y, int64_t n) {
+  float g[BLOCK], v[BLOCK], u[BLOCK], du[BLOCK], h[BLOCK];
   for (int64_t at = 0; at < n; at += BLOCK) {
     const int w = block_at(at, n);
     load(dy, at, w, g);
@@ -130,29 +130,36 @@ LANES_INLINE void map_bwd(map_fn f, map_fn grad, lam_line dy, lam_line z, lam_li
     if (up.data) {
       load(up, at, w, u);
       for (int i = 0; i < BLOCK; i++) {
-        const float x = v[i];
-        du[i] = g[i] * f(x);
+        const float x = v[i], a = f(x);
+        du[i] = g[i] * a;
+        h[i] = a * u[i];
         v[i] = g[i] * u[i] * grad(x);
       }
       store(dup, at, w, du);
+    } else if (y.data) {
+      for (int i = 0; i < BLOCK; i++) {
+        h[i] = f(v[i]);
+        v[i] = g[i] * grad(v[i]);
+      }
     } else {
       for (int i = 0; i < BLOCK; i++) v[i] = g[i] * grad(v[i]);
     }
+    if (y.data) store(y, at, w, h);
     store(dz, at, w, v);
   }
 }
 
 LANES_FN void act_bwd(lam_act a, lam_line dy, lam_line z, lam_line up, lam_line dz, lam_line dup,
-                      int64_t n) {
+                      lam_line y, int64_t n) {
   switch (a) {
-    case LAM_ACT_GELU: map_bwd(lam_gelu, lam_gelu_grad, dy, z, up, dz, dup, n); return;
+    case LAM_ACT_GELU: map_bwd(lam_gelu, lam_gelu_grad, dy, z, up, dz, dup, y, n); return;
     case LAM_ACT_GELU_TANH:
-      map_bwd(lam_gelu_tanh, lam_gelu_tanh_grad, dy, z, up, dz, dup, n);
+      map_bwd(lam_gelu_tanh, lam_gelu_tanh_grad, dy, z, up, dz, dup, y, n);
       return;
-    case LAM_ACT_SILU: map_bwd(lam_silu, lam_silu_grad, dy, z, up, dz, dup, n); return;
-    case LAM_ACT_RELU: map_bwd(lam_relu, lam_relu_grad, dy, z, up, dz, dup, n); return;
-    case LAM_ACT_RELU2: map_bwd(lam_relu2, lam_relu2_grad, dy, z, up, dz, dup, n); return;
-    default: map_bwd(lam_identity, lam_identity_grad, dy, z, up, dz, dup, n); return;
+    case LAM_ACT_SILU: map_bwd(lam_silu, lam_silu_grad, dy, z, up, dz, dup, y, n); return;
+    case LAM_ACT_RELU: map_bwd(lam_relu, lam_relu_grad, dy, z, up, dz, dup, y, n); return;
+    case LAM_ACT_RELU2: map_bwd(lam_relu2, lam_relu2_grad, dy, z, up, dz, dup, y, n); return;
+    default: map_bwd(lam_identity, lam_identity_grad, dy, z, up, dz, dup, y, n); return;
   }
 }
 

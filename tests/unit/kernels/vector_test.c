@@ -77,12 +77,33 @@ static void check_act_bwd(rng *r, crew c, lam_act act, bool gated, lam_dtype dty
   free(want), box_free(&dy), box_free(&z), box_free(&dz);
 }
 
+/* Both results have the bits of the two passes; y stands where dy stood. */
+static void check_act_bwd_again(rng *r, crew c, lam_act act, bool gated, lam_dtype dtype,
+                                int64_t rows, int64_t cols) {
+  const int64_t z_cols = gated ? 2 * cols : cols;
+  box dy = box_random(r, rows, cols, dtype, any_form(r)),
+      z = box_random(r, rows, z_cols, dtype, any_form(r));
+  box dz = box_new(rows, z_cols, dtype, any_form(r)), y = box_new(rows, cols, dtype, any_form(r)),
+      same_dz = box_new(rows, z_cols, dtype, any_form(r));
+  NOTE("%s act_bwd_again %d gated %d %s [%lld, %lld]", lam_lanes_pick()->name, act, gated,
+       lam_dtype_name(dtype), (long long)rows, (long long)cols);
+  CHECK_OK(lam_device_act(&lam_device_cpu, workers(c), act, gated, z.m, y.m, NULL));
+  CHECK_OK(lam_device_act_bwd(&lam_device_cpu, workers(c), act, gated, dy.m, z.m, dz.m, NULL));
+  CHECK_OK(lam_device_act_bwd_again(&lam_device_cpu, workers(c), act, gated, dy.m, z.m, same_dz.m,
+                                    NULL));
+  check_same(same_dz.m, dz.m);
+  check_same(dy.m, y.m);
+  check_around(&dy, "dy"), check_around(&same_dz, "dz");
+  box_free(&dy), box_free(&z), box_free(&dz), box_free(&y), box_free(&same_dz);
+}
+
 static void check_all_acts(rng *r, crew c) {
   for (int s = 0; s < N_SIZES; s++)
     for (int act = 0; act < LAM_N_ACTS; act++)
       FOR_EACH(gated, 0, 1) FOR_EACH(dtype, LAM_F32, LAM_BF16) {
         check_act(r, c, (lam_act)act, gated, (lam_dtype)dtype, sizes[s][0], sizes[s][1]);
         check_act_bwd(r, c, (lam_act)act, gated, (lam_dtype)dtype, sizes[s][0], sizes[s][1]);
+        check_act_bwd_again(r, c, (lam_act)act, gated, (lam_dtype)dtype, sizes[s][0], sizes[s][1]);
       }
 }
 TEST(act, every_activation_and_derivative_plain_and_gated) { for_all_loops(check_all_acts); }
