@@ -77,9 +77,15 @@ template <class F>
 inline cudaError_t standin_launch(const char *name, dim3 grid, dim3 block, size_t shared,
                                   cudaStream_t stream, const F &run) {
   static_assert(std::is_trivially_copyable<F>::value, "a kernel's arguments are bytes");
+  F copy(run);
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_clear_padding)
+  __builtin_clear_padding(&copy); /* what lies between arguments may look like an address */
+#endif
+#endif
   return standin_launch_kernel(
       name, grid, block, shared, stream, [](const void *f) { (*static_cast<const F *>(f))(); },
-      &run, sizeof run, {__start_standin_static_shared, __stop_standin_static_shared});
+      &copy, sizeof copy, {__start_standin_static_shared, __stop_standin_static_shared});
 }
 
 #define threadIdx (standin_here->thread)

@@ -118,8 +118,8 @@ TEST(kernel, those_that_wait_let_others_run) {
     cudaStream_t other = new_stream();
     uint32_t *flag = device_copy(&zero, sizeof zero);
     uint32_t *da = device_copy(NULL, sizeof a), *db = device_copy(NULL, sizeof b);
-    REQUIRE_CUDA(test_meet(flag, 18, 100, da, 9, stream));
-    REQUIRE_CUDA(test_meet(flag, 18, 200, db, 9, other));
+    REQUIRE_CUDA(test_meet(flag, 18, 100, da, 9, 0, stream));
+    REQUIRE_CUDA(test_meet(flag, 18, 200, db, 9, 0, other));
     REQUIRE_CUDA(cudaStreamSynchronize(stream));
     REQUIRE_CUDA(cudaStreamSynchronize(other));
     standin_peek(da, a, sizeof a);
@@ -136,7 +136,7 @@ typedef struct ranks {
 static void launch_and_wait(int rank, int size, void *arg) {
   const ranks *r = arg;
   cudaStream_t own = new_stream();
-  REQUIRE_CUDA(test_meet(r->flag, (uint32_t)size, 0, r->out[rank], 1, own));
+  REQUIRE_CUDA(test_meet(r->flag, (uint32_t)size, 0, r->out[rank], 1, 0, own));
   REQUIRE_CUDA(cudaStreamSynchronize(own));
   REQUIRE_CUDA(cudaStreamDestroy(own));
 }
@@ -157,21 +157,21 @@ TEST(kernel, waiting_for_nobody_is_reported) {
   begin_with_stream(seed());
   standin_set_patience(50);
   uint32_t *flag = device_copy(&zero, sizeof zero), *out = device_copy(NULL, sizeof zero);
-  REQUIRE_CUDA(test_meet(flag, 2, 0, out, 1, stream));
+  REQUIRE_CUDA(test_meet(flag, 2, 0, out, 1, 0, stream));
   CHECK_EQ(cudaStreamSynchronize(stream), cudaErrorLaunchTimeout);
   end_with("meet: waits for something that does not come");
 }
 
-/* As on a real card: 32 blocks of one warp fit on each of 132 SMs. */
+/* As on a real card: one block with 200 KiB of shared memory fits on each of 132 SMs. */
 TEST(kernel, more_blocks_than_fit_do_not_all_wait_at_once) {
-  enum { FIT = 132 * 32 };
+  enum { FIT = 132 };
   const uint32_t zero = 0;
   FOR_EACH(blocks, FIT, FIT + 1) {
     begin_with_stream(seed());
     standin_set_patience(200);
     uint32_t *flag = device_copy(&zero, sizeof zero);
     uint32_t *out = device_copy(NULL, (FIT + 1) * sizeof zero);
-    REQUIRE_CUDA(test_meet(flag, (uint32_t)blocks, 0, out, blocks, stream));
+    REQUIRE_CUDA(test_meet(flag, (uint32_t)blocks, 0, out, blocks, 200 << 10, stream));
     CHECK_EQ(cudaStreamSynchronize(stream), blocks == FIT ? cudaSuccess : cudaErrorLaunchTimeout);
     if (blocks > FIT) standin_forget_reports();
     end();

@@ -300,11 +300,11 @@ cudaError_t si_memory_check(const void *p, uint64_t bytes, int device, const cha
 }
 
 /* A stack, a heap, a file: something that is mapped, but neither ours nor a program's own text or
- * data. */
+ * data. Two small numbers side by side look like a low address, where sanitizers map much. */
 static bool is_hosts(const void *p) {
   Dl_info info;
   const uintptr_t at = (uintptr_t)p;
-  if (at < (uintptr_t)1 << 32 || at >> 47) return false;
+  if (at >> 45 == 0 || at >> 47) return false;
   if (msync((void *)(at & ~(uintptr_t)(PAGE - 1)), 1, MS_ASYNC)) return false;
   return !dladdr(p, &info);
 }

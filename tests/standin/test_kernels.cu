@@ -199,6 +199,7 @@ static __global__ void meet_kernel(meet_args a) {
 }
 
 extern "C" cudaError_t test_meet(uint32_t *flag, uint32_t until, uint32_t first, uint32_t *out,
-                                 int blocks, cudaStream_t stream) {
-  return launch(meet_kernel, blocks, 32, 0, stream, meet_args{flag, until, first, out}, "meet");
+                                 int blocks, size_t shared, cudaStream_t stream) {
+  return launch(meet_kernel, blocks, 32, shared, stream, meet_args{flag, until, first, out},
+                "meet");
 }

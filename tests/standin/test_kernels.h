@@ -30,7 +30,7 @@ cudaError_t test_diverge(test_divergence how, float *y, cudaStream_t stream);
 /* n blocks: each adds 1 to *flag, then waits until it is `until`, then writes what it kept in
  * shared memory meanwhile: out[block] = first + block. */
 cudaError_t test_meet(uint32_t *flag, uint32_t until, uint32_t first, uint32_t *out, int blocks,
-                      cudaStream_t stream);
+                      size_t shared, cudaStream_t stream);
 /* Writes one float `at` elements after y. */
 cudaError_t test_stray(float *y, int64_t at, cudaStream_t stream);
 /* Uses about this much stack. */
