@@ -83,6 +83,12 @@ lam_status lam_bind_elsewhere(const lam_binding *b, lam_who who, DLDevice device
                     b->row->in[0].name, lam_device_text(b->place, there));
 }
 
+/* What most tensors are, so that the rules need not be asked. */
+static inline bool is_plain_dtype(const lam_binding *b, int i, lam_role role, lam_dtype t) {
+  if (i == b->row->leader) return t <= LAM_BF16 && role < LAM_ROLE_SCALE;
+  return t == b->first && role < LAM_ROLE_SCALE;
+}
+
 static lam_status bind_input(lam_binding *b, int i, const DLTensor *t) {
   const lam_row_tensor *in = &b->row->in[i];
   const lam_who who = who_input(b, i);
@@ -90,8 +96,7 @@ static lam_status bind_input(lam_binding *b, int i, const DLTensor *t) {
   LAM_TRY(lam_tensor_matrix(who, t, b->data, in->role == LAM_ROLE_WEIGHT, m, &b->in_reach[i]));
   b->op.in_tensor[i] = t;
   if (i == b->row->leader) b->first = m->dtype;
-  if (i == b->row->leader || in->role >= LAM_ROLE_SCALE || m->dtype != b->first)
-    LAM_TRY(lam_bind_dtype(b, i, m->dtype));
+  if (!is_plain_dtype(b, i, in->role, m->dtype)) LAM_TRY(lam_bind_dtype(b, i, m->dtype));
   if (!lam_bind_is_here(b, t->device)) return lam_bind_elsewhere(b, who, t->device);
   if (in->ndim >= 0 && in->ndim != t->ndim) return wrong_ndim(who, in, t);
   if ((in->role == LAM_ROLE_TOKEN || in->role == LAM_ROLE_SCALE) && t->shape[0] != 1)
@@ -99,12 +104,9 @@ static lam_status bind_input(lam_binding *b, int i, const DLTensor *t) {
   return in->role == LAM_ROLE_WEIGHT && m->dtype == LAM_U8 ? bind_packed(b, who, t, m) : LAM_OK;
 }
 
-/* The first input's device, before anything is held against it. */
-static lam_status bind_place(lam_binding *b) {
+/* A device that is in a shared object of its own. */
+static lam_status open_place(lam_binding *b, const DLTensor *t) {
   char text[32];
-  const DLTensor *t = b->call->n_inputs ? b->call->inputs[0] : NULL;
-  if (!t) return lam_refuse(who_input(b, 0), "found NULL, expected a tensor");
-  b->place = t->device;
   const lam_status s = lam_device_open((int32_t)t->device.device_type, &b->op.device);
   if (s != LAM_OK)
     return lam_fail_within(s, "%s: %s: it lies on %s", b->row->name, b->row->in[0].name,
@@ -112,6 +114,15 @@ static lam_status bind_place(lam_binding *b) {
   if (b->op.device) return LAM_OK;
   return lam_refuse(who_input(b, 0), "it lies on %s, which this build does not support",
                     lam_device_text(t->device, text));
+}
+
+/* The first input's device, before anything is held against it. */
+static lam_status bind_place(lam_binding *b) {
+  const DLTensor *t = b->call->n_inputs ? b->call->inputs[0] : NULL;
+  if (!t) return lam_refuse(who_input(b, 0), "found NULL, expected a tensor");
+  b->place = t->device;
+  b->op.device = lam_device_find((int32_t)t->device.device_type);
+  return b->op.device ? LAM_OK : open_place(b, t);
 }
 
 static lam_status bind_absent(lam_binding *b, int i) {
@@ -129,7 +140,7 @@ static lam_status bind_inputs(lam_binding *b) {
     LAM_TRY(t ? bind_input(b, i, t) : bind_absent(b, i));
   }
   for (int i = given; i < n; i++) LAM_TRY(bind_absent(b, i));
-  return b->row->scaled ? lam_bind_scales(b) : LAM_OK;
+  return b->row->scaled && lam_dtype_is_f8(b->first) ? lam_bind_scales(b) : LAM_OK;
 }
 
 /* -- attributes, group, context -- */

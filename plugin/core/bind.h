@@ -24,7 +24,7 @@ lam_status lam_bind_shapes(lam_binding *b);
 lam_status lam_bind_outputs(lam_binding *b);
 lam_status lam_bind_inferred(lam_binding *b); /* outputs as they would be, without memory */
 
-/* bind_dtypes.c: input i's dtype; all scales at once; attribute dtype. */
+/* bind_dtypes.c: input i's dtype; all scales of an fp8 call; attribute dtype, where it is given. */
 lam_status lam_bind_dtype(const lam_binding *b, int i, lam_dtype t);
 lam_status lam_bind_scales(const lam_binding *b);
 lam_status lam_bind_result_dtype(const lam_binding *b);

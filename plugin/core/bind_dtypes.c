@@ -95,7 +95,6 @@ lam_status lam_bind_dtype(const lam_binding *b, int i, lam_dtype t) {
 }
 
 lam_status lam_bind_scales(const lam_binding *b) {
-  if (!lam_dtype_is_f8(b->first)) return LAM_OK;
   for (int i = 0; i < b->row->n_in; i++)
     if (b->row->in[i].role == LAM_ROLE_SCALE && !b->op.in_tensor[i])
       return lam_refuse(who_input(b, i), "found NULL, expected f32 [1]: %s is %s", leader_name(b),
@@ -108,7 +107,7 @@ lam_status lam_bind_scales(const lam_binding *b) {
 lam_status lam_bind_result_dtype(const lam_binding *b) {
   const int64_t asked = b->op.attr.dtype;
   const lam_who who = {b->row->name, "dtype"};
-  if (asked < 0 || asked == LAM_F32) return LAM_OK;
+  if (asked == LAM_F32) return LAM_OK;
   if (lam_dtype_is_f8(b->first))
     return asked == LAM_BF16 || asked == LAM_F16
                ? LAM_OK

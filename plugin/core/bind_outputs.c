@@ -19,7 +19,8 @@ lam_status lam_bind_shapes(lam_binding *b) {
   for (int i = 0; i < b->row->n_out; i++) {
     LAM_TRY(lam_shape_run(b->row, i, &env, &b->shapes[i]));
     const lam_row_tensor *out = &b->row->out[i];
-    if (out->shape.dtype_rule == LAM_AS_ATTR && !out->any_dtype) LAM_TRY(lam_bind_result_dtype(b));
+    if (b->op.attr.dtype >= 0 && out->shape.dtype_rule == LAM_AS_ATTR && !out->any_dtype)
+      LAM_TRY(lam_bind_result_dtype(b));
   }
   return LAM_OK;
 }
