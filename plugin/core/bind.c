@@ -85,8 +85,8 @@ lam_status lam_bind_elsewhere(const lam_binding *b, lam_who who, DLDevice device
 
 /* What most tensors are, so that the rules need not be asked. */
 static inline bool is_plain_dtype(const lam_binding *b, int i, lam_role role, lam_dtype t) {
-  if (i == b->row->leader) return t <= LAM_BF16 && role < LAM_ROLE_SCALE;
-  return t == b->first && role < LAM_ROLE_SCALE;
+  if (role >= LAM_ROLE_SCALE || t != b->first) return false;
+  return i != b->row->leader || (t <= LAM_BF16 && lam_device_computes(b->op.device, t));
 }
 
 static lam_status bind_input(lam_binding *b, int i, const DLTensor *t) {
