@@ -45,6 +45,8 @@ class ContextDesc(ctypes.Structure):
         ("parallel_for", ctypes.c_void_p),
         ("should_stop", ctypes.c_void_p),
         ("log", ctypes.c_void_p),
+        ("tf32", ctypes.c_int32),
+        ("reserved", ctypes.c_uint32),
     ]
 
 
