@@ -5,11 +5,14 @@ Host programs are Python, in tests/bench/hosts, and run in .venv. Ratios are our
 Invariant: both sides of a ratio come from the same round, and of one program.
 """
 
+import statistics
+
 from bindings.cli import venv
 from bindings.cli.bench_figures import alone, compare, require, rounds
 from bindings.cli.common import ROOT
 
 HOSTS = ROOT / "tests" / "bench" / "hosts"
+SLOWNESS = "f32_product"  # torch's own time over oneDNN's, as a program prints it
 ONE_THREAD = ["OMP_NUM_THREADS=1", "MKL_NUM_THREADS=1"]
 
 
@@ -40,13 +43,15 @@ def torch_call(n):
 
 
 def torch_ffn(n):
-    amd = is_amd()
-    commands = {"ffn in torch": program("torch_ffn.py", "3", ranks=2)}
-    if not amd:
-        commands["oneDNN"] = [str(ROOT / "bazel-bin" / "tests" / "bench" / "ops_bench"), "3", "f32"]
+    commands = {
+        "ffn in torch": program("torch_ffn.py", "3", ranks=2),
+        "oneDNN": [str(ROOT / "bazel-bin" / "tests" / "bench" / "ops_bench"), "3", "f32"],
+    }
     measured = rounds(commands, n, timeout=560)
     figures = measured["ffn in torch"]
-    goals = {"bf16_m512": "<= 0.90", "bf16_m1": "<= 0.55", "f32_m512": "<= 0.45" if amd else ""}
+    require(figures, SLOWNESS)
+    slow = is_slow(figures.pop(SLOWNESS))
+    goals = {"bf16_m512": "<= 0.90", "bf16_m1": "<= 0.55", "f32_m512": "<= 0.45" if slow else ""}
     require(figures, *(f"ffn_{case}_{side}" for case in goals for side in ("gloo", "packed")))
     note = "tp=2, H=4096 F=11008, gelu, inference, one thread a rank"
     rows = []
@@ -57,9 +62,9 @@ def torch_ffn(n):
         else:
             goal = goals.get(case, "") if side == "packed" else ""
             rows.append(compare(f"torch ffn {case}, {side} weights", "us", values, "torch + gloo", peer, goal, note))
-    if not amd:
-        ours, theirs = figures["ffn_f32_m512_packed"], measured["oneDNN"]["ffn_f32_m512_onednn"]
-        rows.append(compare("torch ffn f32_m512, packed weights", "us", ours, "oneDNN's gemms", theirs, "<= 1.10", note))
+    ours, theirs = figures["ffn_f32_m512_packed"], measured["oneDNN"]["ffn_f32_m512_onednn"]
+    goal = "" if slow else "<= 1.10"
+    rows.append(compare("torch ffn f32_m512, packed weights", "us", ours, "oneDNN's gemms", theirs, goal, note))
     return rows
 
 
@@ -80,10 +85,10 @@ def torch_comm(n):
     return rows
 
 
-def is_amd():
-    """There torch's own f32 products (MKL's) are slow; elsewhere the goal is on oneDNN's time."""
-    with open("/proc/cpuinfo") as info:
-        return "AuthenticAMD" in info.read()
+def is_slow(ratios):
+    """Whether torch's own f32 product takes twice oneDNN's time, as MKL's does on some AMD processors (2.5
+    times on the one that the goals came from). Where it does not, the goal is on oneDNN's time."""
+    return statistics.median(ratios) >= 2
 
 
 GROUPS = (hosts,)  # what bench_rows.py adds to its own

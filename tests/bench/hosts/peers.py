@@ -9,6 +9,7 @@ import time
 
 import torch
 import torch.distributed as dist
+from figures import show
 
 import lamella.torch
 
@@ -46,6 +47,20 @@ def in_turn(functions, group, rounds, calls=1, after=lambda name: None):
                 times[name].append(took.max().item())
             after(name)
     return times
+
+
+def show_f32_product(group, rounds=5):
+    """How many times as long torch's own f32 product takes as Lamella's, oneDNN's: some goals suppose
+    a machine where it is slow (MKL on AMD), and are judged where it is."""
+    x, w = torch.randn(512, 4096), torch.randn(4096, 4096)
+    sides = {
+        "torch": lambda: torch.nn.functional.linear(x, w),
+        "lamella": lambda: torch.ops.lamella.linear(x, w),
+    }
+    with torch.inference_mode():
+        times = in_turn(sides, group, rounds)
+    if group.rank == 0:
+        show("f32_product", [a / b for a, b in zip(times["torch"], times["lamella"])], "x")
 
 
 def together(group):

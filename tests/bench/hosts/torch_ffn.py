@@ -1,7 +1,8 @@
 """The feed-forward block over two ranks: Lamella's against the same in plain torch with gloo.
 
 H=4096 F=11008, gelu, no biases, one thread a rank, the same weights on both sides; inference.
-Prints `name figure unit spread`: the peer's line before those that are compared with it.
+Prints `name figure unit spread`: the peer's line before those that are compared with it; first, how
+slow torch's own f32 product is beside oneDNN's.
 
     ./lamella run --no-prefix -n 2 python torch_ffn.py [rounds]
 """
@@ -11,7 +12,7 @@ import sys
 import torch
 import torch.distributed as dist
 from figures import show
-from peers import connect, in_turn
+from peers import connect, in_turn, show_f32_product
 
 import lamella.torch
 
@@ -45,6 +46,7 @@ def measure(plain, packed, group, m, rounds):
 def main():
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
     group = connect()
+    show_f32_product(group)
     for dtype in (torch.bfloat16, torch.float32):
         plain = lamella.torch.ParallelFFN(H, F, "gelu", bias=False, group=group, dtype=dtype)
         packed = lamella.torch.ParallelFFN(H, F, "gelu", bias=False, group=group, dtype=dtype)

@@ -3,7 +3,8 @@ with gloo, and Lamella's pipeline with the same modules, and with Lamella's line
 
 1f1b has one stage per rank, as the peer has; zbv two, and a split backward. Hidden 512, sequence 128,
 batch 16 in 8 micro-batches, f32, AdamW, one thread per rank. The step is that of the slower rank, its
-optimizer and zero_grad included. Prints `step/side figure ms spread`, torch's line first; `idle/side` and
+optimizer and zero_grad included. Prints how slow torch's own f32 product is beside oneDNN's; `step/side figure ms spread`, torch's line
+first; `idle/side` and
 `simulated/side`: the ranks' mean idle part of the pipeline's step, measured and predicted, in per cent.
 
     ./lamella run --no-prefix -n 2 python train_step.py [rounds]
@@ -16,7 +17,7 @@ import warnings
 import torch
 import torch.distributed as dist
 from figures import show
-from peers import connect, in_turn
+from peers import connect, in_turn, show_f32_product
 from torch.distributed import pipelining
 
 from lamella.schedule import Schedule
@@ -147,6 +148,7 @@ def main():
     warnings.filterwarnings("ignore")
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     group = connect()
+    show_f32_product(group)
     steps, pipelines, modules = sides_of(group)
     torch.manual_seed(2)
     ids, targets = torch.randint(VOCABULARY, (2, BATCH, TOKENS)).unbind()

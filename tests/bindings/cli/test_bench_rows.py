@@ -24,6 +24,7 @@ SCHEDULES += ("check/1048576",)
 CUTS = ("", "_cuts", "_capped", "_short", "_loop")
 WAITS = ("all_reduce", "recv", "pull")
 ABOVE = (("inference", "<= 2"), ("no_grad", "<= 5"), ("grad", "<= 12"))
+SLOW = 2.5  # times oneDNN's own
 FROM_TORCH = ("all_reduce", "linear", "ffn")
 FFN_CASES = ("bf16_m512", "bf16_m1", "f32_m512", "f32_m1")
 CROSSED = (64, 4096, 65536, 1 << 20, 4 << 20, 16 << 20)
@@ -42,12 +43,12 @@ PRINTED = {
     "schedule": list(SCHEDULES),
     "partition": [f"partition_1000_64{cut}" for cut in CUTS],
     "calls from torch": [f"{name}_{way}" for name in FROM_TORCH for way in ("c", *(f"above_{mode}" for mode, _ in ABOVE))],
-    "ffn in torch": [f"ffn_{case}_{side}" for case in FFN_CASES for side in ("gloo", "packed", "plain")],
+    "ffn in torch": ["f32_product"] + [f"ffn_{case}_{side}" for case in FFN_CASES for side in ("gloo", "packed", "plain")],
     "oneDNN": ["ffn_f32_m512_onednn"],
-    "transfers in torch": [f"{crossing}/{side}" for crossing in CROSSINGS for side in ("gloo", "lamella")],
+    "transfers in torch": [f"{crossing}/{side}" for crossing in CROSSINGS for side in ("gloo", "lamella", "functional")],
     "calls from JAX": ["doubled", *(f"{name}_above" for name in FROM_TORCH)],
     **{f"ffn {way}": [f"ffn_{dtype}_m{m}" for dtype in ("bf16", "f32") for m in (512, 1)] for way in ("from JAX", "by XLA")},
-    "train step": ["step/pipelining", *(f"{kind}/{linear}_{schedule}" for linear in ("torch", "lamella")
+    "train step": ["f32_product", "step/pipelining", *(f"{kind}/{linear}_{schedule}" for linear in ("torch", "lamella")
                    for schedule in ("1f1b", "zbv") for kind in ("step", "idle", "simulated"))],
     "kernels": ["gemm_f32_512x512x512/onednn", "gemm_f32_512x512x512/packed", "act_gelu_f32"],
 }
@@ -82,15 +83,15 @@ GOALS = {
 def printed(monkeypatch):
     """The names that rounds gives, to be changed by a test."""
     names = {command: list(lines) for command, lines in PRINTED.items()}
+    figures = {"f32_product": SLOW}
 
     def rounds(commands, n, timeout=300):
-        return {command: {line: [1.0] * n for line in names[command]} for command in commands}
+        return {command: {line: [figures.get(line, 1.0)] * n for line in names[command]} for command in commands}
 
     monkeypatch.setattr(bench_rows, "rounds", rounds)
     monkeypatch.setattr(bench_hosts, "rounds", rounds)
     monkeypatch.setattr(bench_jax, "rounds", rounds)
     monkeypatch.setattr(bench_train, "rounds", rounds)
-    monkeypatch.setattr(bench_hosts, "is_amd", lambda: True)
     return names
 
 
@@ -115,6 +116,8 @@ def test_each_group_has_its_goals(printed, group):
         ("ffn by XLA", "ffn_f32_m512"),
         ("train step", "idle/lamella_1f1b"),
         ("ffn in torch", "ffn_bf16_m1_packed"),
+        ("ffn in torch", "f32_product"),
+        ("train step", "f32_product"),
         ("schedule", "check/1048576"),
         ("partition", "partition_1000_64"),
     ],
@@ -130,14 +133,14 @@ def test_a_figure_by_another_name_does_not_lose_its_goal_unnoticed(printed, comm
 
 
 def test_where_torch_is_not_slow_the_goal_is_on_onednns_time(printed, monkeypatch):
-    monkeypatch.setattr(bench_hosts, "is_amd", lambda: False)
+    monkeypatch.setattr(bench_hosts, "is_slow", lambda ratios: ratios[0] > SLOW)
     rows = bench_hosts.torch_ffn(3)
     goals = [(row.peer, row.goal) for row in rows if row.name == "torch ffn f32_m512, packed weights"]
     assert goals == [("torch + gloo", ""), ("oneDNN's gemms", "<= 1.10")]
 
 
 def test_where_torch_is_not_slow_lamellas_layers_have_no_goal(printed, monkeypatch):
-    monkeypatch.setattr(bench_hosts, "is_amd", lambda: False)
+    monkeypatch.setattr(bench_hosts, "is_slow", lambda ratios: ratios[0] > SLOW)
     goals = {row.name: row.goal for row in bench_train.hosts_train(3)}
     assert goals["train step, Lamella's linear layers, 1f1b"] == ""
     assert goals["train step, the same modules, 1f1b"] == "<= 0.97"
@@ -145,6 +148,11 @@ def test_where_torch_is_not_slow_lamellas_layers_have_no_goal(printed, monkeypat
 
 def test_the_rows_of_hosts_are_among_the_groups():
     assert {*bench_hosts.GROUPS, *bench_jax.GROUPS, *bench_train.GROUPS} <= set(bench_rows.GROUPS.values())
+
+
+@pytest.mark.parametrize("ratios, slow", [([2.5, 2.5, 1.0], True), ([1.1, 1.9, 2.5], False)])
+def test_torch_is_slow_where_its_product_takes_twice_onednns_time(ratios, slow):
+    assert bench_hosts.is_slow(ratios) == slow
 
 
 def literals(program):
@@ -165,6 +173,7 @@ def test_the_programs_print_these_names():
     assert set(PRINTED["partition"]) <= literals("partition_bench.c")
     assert {*FROM_TORCH, *(mode for mode, _ in ABOVE), "%s_c", "%s_above_%s"} <= literals("hosts/torch_call.py")
     assert {"gloo", "packed", "plain", "ffn_%s_m%d", "%s_%s", "bf16", "f32"} <= literals("hosts/torch_ffn.py")
-    assert {"gloo", "lamella", "%s/%d/%s"} <= literals("hosts/torch_comm.py")
+    assert bench_hosts.SLOWNESS in literals("hosts/peers.py")
+    assert {"gloo", "lamella", "functional", "%s/%d/%s"} <= literals("hosts/torch_comm.py")
     assert {*FROM_TORCH, "doubled", "%s_above"} <= literals("hosts/jax_call.py")
     assert {"bf16", "f32", "ffn_%s_m%d", "lamella", "xla"} <= literals("hosts/jax_ffn.py")
