@@ -37,7 +37,8 @@ const char *si_running;
 
 /* -- traps -- */
 
-static struct sigaction before[2]; /* SIGSEGV, SIGBUS */
+static const int trapped[] = {SIGSEGV, SIGBUS, SIGILL};
+static struct sigaction before[3];
 
 static const allocation *around(const void *p, uint64_t slack) {
   for (int64_t i = n_allocations - 1; i >= 0; i--) {
@@ -62,18 +63,23 @@ static const char *trouble(const void *p) {
   return "which only queued work may touch";
 }
 
+static int describe(char *line, size_t bytes, int sig, const void *at) {
+  const char *who = si_running && is_open ? si_running : "the host";
+  if (sig == SIGILL && si_running)
+    return snprintf(line, bytes, "standin: %s made an access that is not aligned\n", who);
+  if (arena_of(at) < 0) return 0;
+  return snprintf(line, bytes, "standin: %s touched %p of device %d, %s\n", who, at, arena_of(at),
+                  trouble(at));
+}
+
 /* Says what was touched, then lets the signal do what it did before. */
 static void on_trap(int sig, siginfo_t *info, void *context) {
   char line[256];
   (void)context;
-  if (arena_of(info->si_addr) >= 0) {
-    const int n = snprintf(line, sizeof line, "standin: %s%s touched %p of device %d, %s\n",
-                           si_running && is_open ? "work " : "",
-                           si_running && is_open ? si_running : "the host", info->si_addr,
-                           arena_of(info->si_addr), trouble(info->si_addr));
-    if (write(2, line, (size_t)n) < 0) _exit(2);
-  }
-  sigaction(sig, &before[sig == SIGBUS], NULL);
+  const int n = describe(line, sizeof line, sig, info->si_addr);
+  if (n > 0 && write(2, line, (size_t)n) < 0) _exit(2);
+  for (int i = 0; i < 3; i++)
+    if (trapped[i] == sig) sigaction(sig, &before[i], NULL);
 }
 
 static void set_traps(void) {
@@ -81,8 +87,7 @@ static void set_traps(void) {
   if (done) return;
   done = true;
   struct sigaction a = {.sa_sigaction = on_trap, .sa_flags = SA_SIGINFO};
-  sigaction(SIGSEGV, &a, &before[0]);
-  sigaction(SIGBUS, &a, &before[1]);
+  for (int i = 0; i < 3; i++) sigaction(trapped[i], &a, &before[i]);
 }
 
 /* -- pages -- */

@@ -5,6 +5,9 @@
 
 load("//.bazel:lamella.bzl", "lam_library")
 
+# An access that is not aligned to its size traps, as it does on a card.
+_AS_ON_A_CARD = ["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"]
+
 def standin_kernels(name, srcs, hdrs = [], deps = [], copts = [], needs = [], **kwargs):
     units = []
     for src in srcs:
@@ -22,7 +25,7 @@ def standin_kernels(name, srcs, hdrs = [], deps = [], copts = [], needs = [], **
         testonly = True,
         srcs = units,
         textual_hdrs = srcs + hdrs,
-        copts = ["-includetests/standin/kernel_shim.h"] + copts,
+        copts = ["-includetests/standin/kernel_shim.h"] + _AS_ON_A_CARD + copts,
         needs = ["cuda_headers"] + needs,
         deps = deps + ["//tests/standin"],
         **kwargs

@@ -22,7 +22,8 @@ extern "C" {
 /* As it was at the start: streams, memory, faults, errors and counters are gone. Handles from
  * before are found stale. Call it while no other thread is in a call. */
 void standin_reset(void);
-void standin_seed(uint64_t seed);
+/* Until it is called, chance comes from the seed of tests/check.h. */
+void standin_seed(uint64_t chance);
 
 /* -- the machine: set it before the first call; standin_reset() keeps it -- */
 void standin_devices(int n);             /* 2; at most 8 */

@@ -49,6 +49,26 @@ extern "C" cudaError_t test_stray(float *y, int64_t at, cudaStream_t stream) {
   return launch(stray_kernel, 1, 1, 0, stream, stray_args{y, at}, "stray");
 }
 
+struct through_args {
+  float **table;
+};
+
+static __global__ void through_kernel(through_args a) { **a.table = 1.0f; }
+
+extern "C" cudaError_t test_through(float **table, cudaStream_t stream) {
+  return launch(through_kernel, 1, 1, 0, stream, through_args{table}, "through");
+}
+
+struct wide_args {
+  float4 *y;
+};
+
+static __global__ void wide_kernel(wide_args a) { *a.y = float4{1, 2, 3, 4}; }
+
+extern "C" cudaError_t test_wide(float *y, cudaStream_t stream) {
+  return launch(wide_kernel, 1, 1, 0, stream, wide_args{reinterpret_cast<float4 *>(y)}, "wide");
+}
+
 /* -- threads that meet -- */
 
 struct rows_args {

@@ -33,7 +33,11 @@ cudaError_t test_meet(uint32_t *flag, uint32_t until, uint32_t first, uint32_t *
                       size_t shared, cudaStream_t stream);
 /* Writes one float `at` elements after y. */
 cudaError_t test_stray(float *y, int64_t at, cudaStream_t stream);
-/* Uses about this much stack. */
+/* **table = 1 */
+cudaError_t test_through(float **table, cudaStream_t stream);
+/* Four floats at once. */
+cudaError_t test_wide(float *y, cudaStream_t stream);
+/* Each thread adds 1. */
 cudaError_t test_counts(uint32_t *count, int blocks, int threads, cudaStream_t stream);
 cudaError_t test_past_dynamic(float *y, cudaStream_t stream);
 
