@@ -185,6 +185,10 @@ static void break_here(thread *t, const char *what, const char *file, int line) 
 
 /* -- where threads meet -- */
 
+static bool is_place(const char *file, int line, const char *other, int other_line) {
+  return line == other_line && (file == other || strcmp(file, other) == 0);
+}
+
 static void release_barrier(si_block *b) {
   for (int i = 0; i < b->n; i++)
     if (b->threads[i].at == AT_BARRIER) b->threads[i].at = RUNNABLE;
@@ -198,7 +202,7 @@ void standin_barrier(const char *file, int line) {
   for (int i = 0; i < b->n && b->n_at_barrier > 0; i++) {
     const thread *o = &b->threads[i];
     if (o->at != AT_BARRIER) continue;
-    if (o->line != line || strcmp(o->file, file) != 0)
+    if (!is_place(file, line, o->file, o->line))
       break_here(t, "__syncthreads, while other threads are at another one", file, line);
     break;
   }
@@ -216,8 +220,7 @@ static meeting *meeting_of(thread *t, meeting *of_warp, uint32_t mask, int kind,
     if (m->here == 0) {
       if (!unused) unused = m;
     } else if (m->mask & mask) {
-      if (m->mask == mask && m->kind == kind && m->line == line && strcmp(m->file, file) == 0)
-        return m;
+      if (m->mask == mask && m->kind == kind && is_place(file, line, m->file, m->line)) return m;
       break_here(t, "lanes of one mask are at different shuffles or votes", file, line);
     }
   }

@@ -523,7 +523,7 @@ static bool spoilt(bool shared, uint64_t chance) {
 
 TEST(matmul, a_workspace_shared_by_two_streams_shows) {
   int n_spoilt = 0;
-  for (uint64_t k = 0; k < 16; k++) {
+  for (uint64_t k = 0; k < 48; k++) {
     CHECK(!spoilt(false, seed() + k));
     n_spoilt += spoilt(true, seed() + k);
   }

@@ -17,7 +17,13 @@
 
 #include "tests/standin/inside.h"
 
-enum { PAGE = 4096, ALIGN = 256, POISON = 0xff };
+enum {
+  PAGE = 4096,
+  ALIGN = 256,
+  POISON = 0xff,
+  SMALL = 1 << 20,
+  GUARD_INSTALL = 102 /* Linux 6.13 */
+};
 static const uint64_t arena_bytes = (uint64_t)1 << 36, poison_bytes = (uint64_t)4 << 20;
 
 typedef struct allocation {
@@ -110,11 +116,38 @@ static void make_files(void) {
 
 static int prot_now(void) { return is_open ? PROT_READ | PROT_WRITE : PROT_NONE; }
 
+static void set_open(bool open) {
+  if (is_open == open) return;
+  is_open = open;
+  for (int d = 0; d < SI_MAX_DEVICES; d++)
+    if (arenas[d] && mprotect(arenas[d], used_addresses[d], prot_now())) abort();
+}
+
+void si_memory_open(void) { set_open(true); }
+void si_memory_close(void) { set_open(false); }
+
 /* A file with nothing in it: to touch it traps, even where writing is allowed. Offsets follow
  * addresses, so that the system sees one mapping in what was freed side by side. */
 static void map_nothing(int device, char *at, uint64_t bytes) {
   const int flags = MAP_SHARED | MAP_FIXED | MAP_NORESERVE;
   if (mmap(at, bytes, prot_now(), flags, nothing_fd, at - arenas[device]) == MAP_FAILED) abort();
+}
+
+/* Pages inside small pieces' mapping, or of their own. */
+static void forbid(int device, char *at, uint64_t bytes) {
+  if (bytes > SMALL || madvise(at, bytes, GUARD_INSTALL)) map_nothing(device, at, bytes);
+}
+
+/* Many small pieces stay one mapping for the system, which makes opening and closing cheap: they are
+ * of the same kind, and what lies between them is marked inside the mapping where it can do that. */
+static void map_small(int device, char *at, uint64_t span) {
+  const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
+  const bool was_open = is_open;
+  if (mmap(at, span + PAGE, prot_now(), flags, -1, 0) == MAP_FAILED) abort();
+  forbid(device, at + span, PAGE);
+  si_memory_open();
+  memset(at, POISON, span);
+  if (!was_open) si_memory_close();
 }
 
 static void map_poison(char *at, uint64_t bytes, int prot) {
@@ -132,16 +165,6 @@ static char *arena(int device) {
   used_addresses[device] = PAGE;
   return arenas[device];
 }
-
-static void set_open(bool open) {
-  if (is_open == open) return;
-  is_open = open;
-  for (int d = 0; d < SI_MAX_DEVICES; d++)
-    if (arenas[d] && mprotect(arenas[d], used_addresses[d], prot_now())) abort();
-}
-
-void si_memory_open(void) { set_open(true); }
-void si_memory_close(void) { set_open(false); }
 
 /* -- allocations -- */
 
@@ -172,8 +195,12 @@ static char *pages(int place, uint64_t span) {
   char *map = arena(place) + used_addresses[place];
   if (used_addresses[place] + span + PAGE > arena_bytes) return NULL;
   used_addresses[place] += span + PAGE;
-  if (is_open) mprotect(map, span + PAGE, prot_now());
-  map_poison(map, span, prot_now());
+  if (span <= SMALL) {
+    map_small(place, map, span);
+  } else {
+    map_nothing(place, map + span, PAGE);
+    map_poison(map, span, prot_now());
+  }
   return map;
 }
 
@@ -205,10 +232,11 @@ cudaError_t si_memory_new(int place, uint64_t bytes, void **out) {
   return cudaSuccess;
 }
 
+/* Less than a page. */
 static bool untouched(const char *p, const char *end) {
-  for (; p < end; p++)
-    if (*(const unsigned char *)p != POISON) return false;
-  return true;
+  static char poison[PAGE];
+  if ((unsigned char)poison[0] != POISON) memset(poison, POISON, sizeof poison);
+  return memcmp(p, poison, (size_t)(end - p)) == 0;
 }
 
 static void audit(allocation *a) {
@@ -228,7 +256,7 @@ static void release(allocation *a) {
   if (a->place >= 0) {
     si_memory_open();
     audit(a);
-    map_nothing(a->place, a->map, a->span);
+    forbid(a->place, a->map, a->span);
     used_bytes[a->place] -= a->bytes, si_counted.live_bytes -= a->bytes;
   } else {
     munmap(a->map, a->span + PAGE);

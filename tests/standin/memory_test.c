@@ -176,7 +176,7 @@ TEST(memory, ranges_that_leave_their_allocation_are_refused) {
 
 TEST(memory, what_is_freed_under_queued_work_is_found) {
   int found = 0;
-  for (uint64_t k = 0; k < 16; k++) {
+  for (uint64_t k = 0; k < 100; k++) {
     begin(seed() + k);
     cudaStream_t s = new_stream(), other = new_stream();
     char *p, *q = device_copy(NULL, 64);
