@@ -15,6 +15,8 @@ enum { GAP = 5, OFFSET = 3, PATTERN = 0xa5 };
 
 static lam_matrix shaped(int64_t rows, int64_t cols, lam_dtype dtype, form f) {
   const int64_t gap = f == ROWS_WITH_GAPS || f == COLS_WITH_GAPS ? GAP : 0;
+  if (f == ROWS_APART)
+    return (lam_matrix){NULL, rows, cols, (cols + 31) / 16 * 16, 1, dtype, false};
   if (f == BY_ROWS || f == ROWS_WITH_GAPS)
     return (lam_matrix){NULL, rows, cols, cols + gap, 1, dtype, false};
   return (lam_matrix){NULL, rows, cols, 1, rows + gap, dtype, false};
@@ -30,7 +32,7 @@ box box_new(int64_t rows, int64_t cols, lam_dtype dtype, form f) {
   b.bytes = (uint64_t)((lines_of(&b.m) + 2 * OFFSET + rows + cols) * bytes + 64);
   if (posix_memalign((void **)&b.memory, 64, b.bytes) != 0) abort();
   memset(b.memory, PATTERN, b.bytes);
-  b.m.data = b.memory + (f == BY_ROWS ? 0 : OFFSET * bytes);
+  b.m.data = b.memory + (f == BY_ROWS || f == ROWS_APART ? 0 : OFFSET * bytes);
   for (int64_t i = 0; i < rows; i++)
     for (int64_t j = 0; j < cols; j++) set(b.m, i, j, 0);
   return b;
@@ -82,16 +84,43 @@ static void *at(lam_matrix m, int64_t row, int64_t col) {
 
 double get(lam_matrix m, int64_t row, int64_t col) {
   const void *p = at(m, row, col);
-  return m.dtype == LAM_F32 ? (double)*(const float *)p
-                            : (double)lam_f32_of_bf16(*(const uint16_t *)p);
+  switch (m.dtype) {
+    case LAM_F32:
+      return (double)*(const float *)p;
+    case LAM_BF16:
+      return (double)lam_f32_of_bf16(*(const uint16_t *)p);
+    case LAM_F16:
+      return (double)lam_f32_of_f16(*(const uint16_t *)p);
+    case LAM_F8E4M3:
+      return (double)lam_f32_of_f8e4m3(*(const uint8_t *)p);
+    case LAM_F8E5M2:
+      return (double)lam_f32_of_f8e5m2(*(const uint8_t *)p);
+    default:
+      abort();
+  }
 }
 
 void set(lam_matrix m, int64_t row, int64_t col, double v) {
   void *p = at(m, row, col);
-  if (m.dtype == LAM_F32)
-    *(float *)p = (float)v;
-  else
-    *(uint16_t *)p = lam_bf16_of_f32((float)v);
+  switch (m.dtype) {
+    case LAM_F32:
+      *(float *)p = (float)v;
+      return;
+    case LAM_BF16:
+      *(uint16_t *)p = lam_bf16_of_f32((float)v);
+      return;
+    case LAM_F16:
+      *(uint16_t *)p = lam_f16_of_f32((float)v);
+      return;
+    case LAM_F8E4M3:
+      *(uint8_t *)p = lam_f8e4m3_of_f32((float)v);
+      return;
+    case LAM_F8E5M2:
+      *(uint8_t *)p = lam_f8e5m2_of_f32((float)v);
+      return;
+    default:
+      abort();
+  }
 }
 
 void check_matrix(lam_matrix got, const double *want, double rtol, double atol) {
@@ -205,25 +234,36 @@ static double gelu_tanh_sigmoid(double x) {
 
 double act_of(lam_act act, double x) {
   switch (act) {
-    case LAM_ACT_GELU: return x * normal(x);
-    case LAM_ACT_GELU_TANH: return x * gelu_tanh_sigmoid(x);
-    case LAM_ACT_SILU: return x * sigmoid(x);
-    case LAM_ACT_RELU: return x < 0 ? 0 : x;
-    case LAM_ACT_RELU2: return x < 0 ? 0 : x * x;
-    default: return x;
+    case LAM_ACT_GELU:
+      return x * normal(x);
+    case LAM_ACT_GELU_TANH:
+      return x * gelu_tanh_sigmoid(x);
+    case LAM_ACT_SILU:
+      return x * sigmoid(x);
+    case LAM_ACT_RELU:
+      return x < 0 ? 0 : x;
+    case LAM_ACT_RELU2:
+      return x < 0 ? 0 : x * x;
+    default:
+      return x;
   }
 }
 
 double act_grad_of(lam_act act, double x) {
   const double s = sigmoid(x), t = gelu_tanh_sigmoid(x);
   switch (act) {
-    case LAM_ACT_GELU: return normal(x) + x * exp(-x * x / 2) / sqrt(2 * M_PI);
+    case LAM_ACT_GELU:
+      return normal(x) + x * exp(-x * x / 2) / sqrt(2 * M_PI);
     case LAM_ACT_GELU_TANH:
       return t + x * t * (1 - t) * 2 * sqrt(2 / M_PI) * (1 + 3 * 0.044715 * x * x);
-    case LAM_ACT_SILU: return s + x * s * (1 - s);
-    case LAM_ACT_RELU: return isnan(x) ? x : x > 0;
-    case LAM_ACT_RELU2: return isnan(x) ? x : x > 0 ? 2 * x : 0;
-    default: return isnan(x) ? x : 1;
+    case LAM_ACT_SILU:
+      return s + x * s * (1 - s);
+    case LAM_ACT_RELU:
+      return isnan(x) ? x : x > 0;
+    case LAM_ACT_RELU2:
+      return isnan(x) ? x : x > 0 ? 2 * x : 0;
+    default:
+      return isnan(x) ? x : 1;
   }
 }
 
@@ -267,4 +307,11 @@ double product_tolerance(const lam_gemm *g) {
   return slope * 2 * u * (k + 8) + library;
 }
 
-double rounding_of(lam_dtype t) { return t == LAM_BF16 ? 0x1p-8 : 0x1p-24; }
+double rounding_of(lam_dtype t) {
+  static const double units[] = {[LAM_F32] = 0x1p-24,
+                                 [LAM_BF16] = 0x1p-8,
+                                 [LAM_F16] = 0x1p-11,
+                                 [LAM_F8E4M3] = 0x1p-4,
+                                 [LAM_F8E5M2] = 0x1p-3};
+  return units[t];
+}

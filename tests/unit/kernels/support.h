@@ -12,8 +12,8 @@
 #include "tests/check.h"
 
 /* How a matrix lies in memory: by rows or by columns, close together or with gaps between, at an
- * offset. */
-typedef enum form { BY_ROWS, ROWS_WITH_GAPS, BY_COLS, COLS_WITH_GAPS, N_FORMS } form;
+ * offset; or by rows with gaps, each at a multiple of 16 elements. */
+typedef enum form { BY_ROWS, ROWS_WITH_GAPS, BY_COLS, COLS_WITH_GAPS, ROWS_APART, N_FORMS } form;
 
 typedef struct box {
   lam_matrix m;
