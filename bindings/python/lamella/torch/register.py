@@ -10,7 +10,7 @@ import torch
 
 from lamella import errors, group, library, rows, shapes
 from lamella.describe import row as document
-from lamella.torch import dtypes, gradients, into, order, raises
+from lamella.torch import autocast, dtypes, gradients, into, order, raises
 
 
 def load():
@@ -74,6 +74,7 @@ def register(row):
     packet.__doc__ = document(row, hidden=("acc",))
     torch.library.register_fake(operator, fake_of(row))
     gradients.register(row, operator)
+    autocast.register(row, operator)
     if row.communicates:
         order.keep(operator)
     if "out" in packet.overloads():
