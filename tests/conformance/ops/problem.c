@@ -182,6 +182,7 @@ typedef struct crew {
   problem *problems;
   int n;
   uint64_t (*marks)[64][8]; /* [problem][rank][output]: a hash of what is whole on every rank */
+  meeting_place all_ranks;
 } crew;
 
 lam_status open_shm(const ranks *all, lam_context *ctx, int rank, lam_group **out_group) {
@@ -206,7 +207,8 @@ static void work(int rank, int size, void *arg) {
   REQUIRE_OK(c->all->open(c->all, ctx, rank, &g));
   rng r = {seed() + (uint64_t)rank};
   for (int i = 0; i < c->n; i++)
-    if (!shard_run(&c->problems[i], ctx, g, rank, &r, c->marks[i][rank])) break;
+    if (!shard_run(&c->problems[i], ctx, g, rank, &r, &c->all_ranks, c->marks[i][rank])) break;
+  meet_no_more(&c->all_ranks);
   lam_group_destroy(g);
   lam_context_destroy(ctx);
 }
@@ -221,7 +223,8 @@ static void check_marks(const crew *c) {
 }
 
 void problems_run(ranks *all, problem *problems, int n) {
-  crew c = {all, problems, n, calloc((size_t)n, sizeof *c.marks)};
+  crew c = {.all = all, .problems = problems, .n = n, .marks = calloc((size_t)n, sizeof *c.marks)};
+  meet_at(&c.all_ranks, all->p);
   REQUIRE_OK(lam_group_id_create(&all->id));
   run_threads(all->p, work, &c);
   check_marks(&c);

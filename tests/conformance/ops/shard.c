@@ -1,4 +1,5 @@
-/* shard.c: one rank's tensors cut out of whole operands, the call, and the comparison.
+/* shard.c: one rank's tensors cut out of whole operands, the call, and the comparison. They are
+ * made and looked at in the host's memory; for a call on a device they go there and come back whole.
  * Invariant: a tensor's memory outside of its elements holds a pattern before and after the
  * call. */
 #include "tests/conformance/ops/shard.h"
@@ -148,6 +149,7 @@ typedef struct tensor {
   kind kind;
   unsigned char *memory;
   int64_t bytes;
+  void *there; /* on the device: the same bytes */
 } tensor;
 
 typedef enum layout { PLAIN, OFFSET, PADDED, TRANSPOSED, N_LAYOUTS } layout;
@@ -275,6 +277,25 @@ static uint64_t hash_of(const tensor *t) {
   return h;
 }
 
+/* -- on a device -- */
+
+static void send(tensor *t) {
+  if (place_is_host() || !t->memory) return;
+  t->there = place_alloc((uint64_t)t->bytes);
+  place_write(t->there, t->memory, (uint64_t)t->bytes);
+  t->dl.data = t->there;
+  t->dl.device.device_type = (DLDeviceType)place_device_type();
+}
+
+static void fetch(tensor *t) {
+  if (t->there) place_read(t->memory, t->there, (uint64_t)t->bytes);
+}
+
+static void tensor_free(tensor *t) {
+  if (t->there) place_free(t->there);
+  free(t->memory);
+}
+
 /* -- packed weights -- */
 
 /* Replaces a plain weight by what pack_weight makes of it. False: it failed. */
@@ -392,7 +413,8 @@ static bool make_inputs(shard *s, const problem *pr, lam_context *ctx, int rank,
                 pick_layout(o, a.ndim, false, r));
     tensor_fill(&s->in[i], pr->in[i] + (o->lies == PARTS ? rank * ref_count(pr, o) : 0));
     const int side = strcmp(ref->in[0].dims, "TN") == 0; /* rows that start from dy: dgrad */
-    const bool packs = pr->packed && (o->marks & WEIGHT) && !(o->marks & PLAIN_ONLY);
+    const bool packs =
+        pr->packed && place_is_host() && (o->marks & WEIGHT) && !(o->marks & PLAIN_ONLY);
     if (packs && !pack(&s->in[i], ctx, side)) return false;
     s->inputs[i] = &s->in[i].dl;
   }
@@ -435,8 +457,10 @@ static bool check_inferred(const shard *s, lam_context *ctx, const lam_call *cal
   return true;
 }
 
+/* What is queued for one rank may wait for another: memory is had before, and given up after, all
+ * have called. */
 static bool call_it(const shard *s, const problem *pr, lam_context *ctx, const lam_group *g,
-                    rng *r) {
+                    rng *r, meeting_place *all) {
   char names[16][16];
   lam_attr attrs[16];
   lam_call call = LAM_CALL_INIT;
@@ -446,15 +470,19 @@ static bool call_it(const shard *s, const problem *pr, lam_context *ctx, const l
   call.attrs = attrs;
   call.n_inputs = (uint32_t)s->n_in;
   call.n_outputs = (uint32_t)s->n_out;
+  call.stream = place_stream();
   call.n_attrs = (uint32_t)row_attrs(pr->op, names);
   for (uint32_t i = 0; i < call.n_attrs; i++) attrs[i] = attr_of(pr, g, names[i]);
 
   void *own = NULL;
-  if (!check_inferred(s, ctx, &call, &call.scratch_bytes)) return false;
-  if (rng_int(r, 0, 1)) call.scratch = own = malloc(call.scratch_bytes + 1);
+  bool ok = check_inferred(s, ctx, &call, &call.scratch_bytes);
+  if (rng_int(r, 0, 1)) call.scratch = own = place_alloc(call.scratch_bytes + 1);
   if (!own) call.scratch_bytes = 0;
-  const bool ok = CHECK_OK(lam_run(ctx, &call));
-  free(own);
+  meet(all);
+  ok = ok && CHECK_OK(lam_run(ctx, &call));
+  place_finish();
+  meet(all);
+  if (own) place_free(own);
   return ok;
 }
 
@@ -479,17 +507,17 @@ static void check_outputs(shard *s, const problem *pr, int rank, uint64_t *marks
 }
 
 bool shard_run(const problem *pr, lam_context *ctx, lam_group *g, int rank, rng *r,
-               uint64_t *marks) {
+               meeting_place *all, uint64_t *marks) {
   shard s = {0};
   NOTE("%s", problem_text(pr));
   const lam_group *used = pr->p == 1 && rng_int(r, 0, 1) ? NULL : g;
   bool ok = make_inputs(&s, pr, ctx, rank, r);
   make_outputs(&s, pr, rank, r);
-  ok = ok && call_it(&s, pr, ctx, used, r);
+  for (int i = 0; i < 8; i++) send(&s.in[i]), send(&s.out[i]);
+  ok = ok && call_it(&s, pr, ctx, used, r, all);
+  for (int i = 0; i < 8; i++) fetch(&s.out[i]);
+  place_finish();
   if (ok) check_outputs(&s, pr, rank, marks);
-  for (int i = 0; i < 8; i++) {
-    free(s.in[i].memory);
-    free(s.out[i].memory);
-  }
+  for (int i = 0; i < 8; i++) tensor_free(&s.in[i]), tensor_free(&s.out[i]);
   return ok;
 }

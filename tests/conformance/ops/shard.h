@@ -4,6 +4,7 @@
 #define LAMELLA_TESTS_OPS_SHARD_H
 
 #include "tests/conformance/ops/problem.h"
+#include "tests/place.h"
 
 double bf16_value(float v); /* v rounded to bf16 */
 num *copy_numbers(const num *a, int64_t n);
@@ -12,8 +13,8 @@ int64_t along_size(const problem *pr); /* of the dimension that ALONG operands a
 const char *problem_text(const problem *pr); /* of this thread, until its next use */
 
 /* False where the call itself failed. marks [8]: a hash of each output that is whole on every
- * rank. */
+ * rank. The ranks meet there before and after the call. */
 bool shard_run(const problem *pr, lam_context *ctx, lam_group *g, int rank, rng *r,
-               uint64_t *marks);
+               meeting_place *all, uint64_t *marks);
 
 #endif
