@@ -20,7 +20,8 @@ static void find(void) {
   if (!name || !*name || strcmp(name, "cpu") == 0) return;
   if (strcmp(name, "cuda") != 0) {
     snprintf(missing, sizeof missing, "LAMELLA_TEST_DEVICE is %s, known are cpu and cuda", name);
-  } else if (lam_device_open(CUDA, &device) != LAM_OK || lam_device_enter(device, 0, &was) != LAM_OK) {
+  } else if (lam_device_open(CUDA, &device) != LAM_OK ||
+             lam_device_enter(device, 0, &was) != LAM_OK) {
     snprintf(missing, sizeof missing, "%s", lam_last_error());
   } else {
     lam_device_leave(device, was);

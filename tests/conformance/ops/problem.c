@@ -157,6 +157,7 @@ static bool operand_here(const problem *pr, const operand *o) {
 
 void problem_fill(problem *pr, rng *r) {
   const reference *ref = reference_find(pr->op);
+  pr->in_steps = !place_is_host();
   for (int i = 0; i < 8; i++) {
     const operand *in = &ref->in[i], *out = &ref->out[i];
     if (operand_here(pr, in)) pr->in[i] = random_input(pr, in, r);

@@ -1,6 +1,6 @@
 /* reference.c: the rows' arithmetic in double precision, one short function a family.
  * Invariant: an output's bound covers every order of summation and exactly the roundings that the
- * interface promises. */
+ * interface promises: one, or, where a problem is computed in steps, one for each step. */
 #include "tests/conformance/ops/reference.h"
 
 #include <math.h>
@@ -121,6 +121,16 @@ static void product(view a, view b, const num *bias, int64_t m, int64_t n, int64
     for (int64_t j = 0; j < n; j++) c[i * n + j] = cell(a, i, b, j, k, bias);
 }
 
+/* z = what act is given. In steps: the product is rounded, then its sum with the bias. */
+static void biased_product(const problem *pr, view a, view b, const num *bias, int64_t m, int64_t n,
+                           int64_t k, bool bf16, num *z) {
+  product(a, b, pr->in_steps ? NULL : bias, m, n, k, z);
+  for (int64_t i = 0; pr->in_steps && i < m * n; i++) {
+    z[i] = rounded(z[i], bf16);
+    if (bias) z[i] = rounded(computed(z[i].v + bias[i % n].v, z[i].e), bf16);
+  }
+}
+
 static num *numbers(int64_t n) { return calloc((size_t)(n > 0 ? n : 1), sizeof(num)); }
 
 static void round_all(num *a, int64_t n, bool bf16) {
@@ -158,7 +168,8 @@ static bool y_bf16(const problem *pr) { return pr->bf16 && !pr->out_f32; }
 static void linear(const problem *pr) {
   const int64_t T = tokens(pr), n = T * pr->N;
   num *z = numbers(n);
-  product((view){pr->in[0], pr->K, 1}, (view){pr->in[1], pr->K, 1}, pr->in[2], T, pr->N, pr->K, z);
+  biased_product(pr, (view){pr->in[0], pr->K, 1}, (view){pr->in[1], pr->K, 1}, pr->in[2], T, pr->N,
+                 pr->K, pr->save ? pr->bf16 : y_bf16(pr), z);
   for (int64_t i = 0; i < n; i++) {
     if (pr->save) z[i] = pr->out[1][i] = rounded(z[i], pr->bf16); /* act may be that of aux */
     pr->out[0][i] = rounded(act_of((ref_act)pr->act, z[i]), y_bf16(pr));
@@ -228,11 +239,13 @@ static num *hidden(const problem *pr, const num *z) {
 static void ffn(const problem *pr) {
   const int64_t T = tokens(pr), G = ref_size(pr, 'G');
   num *z = numbers(T * G);
-  product((view){pr->in[0], pr->K, 1}, (view){pr->in[1], pr->K, 1}, pr->in[2], T, G, pr->K, z);
+  biased_product(pr, (view){pr->in[0], pr->K, 1}, (view){pr->in[1], pr->K, 1}, pr->in[2], T, G,
+                 pr->K, pr->bf16, z);
   if (pr->gated || pr->save) round_all(z, T * G, pr->bf16);
   if (pr->save) memcpy(pr->out[1], z, sizeof *z * (size_t)(T * G));
   num *h = hidden(pr, z);
-  product((view){h, pr->F, 1}, (view){pr->in[3], pr->F, 1}, pr->in[4], T, pr->N, pr->F, pr->out[0]);
+  biased_product(pr, (view){h, pr->F, 1}, (view){pr->in[3], pr->F, 1}, pr->in[4], T, pr->N, pr->F,
+                 y_bf16(pr), pr->out[0]);
   round_all(pr->out[0], T * pr->N, y_bf16(pr));
   free(h);
   free(z);

@@ -55,6 +55,7 @@ typedef struct problem {
   int p, ndim; /* ndim: of tensors with T: 2 [S, n], 3 [S, B, n] */
   int64_t S, B, K, N, F;
   bool bf16, bias, bias_f32, out_f32, grad_f32, packed, ids_i64;
+  bool in_steps; /* a device may round the product, then with bias, then act's: what is not fused */
   int64_t act, save, gather, split, acc, gated, dim, root, seq, total, unit, chunks, ignore;
   num *in[8], *out[8]; /* whole; PARTS: one after the other */
   num *old[8];         /* what lies in outputs that are added to */

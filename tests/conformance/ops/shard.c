@@ -459,8 +459,8 @@ static bool check_inferred(const shard *s, lam_context *ctx, const lam_call *cal
 
 /* What is queued for one rank may wait for another: memory is had before, and given up after, all
  * have called. */
-static bool call_it(const shard *s, const problem *pr, lam_context *ctx, const lam_group *g,
-                    rng *r, meeting_place *all) {
+static bool call_it(const shard *s, const problem *pr, lam_context *ctx, const lam_group *g, rng *r,
+                    meeting_place *all) {
   char names[16][16];
   lam_attr attrs[16];
   lam_call call = LAM_CALL_INIT;
