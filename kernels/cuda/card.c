@@ -1,6 +1,6 @@
 /* card.c: the driver and the cards of this machine, looked at once.
  *
- * Invariant: a card that lam_cuda_card_here gave has a cuBLASLt handle and never changes.
+ * Invariant: a card that was given never changes; one for products has its cuBLASLt handle.
  * Leaves which card a thread works on to order.c. */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -13,7 +13,8 @@
 enum { LEAST_SM = 80 }; /* what the kernels are compiled for, at least */
 
 static lam_cuda_card cards[LAM_CUDA_CARDS];
-static _Atomic bool is_made[LAM_CUDA_CARDS]; /* its card may be read */
+static _Atomic bool is_known[LAM_CUDA_CARDS]; /* all but its handle may be read */
+static _Atomic bool is_made[LAM_CUDA_CARDS];  /* and that too */
 static pthread_mutex_t making = PTHREAD_MUTEX_INITIALIZER;
 
 static int n_cards;
@@ -65,8 +66,6 @@ lam_status lam_cuda_open(void) {
   return open_status == LAM_OK ? LAM_OK : lam_fail(open_status, "%s", open_text);
 }
 
-int lam_cuda_count(void) { return n_cards; }
-
 bool lam_cuda_is_forked(void) { return opened_by != 0 && opened_by != getpid(); }
 
 /* -- one card -- */
@@ -83,7 +82,25 @@ static lam_status read_card(int id, lam_cuda_card *c) {
                   c->sm, LEAST_SM);
 }
 
-static lam_status make_card(int id, void *stream) {
+static lam_status make_known(int id) {
+  lam_status status = LAM_OK;
+  if (atomic_load_explicit(&is_known[id], memory_order_acquire)) return LAM_OK;
+  pthread_mutex_lock(&making);
+  if (!atomic_load(&is_known[id])) status = read_card(id, &cards[id]);
+  if (status == LAM_OK) atomic_store(&is_known[id], true);
+  pthread_mutex_unlock(&making);
+  return status;
+}
+
+lam_status lam_cuda_check_card(int id) {
+  LAM_TRY(lam_cuda_open());
+  if (id < 0 || id >= n_cards)
+    return lam_fail(LAM_INVALID_ARGUMENT, "cuda: found device %d, this machine has %d", id,
+                    n_cards);
+  return make_known(id);
+}
+
+static lam_status make_handle(lam_cuda_card *card, void *stream) {
   const lam_cublaslt *lt;
   bool captured;
   LAM_TRY(lam_cuda_capturing(stream, &captured));
@@ -92,20 +109,25 @@ static lam_status make_card(int id, void *stream) {
                     "cuda: the first product on this GPU cannot be captured: call once before the "
                     "capture");
   LAM_TRY(lam_cublaslt_open(&lt));
-  LAM_TRY(read_card(id, &cards[id]));
-  LAM_TRY_CUBLAS(lt->cublasLtCreate(&cards[id].handle), "begin");
-  atomic_store(&is_made[id], true);
+  LAM_TRY_CUBLAS(lt->cublasLtCreate(&card->handle), "begin");
+  atomic_store(&is_made[card->id], true);
   return LAM_OK;
 }
 
-lam_status lam_cuda_card_here(void *stream, const lam_cuda_card **out) {
+lam_status lam_cuda_card_here(const lam_cuda_card **out) {
   int id = 0;
-  lam_status status = LAM_OK;
   LAM_TRY_CUDA(cudaGetDevice(&id), "ask for the thread's device");
   *out = &cards[id];
+  return lam_cuda_check_card(id);
+}
+
+lam_status lam_cuda_card_for_products(void *stream, const lam_cuda_card **out) {
+  lam_status status = LAM_OK;
+  LAM_TRY(lam_cuda_card_here(out));
+  const int id = (*out)->id;
   if (atomic_load_explicit(&is_made[id], memory_order_acquire)) return LAM_OK;
   pthread_mutex_lock(&making);
-  if (!atomic_load(&is_made[id])) status = make_card(id, stream);
+  if (!atomic_load(&is_made[id])) status = make_handle(&cards[id], stream);
   pthread_mutex_unlock(&making);
   return status;
 }

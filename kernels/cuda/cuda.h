@@ -20,10 +20,13 @@ extern "C" {
 lam_status lam_cuda_borrow(uint64_t bytes, void *stream, void **out);
 void lam_cuda_give_back(void *p, void *stream);
 
-/* -- products (gemm_plain.cu) -- */
+/* -- products (gemm_plain.cu, gemv.cu) -- */
 
 /* d = a b^T, scaled (+ d where accumulate); nothing that follows it. */
 lam_status lam_cuda_gemm_plain_run(const lam_gemm *g, void *stream);
+/* Few rows of a, K innermost and aligned to 16 bytes, without z and sums. */
+bool lam_cuda_gemv_takes(const lam_gemm *g);
+lam_status lam_cuda_gemv_run(const lam_gemm *g, void *stream);
 
 /* -- vectors: the slots of device.h (eltwise.cu, reduce.cu, codec.cu, norm.cu) -- */
 

@@ -56,6 +56,12 @@ static const lam_device_vocab vocab = {
     .cross_entropy_bwd = lam_cuda_cross_entropy_bwd_run,
 };
 
+static const lam_device_norm norm = {
+    .rmsnorm = lam_cuda_rmsnorm_run,
+    .rmsnorm_bwd = lam_cuda_rmsnorm_bwd_run,
+    .add_rmsnorm = lam_cuda_add_rmsnorm_run,
+};
+
 const lam_device lam_device_cuda = {
     .name = "cuda",
     .device_type = 2, /* kDLCUDA */
@@ -66,7 +72,7 @@ const lam_device lam_device_cuda = {
     .gemm = &gemm,
     .vector = &vector,
     .vocab = &vocab,
-    .norm = NULL,
+    .norm = &norm,
     .peer = NULL,
     .describe = lam_cuda_describe,
 };

@@ -212,7 +212,7 @@ static lam_status run_library(const lam_workers *w, const lam_gemm *g, void *str
   const lam_cuda_card *card;
   const int wishes = wishes_of(g), most = fusible(g, wishes);
   const int tries[] = {most, most & BIAS, 0};
-  LAM_TRY(lam_cuda_card_here(stream, &card));
+  LAM_TRY(lam_cuda_card_for_products(stream, &card));
   for (int i = 0; i < 3; i++) {
     if (i > 0 && tries[i] == tries[i - 1]) continue;
     const int left = wishes & ~tries[i];
@@ -228,14 +228,14 @@ static lam_status run_plain(const lam_workers *w, const lam_gemm *g, void *strea
   return finish(w, g, g->d, wishes_of(g), stream);
 }
 
-static lam_status check(const lam_gemm *g, void *stream) {
+static lam_status check(const lam_gemm *g) {
   const lam_cuda_card *card;
   if (g->a.dtype > LAM_F8E5M2 || g->b.dtype > LAM_F8E5M2 || g->d.dtype > LAM_F16 || g->b.packed)
     return lam_fail(LAM_UNIMPLEMENTED, "cuda gemm: %s times %s gives %s%s",
                     lam_dtype_name(g->a.dtype), lam_dtype_name(g->b.dtype),
                     lam_dtype_name(g->d.dtype), g->b.packed ? ", packed" : "");
   if (!is_f8(g->a.dtype) && !is_f8(g->b.dtype)) return LAM_OK;
-  LAM_TRY(lam_cuda_card_here(stream, &card));
+  LAM_TRY(lam_cuda_card_here(&card));
   if (card->sm >= 89) return LAM_OK;
   return lam_fail(LAM_UNIMPLEMENTED, "cuda gemm: %s needs sm_89 or newer, %s is sm_%d",
                   lam_dtype_name(is_f8(g->a.dtype) ? g->a.dtype : g->b.dtype), card->name,
@@ -255,7 +255,8 @@ lam_status lam_cuda_gemm_run(const lam_workers *w, const lam_gemm *call, void *s
   for (int i = 0; i < 5; i++) set_plain_strides(views[i]);
   g.more = &more;
   if (g.d.rows <= 0 || g.d.cols <= 0) return sum_columns(w, &g, wishes_of(&g), stream);
-  LAM_TRY(check(&g, stream));
+  LAM_TRY(check(&g));
+  if (lam_cuda_gemv_takes(&g)) return lam_cuda_gemv_run(&g, stream);
   if (takes(&g)) LAM_TRY(run_library(w, &g, stream, &refused));
   return refused ? run_plain(w, &g, stream) : LAM_OK;
 }

@@ -33,11 +33,13 @@ typedef struct lam_cuda_card {
 
 /* Driver and cards, looked for once. */
 lam_status lam_cuda_open(void);
-int lam_cuda_count(void);      /* cards; 0 before lam_cuda_open */
 bool lam_cuda_is_forked(void); /* from a process that had CUDA open: nothing works here */
-/* This thread's card, with everything that products need; made once per card, never while
- * `stream` is captured. */
-lam_status lam_cuda_card_here(void *stream, const lam_cuda_card **out);
+/* Is there such a card, and does Lamella have kernels for it? */
+lam_status lam_cuda_check_card(int id);
+/* This thread's card; its handle is for those that ask for it. */
+lam_status lam_cuda_card_here(const lam_cuda_card **out);
+/* The same with its handle, which is made once, never while `stream` is captured. */
+lam_status lam_cuda_card_for_products(void *stream, const lam_cuda_card **out);
 const char *lam_cuda_describe(void);
 
 /* -- cuBLASLt (library.c) -- */

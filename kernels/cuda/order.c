@@ -14,21 +14,21 @@
 
 /* -- the thread's device -- */
 
+/* A thread whose device is lost cannot even ask which one it is. */
 lam_status lam_cuda_enter(int32_t device_id, int32_t *out_was) {
-  int was = 0;
-  LAM_TRY(lam_cuda_open());
-  if (device_id < 0 || device_id >= lam_cuda_count())
-    return lam_fail(LAM_INVALID_ARGUMENT, "cuda: found device %d, this machine has %d", device_id,
-                    lam_cuda_count());
-  LAM_TRY_CUDA(cudaGetDevice(&was), "ask for the thread's device");
-  if (was != device_id) LAM_TRY_CUDA(cudaSetDevice(device_id), "enter the device");
+  int was = device_id;
+  LAM_TRY(lam_cuda_check_card(device_id));
+  const bool known = cudaGetDevice(&was) == cudaSuccess;
+  if (!known) (void)cudaGetLastError();
   *out_was = was;
-  return LAM_OK;
+  if (known && was == device_id) return LAM_OK;
+  return lam_cuda_status(cudaSetDevice(device_id), "enter the device");
 }
 
 void lam_cuda_leave(int32_t was) {
   int is = was;
-  if (cudaGetDevice(&is) == cudaSuccess && is != was) (void)cudaSetDevice(was);
+  if (cudaGetDevice(&is) == cudaSuccess && is == was) return;
+  if (cudaSetDevice(was) != cudaSuccess) (void)cudaGetLastError();
 }
 
 lam_status lam_cuda_capturing(void *stream, bool *out) {

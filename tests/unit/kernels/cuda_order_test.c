@@ -1,0 +1,235 @@
+/* cuda_order_test.c: the CUDA device's order on the stand-in: whose scratch a block is, what happens
+ * to it while streams are captured, and what a call says when memory or the device is gone.
+ *
+ * Leaves products to cuda_gemm_test.c. */
+#include <string.h>
+#include <unistd.h>
+
+#include "tests/unit/kernels/far.h"
+
+static const lam_device_order *order(void) { return lam_device_cuda.order; }
+
+static void *borrow(uint64_t bytes, void *stream) {
+  void *p = NULL;
+  CHECK_OK(order()->borrow(bytes, stream, &p));
+  CHECK_EQ((uintptr_t)p % 256, 0);
+  return p;
+}
+
+TEST(cuda_order, enter_gives_the_thread_its_device_back) {
+  int32_t was = -1;
+  int is = -1;
+  CHECK_OK(order()->enter(1, &was));
+  CHECK_EQ(was, 0);
+  CHECK(cudaGetDevice(&is) == cudaSuccess && is == 1);
+  order()->leave(was);
+  CHECK(cudaGetDevice(&is) == cudaSuccess && is == 0);
+  CHECK_STATUS(order()->enter(7, &was), LAM_INVALID_ARGUMENT);
+  CHECK_STR(lam_last_error(), "cuda: found device 7, this machine has 2");
+}
+
+TEST(cuda_order, a_stream_gets_its_own_block_again_and_two_borrowers_never_the_same) {
+  void *s = stream_new();
+  void *a = borrow(1000, s), *b = borrow(1000, s);
+  CHECK(a != b);
+  order()->give_back(a, s);
+  CHECK(borrow(900, s) == a);
+  order()->give_back(b, s);
+  order()->give_back(a, s);
+  const int64_t allocs = standin_count().allocs;
+  for (int i = 0; i < 20; i++) order()->give_back(borrow(1000, s), s);
+  CHECK_EQ(standin_count().allocs, allocs);
+  stream_drop(s);
+}
+
+TEST(cuda_order, blocks_of_streams_that_are_gone_are_used_again) {
+  uint64_t first = 0;
+  for (int i = 0; i < 300; i++) {
+    void *s = stream_new();
+    void *p = borrow(1 << 16, s);
+    CHECK(cudaMemsetAsync(p, i, 1 << 16, s) == cudaSuccess);
+    order()->give_back(p, s);
+    stream_drop(s);
+    if (i == 100) first = standin_count().live_bytes;
+  }
+  CHECK_EQ(standin_count().live_bytes, first);
+}
+
+/* All blocks but one are in use, so that one goes from stream to stream with work pending on it. */
+TEST(cuda_order, work_in_a_block_ends_before_another_stream_has_it) {
+  enum { BYTES = 1 << 12, BLOCKS = 32, STREAMS = 40 };
+  void *holder = stream_new(), *held[BLOCKS - 1], *streams[STREAMS];
+  unsigned char seen[STREAMS];
+  for (int i = 0; i < BLOCKS - 1; i++) held[i] = borrow(BYTES, holder);
+  for (int i = 0; i < STREAMS; i++) {
+    streams[i] = stream_new();
+    void *p = borrow(BYTES, streams[i]);
+    CHECK(cudaMemsetAsync(p, i, BYTES, streams[i]) == cudaSuccess);
+    CHECK_OK(order()->read((char *)p + BYTES - 1, &seen[i], 1, streams[i]));
+    order()->give_back(p, streams[i]);
+  }
+  for (int i = 0; i < STREAMS; i++) {
+    CHECK_OK(order()->finish(streams[i]));
+    CHECK_EQ(seen[i], i);
+    stream_drop(streams[i]);
+  }
+  for (int i = 0; i < BLOCKS - 1; i++) order()->give_back(held[i], holder);
+  stream_drop(holder);
+}
+
+static cudaGraphExec_t end_capture(void *stream) {
+  cudaGraph_t graph = NULL;
+  cudaGraphExec_t exec = NULL;
+  CHECK(cudaStreamEndCapture(stream, &graph) == cudaSuccess);
+  CHECK(cudaGraphInstantiate(&exec, graph, 0) == cudaSuccess);
+  CHECK(cudaGraphDestroy(graph) == cudaSuccess);
+  return exec;
+}
+
+static void begin_capture(void *stream) {
+  CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal) == cudaSuccess);
+}
+
+TEST(cuda_order, a_captured_stream_gets_what_was_there_and_keeps_it_for_its_graphs) {
+  void *s = stream_new(), *p = borrow(1 << 20, s);
+  bool captured = true;
+  order()->give_back(p, s);
+  CHECK_OK(order()->capturing(s, &captured));
+  CHECK(!captured);
+
+  begin_capture(s);
+  CHECK_OK(order()->capturing(s, &captured));
+  CHECK(captured);
+  CHECK(borrow(1 << 20, s) == p);
+  CHECK(cudaMemsetAsync(p, 1, 1 << 20, s) == cudaSuccess);
+  order()->give_back(p, s);
+  CHECK(borrow(1 << 20, s) == p); /* the graph's next step */
+  order()->give_back(p, s);
+  cudaGraphExec_t exec = end_capture(s);
+
+  void *other = borrow(1 << 20, s); /* work outside of graphs never gets it */
+  CHECK(other != p);
+  order()->give_back(other, s);
+  CHECK(cudaGraphLaunch(exec, s) == cudaSuccess);
+  CHECK_OK(order()->finish(s));
+  CHECK(cudaGraphExecDestroy(exec) == cudaSuccess);
+  stream_drop(s);
+}
+
+TEST(cuda_order, a_captured_stream_may_take_what_lies_idle_on_another) {
+  void *warm = stream_new(), *s = stream_new(), *p = borrow(3 << 20, warm);
+  order()->give_back(p, warm);
+  CHECK_OK(order()->finish(warm));
+  begin_capture(s);
+  CHECK(borrow(3 << 20, s) == p);
+  order()->give_back(p, s);
+  CHECK(cudaGraphExecDestroy(end_capture(s)) == cudaSuccess);
+  stream_drop(warm);
+  stream_drop(s);
+}
+
+static bool is_idle(void *stream) {
+  const enum cudaStreamCaptureMode mode = lam_cuda_set_capture_mode(cudaStreamCaptureModeRelaxed);
+  const bool idle = cudaStreamQuery(stream) == cudaSuccess;
+  (void)lam_cuda_set_capture_mode(mode);
+  return idle;
+}
+
+/* What is still at work on another stream would meet the graph's work. */
+TEST(cuda_order, a_captured_stream_takes_nothing_that_is_at_work_on_another) {
+  enum { BYTES = 9 << 20 };
+  for (int i = 0; i < 20; i++) {
+    void *warm = stream_new(), *s = stream_new(), *p = borrow(BYTES, warm), *taken = NULL;
+    for (int k = 0; k < 200; k++) CHECK(cudaMemsetAsync(p, k, 64, warm) == cudaSuccess);
+    order()->give_back(p, warm);
+    begin_capture(s);
+    const lam_status status = order()->borrow(BYTES, s, &taken);
+    if (status == LAM_OK) CHECK(is_idle(warm));
+    if (status == LAM_OK) order()->give_back(taken, s);
+    CHECK(cudaGraphExecDestroy(end_capture(s)) == cudaSuccess);
+    stream_drop(warm);
+    stream_drop(s);
+    if (status == LAM_OK) return;
+  }
+}
+
+TEST(cuda_order, nothing_is_allocated_while_a_stream_is_captured) {
+  void *s = stream_new(), *p = NULL;
+  begin_capture(s);
+  const int64_t allocs = standin_count().allocs;
+  CHECK_STATUS(order()->borrow((uint64_t)1 << 30, s, &p), LAM_RESOURCE_EXHAUSTED);
+  CHECK_CONTAINS(lam_last_error(), "call once before the capture, or pass lam_call.scratch");
+  CHECK(p == NULL);
+  CHECK_EQ(standin_count().allocs, allocs);
+  CHECK(cudaGraphExecDestroy(end_capture(s)) == cudaSuccess); /* and the capture is whole */
+  stream_drop(s);
+}
+
+TEST(cuda_order, memory_that_is_not_there_is_one_line_and_the_next_call_has_some) {
+  void *s = stream_new(), *p = NULL;
+  CHECK_STATUS(order()->borrow((uint64_t)1 << 40, s, &p), LAM_RESOURCE_EXHAUSTED);
+  CHECK_CONTAINS(lam_last_error(), "cuda: could not have 1099511627776 bytes of scratch");
+  CHECK_STATUS(lam_device_cuda.memory->alloc(NULL, (uint64_t)1 << 40, &p), LAM_RESOURCE_EXHAUSTED);
+  order()->give_back(borrow(5 << 20, s), s);
+  stream_drop(s);
+}
+
+static void borrow_often(int rank, int size, void *stream) {
+  (void)size;
+  for (int i = 0; i < 50; i++) {
+    unsigned char seen = 0;
+    void *p = borrow((uint64_t)(1 + i % 3) << 12, stream);
+    CHECK(cudaMemsetAsync(p, rank, 4096, stream) == cudaSuccess);
+    CHECK_OK(order()->read(p, &seen, 1, stream));
+    CHECK_OK(order()->finish(stream));
+    CHECK_EQ(seen, rank);
+    order()->give_back(p, stream);
+  }
+}
+
+TEST(cuda_order, threads_on_one_stream_have_blocks_of_their_own) {
+  void *s = stream_new();
+  run_threads(4, borrow_often, s);
+  stream_drop(s);
+}
+
+static void call_in_child(int rank, int size, void *arg) {
+  void *p = NULL;
+  (void)rank, (void)size, (void)arg;
+  (void)lam_cuda_status(cudaErrorInitializationError, "borrow");
+  CHECK_CONTAINS(lam_last_error(), "this process was forked from one that uses CUDA");
+  CHECK(p == NULL);
+}
+
+TEST(cuda_order, a_forked_process_is_told_why_nothing_works) {
+  CHECK_OK(lam_cuda_open());
+  run_processes(1, call_in_child, NULL);
+}
+
+TEST(cuda_order, errors_keep_their_kind) {
+  CHECK_STATUS(lam_cuda_status(cudaErrorMemoryAllocation, "x"), LAM_RESOURCE_EXHAUSTED);
+  CHECK_STATUS(lam_cuda_status(cudaErrorECCUncorrectable, "x"), LAM_UNAVAILABLE);
+  CHECK_STATUS(lam_cuda_status(cudaErrorStreamCaptureUnsupported, "x"), LAM_FAILED_PRECONDITION);
+  CHECK_STATUS(lam_cuda_status(cudaErrorIllegalAddress, "copy"), LAM_INTERNAL);
+  CHECK_CONTAINS(lam_last_error(), "cuda: could not copy: ");
+  CHECK_CONTAINS(lam_last_error(), "(cudaErrorIllegalAddress)");
+}
+
+TEST(cuda_order, describes_itself) {
+  CHECK_CONTAINS(lam_device_cuda.describe(), "CUDA 13.0, cuBLASLt ");
+  CHECK_CONTAINS(lam_device_cuda.describe(), "sm_90");
+}
+
+/* The last one: the device does not come back. */
+TEST(cuda_zz_order, a_lost_device_is_unavailable) {
+  int32_t was;
+  CHECK_OK(order()->enter(1, &was));
+  void *s = stream_new(), *p = NULL;
+  standin_lose_device(1);
+  CHECK_STATUS(order()->finish(s), LAM_UNAVAILABLE);
+  CHECK_STATUS(order()->borrow(1 << 20, s, &p), LAM_UNAVAILABLE);
+  order()->leave(was);
+  s = stream_new();
+  order()->give_back(borrow(1 << 10, s), s); /* the other one is well */
+  stream_drop(s);
+}
