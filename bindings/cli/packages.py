@@ -2,7 +2,7 @@
 
 Invariant: nothing is installed that this table does not name, and where nothing is missing, apt is
 not called at all.
-Leaves Python packages to venv.py.
+Leaves Python packages to venv.py, NVIDIA's headers to headers.py.
 """
 
 import os
@@ -13,7 +13,7 @@ import sys
 from collections import namedtuple
 from pathlib import Path
 
-from bindings.cli import venv
+from bindings.cli import headers, venv
 from bindings.cli.common import Problem, say
 
 Package = namedtuple("Package", "name what needed_by")
@@ -84,7 +84,7 @@ def ensure(command):
     packages = missing(command)
     if packages:
         install(packages)
-    done = packages + venv.ensure(command)
+    done = packages + venv.ensure(command) + headers.ensure(command)
     if done:
         forget_machine()
     return done

@@ -1,9 +1,9 @@
 """lamella setup: installs the Debian and Python packages that are missing; twice does nothing."""
 
-from bindings.cli import packages, venv
+from bindings.cli import headers, packages, venv
 from bindings.cli.common import say
 
-SETS = ["all", "build", "demo", "test", "bench"]
+SETS = ["all", "build", "demo", "test", "bench", "gpu"]
 
 
 def add_arguments(parser):
@@ -35,4 +35,6 @@ def install_lines(command):
     lines = [packages.install_line(debian)] if debian else []
     for option, rows in venv.passes(python):
         lines.append(" ".join([".venv/bin/pip install", *option, *map(venv.pin, rows)]))
+    for wheel in headers.missing(command):
+        lines.append("%s out of pip's %s" % (wheel.what, venv.pin(wheel)))
     return lines

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bindings.cli import packages, setup, venv
+from bindings.cli import headers, packages, setup, venv
 from bindings.cli.common import Problem
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -32,6 +32,7 @@ def pip(monkeypatch, tmp_path):
     monkeypatch.setattr(venv, "HOME", tmp_path)
     monkeypatch.setattr(venv, "run_pip", run_pip)
     monkeypatch.setattr(venv, "create", create)
+    monkeypatch.setattr(headers, "toolkit", lambda: None)
     run_pip.calls, run_pip.answers = calls, answers
     return run_pip
 
