@@ -235,9 +235,17 @@ lam_status lam_group_sum_start(lam_group *g, lam_sum *s) {
                          : end_unless_refused(g, "partial sums", g->engine->sum_start(g, s));
 }
 
+static lam_status norm_of_sum(const lam_group *g, const lam_sum *s) {
+  const lam_device *d = g->device ? g->device : &lam_device_cpu;
+  if (!lam_matrix_here(s->gain) || s->is_normed) return LAM_OK;
+  return lam_device_rmsnorm(d, lam_context_workers(g->ctx), s->y, s->gain, s->eps, s->normed,
+                            g->stream);
+}
+
 lam_status lam_group_sum_finish(lam_group *g, lam_sum *s) {
   if (g->poison != LAM_OK) return poisoned(g);
-  const lam_status status = (has_own_sums(g) ? own_finish : g->engine->sum_finish)(g, s);
+  lam_status status = (has_own_sums(g) ? own_finish : g->engine->sum_finish)(g, s);
+  if (status == LAM_OK) status = norm_of_sum(g, s);
   return status == LAM_OK ? LAM_OK : lam_group_end(g, "partial sums", status);
 }
 

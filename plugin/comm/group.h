@@ -47,6 +47,11 @@ typedef struct lam_sum {
   int64_t y_first;     /* which row of the chunk y starts at */
   bool scatter;
   int slot; /* filled by lam_group_partial */
+  /* y's root mean square norm, with this gain [1, cols]; or absent. An engine that makes it with
+   * the sum says so. */
+  lam_matrix gain, normed;
+  float eps;
+  bool is_normed;
 } lam_sum;
 
 /* One ordered stream of messages between two ranks; an engine's own starts with it. */

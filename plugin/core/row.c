@@ -15,10 +15,11 @@ static const struct {
   lam_role role;
   int ndim;
 } roles[] = {
-    {"packed", LAM_ROLE_PACKED, 2}, {"token", LAM_ROLE_TOKEN, 1}, {"w", LAM_ROLE_WEIGHT, 2},
-    {"dw", LAM_ROLE_WEIGHT, 2},     {"b", LAM_ROLE_BIAS, 1},      {"db", LAM_ROLE_BIAS, 1},
-    {"s", LAM_ROLE_SCALE, 1},      {"ids", LAM_ROLE_INDEX, -1},  {"targets", LAM_ROLE_INDEX, -1},
-    {"dloss", LAM_ROLE_VALUE, -1},  {"lse", LAM_ROLE_VALUE, -1},  {"", LAM_ROLE_ACTIVATION, -1},
+    {"packed", LAM_ROLE_PACKED, 2}, {"token", LAM_ROLE_TOKEN, 1},    {"w", LAM_ROLE_WEIGHT, 2},
+    {"dw", LAM_ROLE_WEIGHT, 2},     {"b", LAM_ROLE_BIAS, 1},         {"db", LAM_ROLE_BIAS, 1},
+    {"g", LAM_ROLE_BIAS, 1},        {"dg", LAM_ROLE_BIAS, 1},        {"s", LAM_ROLE_SCALE, 1},
+    {"ids", LAM_ROLE_INDEX, -1},    {"targets", LAM_ROLE_INDEX, -1}, {"dloss", LAM_ROLE_VALUE, -1},
+    {"lse", LAM_ROLE_VALUE, -1},    {"", LAM_ROLE_ACTIVATION, -1},
 };
 
 static void set_role(lam_row_tensor *t) {

@@ -17,7 +17,7 @@
 typedef enum lam_role {
   LAM_ROLE_ACTIVATION, /* [..., n] */
   LAM_ROLE_WEIGHT,     /* [N, K], either dimension contiguous; as an input also packed */
-  LAM_ROLE_BIAS,       /* [N] */
+  LAM_ROLE_BIAS,       /* [N]: a bias, or a norm's gain */
   LAM_ROLE_SCALE,      /* f32 [1], for fp8 */
   LAM_ROLE_TOKEN,      /* f32 [1] */
   LAM_ROLE_PACKED,     /* uint8 [R, cols], written by pack_weight */

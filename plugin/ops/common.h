@@ -182,6 +182,9 @@ struct lam_part_sum {
   const DLTensor *y_tensor;
   const lam_matrix *bias, *y;
   lam_chunks chunks; /* of the whole rows */
+  /* NULL, or: what is added to y as well, and y's norm with this gain and attribute eps. Not with
+   * seq, and not alone. */
+  const lam_matrix *residual, *gain, *normed;
 };
 /* Multiplies all chunks. While the sum of one travels, the next is multiplied; that of the `last`
  * is left under way, beside whatever the caller does until finish. */

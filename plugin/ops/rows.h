@@ -61,6 +61,11 @@ lam_status lam_op_cross_entropy_vocab_run(const lam_op_call *call);
 void lam_op_cross_entropy_vocab_needs(const lam_op_call *call, lam_op_needs *out);
 lam_status lam_op_cross_entropy_vocab_bwd_run(const lam_op_call *call);
 
+lam_status lam_op_rmsnorm_run(const lam_op_call *call); /* norm.c */
+lam_status lam_op_rmsnorm_bwd_run(const lam_op_call *call);
+lam_status lam_op_all_reduce_add_rmsnorm_run(const lam_op_call *call);
+void lam_op_all_reduce_add_rmsnorm_needs(const lam_op_call *call, lam_op_needs *out);
+
 lam_status lam_op_pack_weight_run(const lam_op_call *call); /* pack.c */
 
 lam_status lam_op_codec_pack_run(const lam_op_call *call); /* codec.c */

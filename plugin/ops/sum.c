@@ -4,6 +4,8 @@
  *     multiply 0, start 0; multiply 1, start 1, finish 0; multiply 2, start 2, finish 1; ...
  * Invariant: partial sums stay float32; bias and rounding come once, with the sum; at most two
  * chunks are under way. Leaves the product to the caller, how a sum travels to comm/. */
+#include <string.h>
+
 #include "plugin/ops/common.h"
 
 /* Rows [first, first + n) that lie in `keep`, as rows of the chunk: where they start and how
@@ -27,20 +29,37 @@ static void place_sum(const lam_part_sum *s, int i, lam_sum *sum) {
   sum->scatter = s->call->attr.seq != 0;
 }
 
+static void place_norm(const lam_part_sum *s, int i, lam_sum *sum) {
+  const int64_t first = lam_chunk_first(s->chunks, i), n = lam_chunk_rows(s->chunks, i);
+  sum->residual = lam_matrix_rows(*s->residual, first, n);
+  sum->normed = lam_matrix_rows(*s->normed, first, n);
+  sum->gain = *s->gain;
+  sum->eps = (float)s->call->attr.eps;
+}
+
 static lam_status start_chunk(const lam_part_sum *s, int i, lam_sum *sum) {
   lam_group *g = s->call->group;
   *sum = (lam_sum){0};
   place_sum(s, i, sum);
+  if (s->gain) place_norm(s, i, sum);
   LAM_TRY(lam_group_partial(g, lam_chunk_rows(s->chunks, i), s->y->cols, sum));
   LAM_TRY(s->part(s, lam_chunk_first(s->chunks, i), &lam_op_absent, &sum->part));
   return lam_group_sum_start(g, sum);
+}
+
+/* A norm's eps, which all ranks must have alike. */
+static int64_t norm_extra(const lam_part_sum *s) {
+  const float eps = (float)s->call->attr.eps;
+  uint32_t bits;
+  memcpy(&bits, &eps, sizeof bits);
+  return s->gain ? (int64_t)bits << 32 : 0;
 }
 
 /* extra tells apart calls that cut differently, and keeping all rows from keeping own ones. */
 static lam_status announce(const lam_part_sum *s) {
   const int64_t seq = s->call->attr.seq;
   const lam_comm_op op = lam_op_announcement(s->call, s->y_tensor, s->y->dtype, seq ? 0 : -1, seq,
-                                             seq ? -s->chunks.n : s->chunks.n);
+                                             seq ? -s->chunks.n : s->chunks.n + norm_extra(s));
   return lam_group_begin_sums(s->call->group, &op);
 }
 

@@ -46,6 +46,11 @@ static const lam_op_entry entries[LAM_OP_END_] = {
     ENTRY(cross_entropy_vocab, lam_op_cross_entropy_vocab_run, lam_op_cross_entropy_vocab_needs),
     ENTRY(cross_entropy_vocab_bwd, lam_op_cross_entropy_vocab_bwd_run, NULL),
 
+    ENTRY(rmsnorm, lam_op_rmsnorm_run, NULL),
+    ENTRY(rmsnorm_bwd, lam_op_rmsnorm_bwd_run, NULL),
+    ENTRY(all_reduce_add_rmsnorm, lam_op_all_reduce_add_rmsnorm_run,
+          lam_op_all_reduce_add_rmsnorm_needs),
+
     ENTRY(pack_weight, lam_op_pack_weight_run, NULL),
 
     ENTRY(codec_pack, lam_op_codec_pack_run, NULL),

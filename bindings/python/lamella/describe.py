@@ -12,7 +12,7 @@ import re
 
 from lamella.rows import Row, Tensor
 
-FLOAT = "f32 or bf16, one dtype for all of a call"
+FLOAT = "f32 or bf16 (on CUDA also f16), one dtype for all of a call"
 TENSORS = [  # pattern of a name, its shape, its dtype
     ("token", "[1]", "f32: what orders calls"),
     ("ids|targets", "[...]", "int32 or int64, 0 to V - 1"),
@@ -20,8 +20,9 @@ TENSORS = [  # pattern of a name, its shape, its dtype
     ("packed", "[R, cols]", "uint8"),
     ("coded", "[..., bytes of a coded line]", "uint8"),
     ("w.*", None, FLOAT + ", or packed: uint8"),
-    ("s.*", "[]", "f32 scale of fp8 values"),
+    ("s.*", "[1]", "f32 scale of fp8 values"),
     ("b.*", "[N]", "f32, or as the first input"),
+    ("g", "[n]", "f32, or as the first input"),
     (".*", "[..., n]", FLOAT),
 ]
 ATTRIBUTES = {
@@ -30,7 +31,8 @@ ATTRIBUTES = {
     "codec": "what travels: 0 as it is, 1 bf16, 2 f8e4m3, 3 f8e5m2, 4 int8",
     "cols": "columns",
     "dim": "the dimension that is gathered or scattered",
-    "dtype": "the result's, DLPack's code | bits << 8; 0 = as the first input",
+    "dtype": "the result's, DLPack's code | bits << 8; 0 = as the first input (fp8: bf16)",
+    "eps": "is added to the mean of squares",
     "gated": "1: w1 is the rank's gate rows, then its up rows",
     "gather": "1: y is whole on every rank",
     "group": "lamella.Group.handle; 0 = alone",

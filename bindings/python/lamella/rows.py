@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from lamella import library, shapes
 
-# Indices, values per token, tokens, scales and biases
-NO_LEADER = re.compile("ids|targets|dloss|lse|token|s.*|b.*")
+# Indices, values per token, tokens, scales, biases and gains
+NO_LEADER = re.compile("ids|targets|dloss|lse|token|s.*|b.*|g")
 
 
 @dataclass

@@ -67,6 +67,10 @@ def losses(logits):
     return jnp.where(TARGETS < 0, 0, -picked)
 
 
+def rmsnorm(x, g):
+    return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-5) * g
+
+
 LAYERS = {
     "linear": (
         lambda at, x, w, b: (lj.linear(x, w, b, act="silu"), at["token"]),
@@ -157,6 +161,27 @@ LAYERS = {
         losses,
         [(2, 3, 8)],
         [P(None, None, "tp")],
+        P(),
+    ),
+    "all_reduce_add_rmsnorm": (
+        lambda at, x, res, g: lj.all_reduce_add_rmsnorm(x, res, g, eps=1e-5, **at)[::2],
+        lambda x, res, g: rmsnorm(RANKS * x + res, g),
+        [(2, 3, 5), (2, 3, 5), (5,)],
+        [P(), P(), P()],
+        P(),
+    ),
+    "all_reduce_add_rmsnorm, what is normed": (
+        lambda at, x, res, g: lj.all_reduce_add_rmsnorm(x, res, g, **at)[1:],
+        lambda x, res, g: RANKS * x + res + 0 * g,
+        [(3, 5), (3, 5), (5,)],
+        [P(), P(), P()],
+        P(),
+    ),
+    "rmsnorm": (
+        lambda at, x, g: (lj.rmsnorm(x, g, eps=1e-5), at["token"]),
+        rmsnorm,
+        [(2, 3, 5), (5,)],
+        [P(), P()],
         P(),
     ),
 }

@@ -135,6 +135,14 @@ def torch_cross_entropy(logits, targets, **rest):
     return losses.reshape(targets.shape)
 
 
+def torch_rmsnorm(x, g, eps=0, **rest):
+    return torch.nn.functional.rms_norm(x, g.shape, g, eps)
+
+
+def torch_sum_and_norm(x, res, g, eps=0, **rest):
+    return torch_rmsnorm(x + res, g, eps), x + res
+
+
 REFERENCES = {
     "linear": torch_linear,
     "linear_col": torch_linear,
@@ -142,6 +150,8 @@ REFERENCES = {
     "ffn": torch_ffn,
     "embedding_vocab": torch_embedding,
     "cross_entropy_vocab": torch_cross_entropy,
+    "rmsnorm": torch_rmsnorm,
+    "all_reduce_add_rmsnorm": torch_sum_and_norm,
 }
 
 

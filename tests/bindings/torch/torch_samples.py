@@ -77,6 +77,9 @@ SAMPLES = {
         [rand(T), rand(T, V), ids(T), torch.full((T,), 3.0)],
         dict(total=V),
     ),
+    "rmsnorm": lambda: ([rand(2, T, K), rand(K)], dict(eps=1e-5)),
+    "rmsnorm_bwd": lambda: ([rand(2, T, K), rand(2, T, K), rand(K)], dict(eps=1e-5)),
+    "all_reduce_add_rmsnorm": lambda: ([rand(2, T, K), rand(2, T, K), rand(K)], dict(eps=1e-5)),
     "pack_weight": packed,
     "codec_pack": lambda: ([rand(T, 130)], dict(codec=2)),
     "codec_unpack": lambda: (

@@ -115,10 +115,10 @@ static int count_system_calls(void) { return 0; }
 #define S lam_attr_s
 enum { K = 64, N = 48, F = 32, MOST_ROWS = 40, ROOM = 8192 };
 
-static float memory[16][ROOM];
+static float memory[18][ROOM];
 
 typedef struct operands {
-  tensor x, h, y, w, wt, b, dw, db, aux, w1, w2, dw1, dw2, ids, loss, lse;
+  tensor x, h, y, w, wt, b, dw, db, aux, w1, w2, dw1, dw2, ids, loss, lse, g, h2;
 } operands;
 
 /* T tokens. Few rows take another way through the kernels. */
@@ -139,6 +139,8 @@ static void make_operands(operands *o, const DLDataType type, int64_t T) {
   TENSOR(&o->ids, memory[13], ((DLDataType){kDLInt, 32, 1}), T);
   TENSOR(&o->loss, memory[14], f32, T);
   TENSOR(&o->lse, memory[15], f32, T);
+  TENSOR(&o->g, memory[16], f32, K);
+  TENSOR(&o->h2, memory[17], type, T, K);
 }
 
 #define IN(name) &o->name.dl
@@ -188,6 +190,11 @@ static lam_status cross_entropy(const member *m, const operands *o) {
              LIST((DLTensor *)IN(loss), (DLTensor *)IN(lse)), LIST({0}));
 }
 
+static lam_status norm_of_sum(const member *m, const operands *o) {
+  return RUN(m, all_reduce_add_rmsnorm, LIST(IN(x), IN(h), IN(g)),
+             LIST((DLTensor *)IN(h2), (DLTensor *)IN(h)), LIST(lam_attr_f(1e-5)));
+}
+
 static const struct {
   const char *name;
   call_fn call;
@@ -203,6 +210,7 @@ static const struct {
     {"embedding_vocab", embedding},
     {"embedding_vocab_wgrad", embedding_wgrad},
     {"cross_entropy_vocab", cross_entropy},
+    {"all_reduce_add_rmsnorm", norm_of_sum},
 };
 enum { N_CALLS = sizeof calls / sizeof *calls, WARM = 20, TIMES = 100, MOST_BATCHES = 200 };
 

@@ -73,6 +73,9 @@ ROW_TEST(embedding_vocab)
 ROW_TEST(embedding_vocab_wgrad)
 ROW_TEST(cross_entropy_vocab)
 ROW_TEST(cross_entropy_vocab_bwd)
+ROW_TEST(rmsnorm)
+ROW_TEST(rmsnorm_bwd)
+ROW_TEST(all_reduce_add_rmsnorm)
 
 TEST(callbacks, give_every_row_the_same_meaning) {
   if (!place_is_host()) SKIP("a host's functions are given tensors in its own memory");

@@ -106,6 +106,8 @@ static void pick_attrs(problem *pr, rng *r, const reference *ref, int turn) {
   pr->bias_f32 = pr->bf16 && coin(r);
   pr->out_f32 = pr->bf16 && row_has(op, "dtype") && coin(r);
   pr->grad_f32 = pr->bf16 && row_has(op, "acc") && coin(r);
+  if (op == LAM_OP_rmsnorm_bwd && pr->bias_f32) pr->grad_f32 = true; /* dg is as g, or f32 */
+  pr->eps = row_has(op, "eps") ? (coin(r) ? 1e-2 : 1e-5) : 0;
   pr->packed = coin(r);
   pr->ids_i64 = coin(r);
   pr->ignore = coin(r) ? -100 : 0; /* what is no index, or one that is */
@@ -145,7 +147,7 @@ static num *random_indices(const problem *pr, const operand *o, rng *r) {
 
 static num *random_input(const problem *pr, const operand *o, rng *r) {
   const bool bends = strcmp(o->dims, "TG") == 0 || pr->op == LAM_OP_act_bwd; /* activations */
-  const bool f32 = ((o->marks & BIAS) && pr->bias_f32) || (o->marks & VALUE);
+  const bool f32 = ((o->marks & (BIAS | GAIN)) && pr->bias_f32) || (o->marks & VALUE);
   const float scale = bends ? 3 : is_vocabulary(pr->op) && !strcmp(o->dims, "TN") ? 8 : 1;
   if (o->marks & INDEX) return random_indices(pr, o, r);
   return random_numbers(pr, o, r, pr->bf16 && !f32, scale);

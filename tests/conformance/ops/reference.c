@@ -368,6 +368,69 @@ static void roots_part(const problem *pr) {
   memcpy(pr->out[0], pr->in[0] + pr->root * n, sizeof(num) * (size_t)n);
 }
 
+/* -- norm -- */
+
+/* 1 / sqrt(mean of x^2 + eps) of a row of K */
+static num root_of(const problem *pr, const num *x) {
+  dot d = {0};
+  for (int64_t j = 0; j < pr->K; j++) dot_add(&d, x[j], x[j]);
+  const num squares = dot_close(d);
+  const double K = (double)pr->K, mean = squares.v / K, off = squares.e / K;
+  const double root = 1 / sqrt(mean + pr->eps), least = fmax(mean - off, 0) + pr->eps;
+  return computed(root, 1 / sqrt(least) - root);
+}
+
+static void norm(const problem *pr, const num *x, const num *g, num *y) {
+  for (int64_t i = 0; i < tokens(pr) * pr->K; i++) {
+    const num root = root_of(pr, x + i / pr->K * pr->K);
+    y[i] = rounded(times(times(x[i], root), g[i % pr->K]), pr->bf16);
+  }
+}
+
+static void rmsnorm(const problem *pr) {
+  norm(pr, pr->in[0], pr->in[1], pr->out[0]);
+} /* x g -> y */
+
+/* dx = r g dy - x r^3 mean(g dy x) */
+static void norm_gradient(const problem *pr, const num *dy, const num *x, const num *g, num *dx) {
+  const num r = root_of(pr, x), none = {0, 0};
+  dot d = {0};
+  for (int64_t j = 0; j < pr->K; j++) dot_add(&d, times(dy[j], g[j]), x[j]);
+  const num sum = dot_close(d), mean = {sum.v / (double)pr->K, sum.e / (double)pr->K};
+  const num less = times(times(times(r, r), r), mean);
+  for (int64_t j = 0; j < pr->K; j++) {
+    dot two = {0};
+    dot_add(&two, times(dy[j], g[j]), r);
+    dot_add(&two, (num){-x[j].v, x[j].e}, less);
+    dx[j] = rounded(pr->K ? dot_close(two) : none, pr->bf16);
+  }
+}
+
+static void rmsnorm_bwd(const problem *pr) { /* dy x g -> dx dg? */
+  const num *dy = pr->in[0], *x = pr->in[1];
+  const int64_t T = tokens(pr), K = pr->K;
+  for (int64_t t = 0; t < T; t++)
+    norm_gradient(pr, dy + t * K, x + t * K, pr->in[2], pr->out[0] + t * K);
+  for (int64_t j = 0; pr->out[1] && j < K; j++) {
+    dot d = {0};
+    for (int64_t t = 0; t < T; t++)
+      dot_add(&d, times(dy[t * K + j], x[t * K + j]), root_of(pr, x + t * K));
+    if (pr->acc) dot_add(&d, pr->out[1][j], (num){1, 0});
+    pr->out[1][j] = rounded(dot_close(d), pr->bf16 && !pr->grad_f32);
+  }
+}
+
+static void sum_and_norm(const problem *pr) { /* x res g -> y next */
+  const int64_t n = tokens(pr) * pr->K;
+  for (int64_t i = 0; i < n; i++) {
+    dot d = {0};
+    for (int r = 0; r < pr->p; r++) dot_add(&d, pr->in[0][r * n + i], (num){1, 0});
+    dot_add(&d, pr->in[1][i], (num){1, 0});
+    pr->out[1][i] = rounded(dot_close(d), pr->bf16);
+  }
+  norm(pr, pr->out[1], pr->in[2], pr->out[0]);
+}
+
 /* -- the rows -- */
 
 #define TRANSFERS "tests/distributed/ops/transfer_test.c"
@@ -499,6 +562,18 @@ static const reference references[] = {
      {{"T", WHOLE, VALUE}, {"TN", LAST, 0}, {"T", WHOLE, INDEX | MAY_IGNORE}, {"T", WHOLE, VALUE}},
      {{"TN", LAST, 0}},
      cross_entropy_bwd,
+     0},
+
+    {LAM_OP_rmsnorm, {{"TK", WHOLE, 0}, {"K", WHOLE, GAIN}}, {{"TK", WHOLE, 0}}, rmsnorm, 0},
+    {LAM_OP_rmsnorm_bwd,
+     {{"TK", WHOLE, 0}, {"TK", WHOLE, 0}, {"K", WHOLE, GAIN}},
+     {{"TK", WHOLE, 0}, {"K", WHOLE, BIAS | ADDED}},
+     rmsnorm_bwd,
+     0},
+    {LAM_OP_all_reduce_add_rmsnorm,
+     {{"TK", PARTS, 0}, {"TK", WHOLE, 0}, {"K", WHOLE, GAIN}},
+     {{"TK", WHOLE, 0}, {"TK", WHOLE, 0}},
+     sum_and_norm,
      0},
 
     {.op = LAM_OP_pack_weight, .apart = "every problem here with packed weights"},

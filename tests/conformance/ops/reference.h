@@ -49,6 +49,7 @@ typedef struct operand {
 #define VALUE 32u       /* f32, whatever the others are */
 #define MAY_IGNORE 64u  /* an index may be the one that attribute ignore names */
 #define PLAIN_ONLY 128u /* a weight that is never packed */
+#define GAIN 256u       /* of the others' dtype, or f32 */
 
 typedef struct problem {
   uint32_t op;
@@ -57,6 +58,7 @@ typedef struct problem {
   bool bf16, bias, bias_f32, out_f32, grad_f32, packed, ids_i64;
   bool in_steps; /* a device may round the product, then with bias, then act's: what is not fused */
   int64_t act, save, gather, split, acc, gated, dim, root, seq, total, unit, chunks, ignore;
+  double eps;
   num *in[8], *out[8]; /* whole; PARTS: one after the other */
   num *old[8];         /* what lies in outputs that are added to */
 } problem;

@@ -130,6 +130,21 @@ TEST(reference, of_the_cross_entropy_has_its_own_gradient) {
   problem_free(&backward);
 }
 
+TEST(reference, of_the_norm_has_its_own_gradients) {
+  rng r = {seed()};
+  problem forward = sized(LAM_OP_rmsnorm, 0, 0), backward = sized(LAM_OP_rmsnorm_bwd, 0, 0);
+  forward.eps = backward.eps = 1e-2;
+  problem_fill(&forward, &r);
+  problem_fill(&backward, &r);
+  give(&backward, 1, forward.in[0]);
+  give(&backward, 2, forward.in[1]);
+  run(&backward);
+  check_gradient(&forward, backward.in[0], 0, backward.out[0]);
+  check_gradient(&forward, backward.in[0], 1, backward.out[1]);
+  problem_free(&forward);
+  problem_free(&backward);
+}
+
 /* A result that was rounded to bf16 twice, or in which one product of K is missing, is out of
  * bounds somewhere. */
 TEST(reference, has_bounds_that_notice_a_missing_product) {

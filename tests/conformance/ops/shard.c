@@ -359,6 +359,7 @@ static lam_attr attr_of(const problem *pr, const lam_group *g, const char *name)
               {"ignore", pr->ignore},
               {"group", g ? lam_group_handle(g) : 0},
               {"dtype", pr->out_f32 ? (kDLFloat | 32 << 8) : 0}};
+  if (strcmp(name, "eps") == 0) return lam_attr_f(pr->eps);
   if (strcmp(name, "act") == 0) return lam_attr_s(acts[pr->act]);
   for (size_t i = 0; i < sizeof ints / sizeof *ints; i++)
     if (strcmp(name, ints[i].name) == 0) return lam_attr_i(ints[i].value);
@@ -409,7 +410,7 @@ static bool make_inputs(shard *s, const problem *pr, lam_context *ctx, int rank,
     s->n_in = i + 1;
     if (!pr->in[i]) continue;
     const part a = part_of(pr, o, rank);
-    tensor_make(&s->in[i], &a, kind_of(pr, o, (o->marks & BIAS) && pr->bias_f32),
+    tensor_make(&s->in[i], &a, kind_of(pr, o, (o->marks & (BIAS | GAIN)) && pr->bias_f32),
                 pick_layout(o, a.ndim, false, r));
     tensor_fill(&s->in[i], pr->in[i] + (o->lies == PARTS ? rank * ref_count(pr, o) : 0));
     const int side = strcmp(ref->in[0].dims, "TN") == 0; /* rows that start from dy: dgrad */

@@ -107,7 +107,7 @@ def _run(site, arrays, token):
 
 def _result(row, found, token):
     outputs, after = found
-    for name in _grads.SAVED:  # they are for the backward rows alone
+    for name in _grads.CONSTANT:
         if outputs.get(name) is not None:
             outputs[name] = jax.lax.stop_gradient(outputs[name])
     given = [outputs[t.name] for t in row.outputs if outputs.get(t.name) is not None]

@@ -191,6 +191,23 @@ def cross_entropy(b, d):
     return {"logits": found["dlogits"]}
 
 
+def rmsnorm(b, d):
+    given = {"dy": d["y"].astype(b.inputs["x"].dtype), **b.inputs}
+    skip = () if "g" in b.wanted else ("dg",)
+    found = b.call("rmsnorm_bwd", given, {"dg": b.inputs["g"]}, skip=skip)
+    return {"x": found["dx"], "g": found.get("dg")}
+
+
+def sum_and_norm(b, d):
+    """`next` is what was normed: its gradient is that of res and of every rank's x."""
+    given = {"dy": d["y"], "x": b.saved["next"], "g": b.inputs["g"]}
+    skip = () if "g" in b.wanted else ("dg",)
+    found = b.call("rmsnorm_bwd", given, {"dg": b.inputs["g"]}, skip=skip)
+    total = found["dx"] + d["next"]
+    x = b.call("all_reduce", {"x": total})["y"] if "x" in b.wanted else None
+    return {"x": x, "res": total, "g": found.get("dg")}
+
+
 GRADS = {
     "linear": layer("linear_dgrad", "linear_wgrad"),
     "linear_col": layer("linear_col_dgrad", "linear_col_wgrad", "linear_col_bwd"),
@@ -211,9 +228,12 @@ GRADS = {
     "recv_activation": receive,
     "embedding_vocab": embedding,
     "cross_entropy_vocab": cross_entropy,
+    "rmsnorm": rmsnorm,
+    "all_reduce_add_rmsnorm": sum_and_norm,
 }
-# Outputs that a backward reads; aux is written only when it is asked for.
-SAVED = ("aux", "lse")
+# Outputs that backwards alone are for; aux is written only when it is asked for.
+CONSTANT = ("aux", "lse")
+SAVED = (*CONSTANT, "next")  # what a backward reads
 
 # -- custom_vjp --
 

@@ -19,7 +19,7 @@ def is_weight(row, tensor):
 
 def is_activation(row, tensor):
     """Any number of leading dimensions."""
-    return tensor.name[0] not in "bs" and not tensor.name.lstrip("d").startswith(("w", "b"))
+    return tensor.name[0] not in "bs" and not tensor.name.lstrip("d").startswith(("w", "b", "g"))
 
 
 def own_token(row):

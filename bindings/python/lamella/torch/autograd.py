@@ -96,11 +96,10 @@ def saver(row, entry):
 
     def save(ctx, args, result):
         given = args[:n] if len(args) >= n else args + absent  # torch leaves out trailing defaults
-        kept = [given[i] for i in saved_inputs]
+        kept = [given[i] for i in saved_inputs] + [result[i] for i in saved_results]
         if constants:
             ctx.mark_non_differentiable(*[result[i] for i in constants])
             ctx.set_materialize_grads(False)  # no zeros for them
-            kept += [result[i] for i in saved_results]
         ctx.save_for_backward(*kept)
         ctx.rest = args[n:]
         ctx.marks = accumulate.in_use and accumulate.marks((name, given[i]) for name, i in weights)

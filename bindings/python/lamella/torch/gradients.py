@@ -245,6 +245,28 @@ def _(c):
     return _grads(c, "ffn_bwd", [dy, c.x, aux, c.w1, c.w2], ["x", *results], **common)
 
 
+# -- norm --
+
+
+@backward("rmsnorm", "x g")
+def _(c):
+    dy = c.dy.to(c.dtypes["x"])
+    return _grads(c, "rmsnorm_bwd", [dy, c.x, c.g], "xg", eps=c.eps)
+
+
+@backward("all_reduce_add_rmsnorm", "g next")
+def _(c):
+    """`next` is what was normed: its gradient is that of res and of every rank's x."""
+    tensors = [c.dy.to(c.dtypes["next"]), c.next, c.g]
+    found = _grads(c, "rmsnorm_bwd", tensors, ["next", "g"], eps=c.eps)
+    total = found.pop("next")
+    if c.grads[1] is not None:
+        total = total + c.grads[1]
+    if "x" in c.needs:
+        found["x"] = ops.all_reduce(total, group=c.group)
+    return {**found, "res": total}
+
+
 # -- vocabulary --
 
 
