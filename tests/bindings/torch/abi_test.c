@@ -199,7 +199,7 @@ static stack linear_of(tensor *x, tensor *w, const char *act, int64_t save) {
 /* Whether it came to its end; else `what` says why. */
 static bool run(stack *s) {
   if (setjmp(thrown)) return false;
-  lam_torch_run(&row, s->slots);
+  lam_torch_run(&row, s->slots, false);
   return true;
 }
 
