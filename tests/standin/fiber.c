@@ -15,6 +15,9 @@
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 enum { STACK = 256 << 10 };
+#elif defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+enum { STACK = 256 << 10 };
 #else
 enum { STACK = 64 << 10 };
 #endif
@@ -28,8 +31,8 @@ static size_t skew(const char *stack) { return (uintptr_t)stack / STACK % 61 * 6
 typedef void *context;
 
 /* Keeps this place in *from and goes on at `to`. */
-__attribute__((naked, noinline)) static void switch_to(context *from, context to) {
-  (void)from, (void)to;
+__attribute__((naked, noinline)) static void switch_to(__attribute__((unused)) context *from,
+                                                       __attribute__((unused)) context to) {
   __asm__(
       "push %rbp\n push %rbx\n push %r12\n push %r13\n push %r14\n push %r15\n"
       "mov %rsp, (%rdi)\n mov %rsi, %rsp\n"
@@ -61,44 +64,70 @@ struct si_fiber {
   void (*fn)(void *arg);
   void *arg;
   bool ended;
-  void *fake; /* of the address sanitizer */
+  void *kept; /* by a sanitizer */
   si_fiber *next_free;
 };
 
 static si_fiber *unused, *current;
 static context resumer;
 
-/* -- what the address sanitizer must know -- */
+/* Functions that begin on one stack and end on another, which would confuse the thread sanitizer. */
+#define UNCOUNTED __attribute__((no_sanitize_thread))
+
+/* -- what sanitizers must know: which stack comes next, and that it has come -- */
 
 #if defined(__SANITIZE_ADDRESS__)
 static const void *resumers_stack;
 static size_t resumers_bytes;
-static void leave(void **fake, const void *stack, size_t bytes) {
-  __sanitizer_start_switch_fiber(fake, stack, bytes);
+static void to_fiber(si_fiber *f, void **kept) {
+  __sanitizer_start_switch_fiber(kept, f->stack, STACK);
 }
-static void arrive(void *fake, bool in_fiber) {
-  __sanitizer_finish_switch_fiber(fake, in_fiber ? &resumers_stack : NULL,
-                                  in_fiber ? &resumers_bytes : NULL);
+static void in_fiber(si_fiber *f) {
+  __sanitizer_finish_switch_fiber(f->kept, &resumers_stack, &resumers_bytes);
 }
-static void leave_for_resumer(void **fake) { leave(fake, resumers_stack, resumers_bytes); }
-static void forget_frames(si_fiber *f) { __asan_unpoison_memory_region(f->stack, STACK); }
+static void to_resumer(si_fiber *f) {
+  __sanitizer_start_switch_fiber(f->ended ? NULL : &f->kept, resumers_stack, resumers_bytes);
+}
+static void in_resumer(void *kept) { __sanitizer_finish_switch_fiber(kept, NULL, NULL); }
+static void forget_frames(si_fiber *f) {
+  __asan_unpoison_memory_region(f->stack, STACK);
+  f->kept = NULL;
+}
+#elif defined(__SANITIZE_THREAD__)
+static void *resumers;
+UNCOUNTED static void to_fiber(si_fiber *f, void **kept) {
+  (void)kept;
+  if (!f->kept) f->kept = __tsan_create_fiber(0);
+  resumers = __tsan_get_current_fiber();
+  __tsan_switch_to_fiber(f->kept, 0);
+}
+static void in_fiber(si_fiber *f) { (void)f; }
+UNCOUNTED static void to_resumer(si_fiber *f) {
+  (void)f;
+  __tsan_switch_to_fiber(resumers, 0);
+}
+static void in_resumer(void *kept) { (void)kept; }
+static void forget_frames(si_fiber *f) { /* to make one takes long: those that ended keep theirs */
+  if (f->ended) return;
+  __tsan_destroy_fiber(f->kept);
+  f->kept = NULL;
+}
 #else
-static void leave(void **fake, const void *stack, size_t bytes) {
-  (void)fake, (void)stack, (void)bytes;
-}
-static void arrive(void *fake, bool in_fiber) { (void)fake, (void)in_fiber; }
-static void leave_for_resumer(void **fake) { (void)fake; }
+static void to_fiber(si_fiber *f, void **kept) { (void)f, (void)kept; }
+static void in_fiber(si_fiber *f) { (void)f; }
+static void to_resumer(si_fiber *f) { (void)f; }
+static void in_resumer(void *kept) { (void)kept; }
 static void forget_frames(si_fiber *f) { (void)f; }
 #endif
 
 /* -- fibers -- */
 
-static void entry(void) {
-  arrive(NULL, true);
+UNCOUNTED static void entry(void) {
   si_fiber *f = current;
+  in_fiber(f);
   f->fn(f->arg);
   f->ended = true;
-  leave_for_resumer(NULL);
+  to_resumer(f);
   SWITCH(f->at, resumer);
 }
 
@@ -119,27 +148,26 @@ si_fiber *si_fiber_new(void (*fn)(void *arg), void *arg) {
   f->fn = fn;
   f->arg = arg;
   f->ended = false;
-  f->fake = NULL;
   prepare(&f->at, f->stack, entry);
   return f;
 }
 
-bool si_fiber_resume(si_fiber *f) {
-  void *fake = NULL;
+UNCOUNTED bool si_fiber_resume(si_fiber *f) {
+  void *kept = NULL;
   current = f;
-  leave(&fake, f->stack, STACK);
+  to_fiber(f, &kept);
   SWITCH(resumer, f->at);
-  arrive(fake, false);
+  in_resumer(kept);
   current = NULL;
   if (f->ended) si_fiber_free(f);
   return !f->ended;
 }
 
-void si_fiber_park(void) {
+UNCOUNTED void si_fiber_park(void) {
   si_fiber *f = current;
-  leave_for_resumer(&f->fake);
+  to_resumer(f);
   SWITCH(f->at, resumer);
-  arrive(f->fake, true);
+  in_fiber(f);
 }
 
 /* One in so many times: what was written there stays, and to look costs a cache line. */

@@ -174,10 +174,10 @@ static inline T standin_atomic(T *p, F f) { /* gives what was there */
   return was;
 }
 
-#define STANDIN_ATOMIC(name, expr)                                   \
-  template <class T>                                                 \
-  static inline T name(T *p, typename std::common_type<T>::type v) { \
-    return standin_atomic(p, [v](T was) -> T { return (T)(expr); }); \
+#define STANDIN_ATOMIC(name, expr)                                              \
+  template <class T>                                                            \
+  static inline T name(T *p, typename std::common_type<T>::type v) {            \
+    return standin_atomic(p, [v](T was) -> T { return (void)was, (T)(expr); }); \
   }
 STANDIN_ATOMIC(atomicAdd, was + v)
 STANDIN_ATOMIC(atomicSub, was - v)
