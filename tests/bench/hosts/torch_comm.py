@@ -68,7 +68,7 @@ def main():
         for kind in (all_reduce, all_gather, one_way):
             for size in SIZES:
                 sides = kind(torch.zeros(size // 4), group)
-                calls = max(1, min(50, (4 << 20) // size))
+                calls = max(8, min(50, (4 << 20) // size))
                 times = in_turn(sides, group, rounds, calls)
                 messages = 2 if kind is one_way else 1
                 for side in sides:
