@@ -44,6 +44,9 @@ lam_status lam_cuda_encode_run(const lam_workers *w, int codec, lam_matrix x, vo
 lam_status lam_cuda_decode_run(const lam_workers *w, int codec, const void *coded, lam_matrix y,
                                void *stream);
 
+lam_status lam_cuda_quantize_run(const lam_workers *w, lam_matrix x, lam_matrix y, lam_matrix scale,
+                                 void *stream);
+
 lam_status lam_cuda_rmsnorm_run(const lam_workers *w, lam_matrix x, lam_matrix g, float eps,
                                 lam_matrix y, void *stream);
 lam_status lam_cuda_rmsnorm_bwd_run(const lam_workers *w, lam_matrix dy, lam_matrix x, lam_matrix g,
@@ -53,8 +56,10 @@ lam_status lam_cuda_add_rmsnorm_run(const lam_workers *w, const lam_matrix *part
                                     lam_matrix residual, lam_matrix g, float eps, lam_matrix sum,
                                     lam_matrix y, void *stream);
 
-/* -- vocabulary: the slots of device.h (vocab.cu, cross_entropy.cu) -- */
+/* -- vocabulary: the slots of device.h (vocab.cu, mark.cu, cross_entropy.cu) -- */
 
+lam_status lam_cuda_mark_outside_run(const lam_workers *w, lam_matrix ids, int64_t total,
+                                     const int64_t *ignored, lam_matrix y, void *stream);
 lam_status lam_cuda_gather_run(const lam_workers *w, lam_matrix weight, lam_matrix ids,
                                int64_t first, lam_matrix y, void *stream);
 lam_status lam_cuda_scatter_run(const lam_workers *w, lam_matrix dy, lam_matrix ids, int64_t first,

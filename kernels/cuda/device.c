@@ -45,10 +45,12 @@ static const lam_device_vector vector = {
     .column_sum = lam_cuda_column_sum_run,
     .encode = lam_cuda_encode_run,
     .decode = lam_cuda_decode_run,
+    .quantize = lam_cuda_quantize_run,
 };
 
 static const lam_device_vocab vocab = {
-    .find_outside = NULL, /* unsupported: the host would wait; the kernels guard each index */
+    .find_outside = NULL, /* unsupported: the host would wait */
+    .mark_outside = lam_cuda_mark_outside_run,
     .gather = lam_cuda_gather_run,
     .scatter = lam_cuda_scatter_run,
     .softmax_parts = lam_cuda_softmax_parts_run,

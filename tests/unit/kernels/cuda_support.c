@@ -14,8 +14,10 @@ static const lam_device_vector vector = {.act = lam_cuda_act_run,
                                          .sum = lam_cuda_sum_run,
                                          .column_sum = lam_cuda_column_sum_run,
                                          .encode = lam_cuda_encode_run,
-                                         .decode = lam_cuda_decode_run};
-static const lam_device_vocab vocab = {.gather = lam_cuda_gather_run,
+                                         .decode = lam_cuda_decode_run,
+                                         .quantize = lam_cuda_quantize_run};
+static const lam_device_vocab vocab = {.mark_outside = lam_cuda_mark_outside_run,
+                                       .gather = lam_cuda_gather_run,
                                        .scatter = lam_cuda_scatter_run,
                                        .softmax_parts = lam_cuda_softmax_parts_run,
                                        .cross_entropy = lam_cuda_cross_entropy_run,
