@@ -6,10 +6,10 @@
 # DLPack 0.6 is Debian's, 1.x is the one that torch carries; each is included by lamella.h, before it
 # and after it.
 set -u
-filter=${1:-}
+area=clients
+source tests/claim.sh
 here=tests/bindings/clients
 out=${TEST_TMPDIR:-$(mktemp -d)}
-n_passed=0 n_failed=0
 export LD_LIBRARY_PATH=abi
 ln -sf "$PWD/abi/liblamella.so.0" "$out/liblamella.so"
 
@@ -26,33 +26,14 @@ build_and_run() {
   $compiler $warnings $flags -Iabi $source -o $program -L$out -llamella -ldl && $program "$@"
 }
 
-# verdict NAME COMMAND...: the command as one test; what it says is shown where it fails.
-verdict() {
-  local name=$1 said
-  shift
-  if said=$("$@" 2>&1); then
-    echo "ok $name"
-    n_passed=$((n_passed + 1))
-  else
-    echo "$said" | head -40
-    echo "FAIL $name"
-    n_failed=$((n_failed + 1))
-  fi
-}
-
-wanted() { [[ $1 == *"$filter"* ]]; }
-
 # build_and_run as one test: no warning, and exit status 0.
 client() {
-  local name=clients.$1 compiler=$2
-  if ! wanted $name; then
-    return
-  elif ! command -v $compiler > /dev/null; then
-    echo "skip $name: $compiler is not installed"
-  elif [[ $name == *_1.x* && ! -e $dlpack1/dlpack/dlpack.h ]]; then
-    echo "skip $name: torch, which carries DLPack 1.x, is not here (./lamella setup test)"
+  if ! command -v $2 > /dev/null; then
+    skip "$1" "$2 is not installed"
+  elif [[ $1 == *_1.x* && ! -e $dlpack1/dlpack/dlpack.h ]]; then
+    skip "$1" "torch, which carries DLPack 1.x, is not here (./lamella setup test)"
   else
-    verdict $name build_and_run "$@"
+    claim "$1" build_and_run "$@"
   fi
 }
 
@@ -72,8 +53,5 @@ done
 for c in gcc clang; do
   client dlopen_$c $c client_dlopen.c "-std=c11 -Wl,--as-needed" "$PWD/abi/liblamella.so.0"
 done
-if wanted clients.every_initializer_is_tried; then
-  verdict clients.every_initializer_is_tried list_is_whole
-fi
-echo "$n_passed passed, $n_failed failed"
-[ $n_failed -eq 0 ]
+claim every_initializer_is_tried list_is_whole
+count_claims

@@ -4,10 +4,10 @@
 #
 # Invariant: only public headers and the shared object are used; a warning is an error.
 set -u
-filter=${1:-}
+area=cpp
+source tests/claim.sh
 here=tests/bindings/cpp
 out=${TEST_TMPDIR:-$(mktemp -d)}
-n_passed=0 n_failed=0
 export LD_LIBRARY_PATH=abi
 ln -sf "$PWD/abi/liblamella.so.0" "$out/liblamella.so"
 
@@ -21,27 +21,12 @@ build_and_run() {
     $compiler $flags $both $here/client.cc $main.o -o $main -L$out -llamella && $main
 }
 
-# verdict NAME COMMAND...: the command as one test; what it says is shown where it fails.
-verdict() {
-  local name=cpp.$1 said
-  shift
-  [[ $name == *"$filter"* ]] || return 0
-  if said=$("$@" 2>&1); then
-    echo "ok $name"
-    n_passed=$((n_passed + 1))
-  else
-    echo "$said" | head -40
-    echo "FAIL $name"
-    n_failed=$((n_failed + 1))
-  fi
-}
-
 # build_and_run as one test: no warning, and exit status 0.
 client() {
   if command -v $2 > /dev/null; then
-    verdict "$1" build_and_run "$@"
+    claim "$1" build_and_run "$@"
   else
-    echo "skip cpp.$1: $2 is not installed"
+    skip "$1" "$2 is not installed"
   fi
 }
 
@@ -57,6 +42,5 @@ client gxx_returns_status_cpp20 g++ "-std=c++20 -fno-rtti $returning"
 client clangxx_throws_cpp20 clang++ "-std=c++20 -fno-rtti"
 client clangxx_returns_status clang++ "-std=c++17 $returning"
 client both_kinds_in_one_program g++ "-std=c++17" "-std=c++17 $returning"
-verdict without_exceptions_the_macro_is_asked_for refused _ g++
-echo "$n_passed passed, $n_failed failed"
-[ $n_failed -eq 0 ]
+claim without_exceptions_the_macro_is_asked_for refused _ g++
+count_claims

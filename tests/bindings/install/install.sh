@@ -4,39 +4,15 @@
 # Invariant: the projects are copied out of the tree first, and no file of the tree is read while
 # they are built or run: every header, and the library that runs, lies in the prefix or in /usr.
 set -u
-filter=${1:-}
+area=install
+source tests/claim.sh
 tree=$PWD
 out=$(realpath "${TEST_TMPDIR:-$(mktemp -d)}")
 outside=$out/outside
 prefix=$out/prefix
-n_passed=0 n_failed=0
 unset DESTDIR BUILD_WORKING_DIRECTORY CPATH C_INCLUDE_PATH CPLUS_INCLUDE_PATH LIBRARY_PATH \
   LD_LIBRARY_PATH PKG_CONFIG_PATH CMAKE_PREFIX_PATH
 warnings="-Wall -Wextra -pedantic -Werror"
-
-# claim NAME COMMAND...: one test; what the command says is shown where it fails.
-claim() {
-  local name=install.$1 said
-  shift
-  [[ $name == *"$filter"* ]] || return 0
-  if said=$("$@" 2>&1); then
-    echo "ok $name"
-    n_passed=$((n_passed + 1))
-  else
-    echo "$said" | head -40
-    echo "FAIL $name"
-    n_failed=$((n_failed + 1))
-  fi
-}
-
-# claim_with PROGRAM PACKAGE NAME COMMAND...: the same, where the program is here.
-claim_with() {
-  if command -v "$1" > /dev/null; then
-    claim "${@:3}"
-  else
-    echo "skip install.$3: no $1 (Debian: $2)"
-  fi
-}
 
 install_to() { "$tree/install" --prefix "$@"; }
 
@@ -235,7 +211,7 @@ claim refuses_with_a_reason refuses_with_a_reason
 if "${as_others[@]}" true 2> /dev/null; then
   claim no_permission_is_said_so no_permission_is_said_so
 else
-  echo "skip install.no_permission_is_said_so: root cannot give up its rights here"
+  skip no_permission_is_said_so "root cannot give up its rights here"
 fi
 claim helps helps
 cp -rL "$tree/tests/bindings/install/outside" "$outside"
@@ -249,5 +225,4 @@ claim_with pkg-config pkg-config libraries_come_along_and_are_used \
 claim_with cmake cmake libraries_may_lie_elsewhere other_libdir
 claim_with cmake cmake the_example_is_built_and_serves the_example_is_built_and_serves $prefix
 claim opened_at_run_time opened_at_run_time $prefix
-echo "$n_passed passed, $n_failed failed"
-[ $n_failed -eq 0 ]
+count_claims

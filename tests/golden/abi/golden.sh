@@ -10,12 +10,14 @@
 # update does not write needed.txt: a new dependency is added by hand.
 # Invariant: a check runs on what was just built and fails on any difference.
 set -u -o pipefail
+area=abi
+advice="if it is meant: bazel run //tests/golden/abi:update"
+source tests/claim.sh
 export LC_ALL=C
 here=tests/golden/abi
 library=abi/liblamella.so.0
 adapters="bindings/torch/lamella_torch.so bindings/xla/liblamella_xla.so
   bindings/python/native/lamella_python.so"
-n_passed=0 n_failed=0
 
 make_layout() { $here/dump layout; }
 make_ops() { $here/dump ops; }
@@ -26,21 +28,6 @@ make_abi() {
   abidw --no-corpus-path --no-comp-dir-path --no-show-locs --no-elf-needed --type-id-style hash \
     $here/surface.so |
     sed "s/soname='[^']*'/soname='liblamella.so.0'/"
-}
-
-# claim NAME COMMAND...: one test; what the command prints is shown if it fails.
-claim() {
-  local name=abi.$1 said
-  shift
-  case $name in *"$filter"*) ;; *) return ;; esac
-  if said=$("$@" 2>&1); then
-    echo "ok $name"
-    n_passed=$((n_passed + 1))
-  else
-    echo "$said" | head -60
-    echo "FAIL $name (if it is meant: bazel run //tests/golden/abi:update)"
-    n_failed=$((n_failed + 1))
-  fi
 }
 
 same_as_golden() { diff -u $here/"$1".txt <(make_"$1"); }
@@ -90,14 +77,9 @@ check() {
     claim "$(basename "$adapter")_leaves_the_process_to_its_host" \
       leaves_the_process_to_its_host "$adapter"
   done
-  if command -v abidiff > /dev/null; then
-    claim types_are_those_of_the_baseline same_abi_as_baseline
-    claim a_moved_field_is_found a_moved_field_is_found
-  else
-    echo "skip abi.types_are_those_of_the_baseline: no abidiff (Debian: abigail-tools)"
-  fi
-  echo "$n_passed passed, $n_failed failed"
-  [ $n_failed -eq 0 ]
+  claim_with abidiff abigail-tools types_are_those_of_the_baseline same_abi_as_baseline
+  claim_with abidiff abigail-tools a_moved_field_is_found a_moved_field_is_found
+  count_claims
 }
 
 update() {
@@ -108,7 +90,6 @@ update() {
   make_abi > "$to/lamella.abi" && echo "wrote $to/lamella.abi"
 }
 
-filter=${1:-}
 case $filter in
   update) update ;;
   *) check ;;
