@@ -1,8 +1,8 @@
 /* memory.c: device and pinned memory: where it lies, who may touch it and when.
  *
- * Each device has one range of addresses. Beside an allocation nothing is mapped that can be
- * touched, and an address is not used again, so that a kernel that goes too far or comes too late
- * traps. What lies between an allocation's end and its page's end is looked at later (audit).
+ * Each device has its own addresses. Beside an allocation nothing can be touched, and an address is
+ * not used again for a while: a kernel that goes too far or comes too late traps. What lies between
+ * an allocation's end and its page's end is looked at later (audit).
  * Invariant: fresh memory holds bytes 0xff: NaN in every float type, -1 in integers. Between calls
  * of the runtime the host cannot touch device memory.
  * Leaves order in time to queue.c: a range that is valid when work is queued is checked again when
@@ -24,7 +24,7 @@ enum {
   SMALL = 1 << 20,
   GUARD_INSTALL = 102 /* Linux 6.13 */
 };
-static const uint64_t arena_bytes = (uint64_t)1 << 36, poison_bytes = (uint64_t)4 << 20;
+static const uint64_t arena_bytes = (uint64_t)1 << 36, poison_bytes = (uint64_t)8 << 20;
 
 typedef struct allocation {
   char *map, *at; /* pages, and what the caller got */
@@ -33,8 +33,16 @@ typedef struct allocation {
   bool freed, spoilt;
 } allocation;
 
+/* Addresses, taken one after another up to `round`, then from the start again where they are free: so
+ * what was freed stays so for a while. Small pieces have a range of their own, see map_small. */
+typedef struct range {
+  char *start;
+  uint64_t bytes, round, next, used; /* used: no address beyond was ever taken */
+} range;
+
 static char *arenas[SI_MAX_DEVICES];
-static uint64_t used_addresses[SI_MAX_DEVICES], used_bytes[SI_MAX_DEVICES];
+static range ranges[SI_MAX_DEVICES][2]; /* for small pieces, for large ones */
+static uint64_t used_bytes[SI_MAX_DEVICES];
 static allocation *allocations;
 static int64_t n_allocations;
 static int nothing_fd = -1, poison_fd = -1;
@@ -119,8 +127,10 @@ static int prot_now(void) { return is_open ? PROT_READ | PROT_WRITE : PROT_NONE;
 static void set_open(bool open) {
   if (is_open == open) return;
   is_open = open;
-  for (int d = 0; d < SI_MAX_DEVICES; d++)
-    if (arenas[d] && mprotect(arenas[d], used_addresses[d], prot_now())) abort();
+  for (int i = 0; i < 2 * SI_MAX_DEVICES; i++) {
+    const range *r = &ranges[i / 2][i % 2];
+    if (r->used > PAGE && mprotect(r->start, r->used, prot_now())) abort();
+  }
 }
 
 void si_memory_open(void) { set_open(true); }
@@ -157,13 +167,14 @@ static void map_poison(char *at, uint64_t bytes, int prot) {
   }
 }
 
-static char *arena(int device) {
-  if (arenas[device]) return arenas[device];
+static void make_arena(int device) {
   make_files();
   set_traps();
-  arenas[device] = must_map(NULL, arena_bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, nothing_fd);
-  used_addresses[device] = PAGE;
-  return arenas[device];
+  char *all = must_map(NULL, arena_bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, nothing_fd);
+  const uint64_t half = arena_bytes / 2;
+  arenas[device] = all;
+  ranges[device][0] = (range){all, half, 1024 * PAGE, PAGE, PAGE};
+  ranges[device][1] = (range){all + half, half, half / 128, PAGE, PAGE};
 }
 
 /* -- allocations -- */
@@ -185,6 +196,33 @@ static char *placed(char *map, uint64_t span, uint64_t bytes) {
   return map + ((span - bytes) & ~(uint64_t)(ALIGN - 1));
 }
 
+/* What is alive and would overlap the bytes from `at` on; NULL: nothing. */
+static const allocation *in_the_way(const char *at, uint64_t bytes) {
+  for (int64_t i = 0; i < n_allocations; i++) {
+    const allocation *a = &allocations[i];
+    if (!a->freed && at < a->map + a->span + PAGE && a->map < at + bytes) return a;
+  }
+  return NULL;
+}
+
+static char *take(range *r, uint64_t bytes) {
+  const allocation *a;
+  bool again = false;
+  for (;;) {
+    while ((a = in_the_way(r->start + r->next, bytes)))
+      r->next = (uint64_t)(a->map - r->start) + a->span + PAGE;
+    if (r->next + bytes <= r->round) break;
+    if (again) r->round *= 2; /* no hole is large enough */
+    if (r->round > r->bytes) return NULL;
+    again = true;
+    r->next = PAGE;
+  }
+  char *at = r->start + r->next;
+  r->next += bytes;
+  if (r->next > r->used) r->used = r->next;
+  return at;
+}
+
 static char *pages(int place, uint64_t span) {
   if (place == SI_PINNED) {
     make_files();
@@ -192,9 +230,9 @@ static char *pages(int place, uint64_t span) {
     map_poison(map, span, PROT_READ | PROT_WRITE);
     return map;
   }
-  char *map = arena(place) + used_addresses[place];
-  if (used_addresses[place] + span + PAGE > arena_bytes) return NULL;
-  used_addresses[place] += span + PAGE;
+  if (!arenas[place]) make_arena(place);
+  char *map = take(&ranges[place][span > SMALL], span + PAGE);
+  if (!map) return NULL;
   if (span <= SMALL) {
     map_small(place, map, span);
   } else {
@@ -267,7 +305,8 @@ static void release(allocation *a) {
 /* Pinned memory that was freed: the system may put something else there. */
 static void drop_pinned(allocation *a) {
   if (a->place >= 0) return;
-  *a = allocations[--n_allocations];
+  const int64_t after = --n_allocations - (a - allocations);
+  memmove(a, a + 1, (size_t)after * sizeof *a); /* the order stays: the latest is found first */
 }
 
 cudaError_t si_memory_free(void *p, bool pinned, const char *who) {

@@ -144,7 +144,7 @@ TEST(cuda_order, a_captured_stream_takes_nothing_that_is_at_work_on_another) {
     order()->give_back(p, warm);
     begin_capture(s);
     const lam_status status = order()->borrow(BYTES, s, &taken);
-    if (status == LAM_OK) CHECK(is_idle(warm));
+    if (taken == p) CHECK(is_idle(warm)); /* it may also be an earlier round's */
     if (status == LAM_OK) order()->give_back(taken, s);
     CHECK(cudaGraphExecDestroy(end_capture(s)) == cudaSuccess);
     stream_drop(warm);
