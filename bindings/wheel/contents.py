@@ -21,6 +21,7 @@ TAG = "py3-none-" + re.sub(r"\W", "_", sysconfig.get_platform())
 PACKAGE = ROOT / "bindings/python/lamella"
 TARGETS = {  # what Bazel builds, and where it puts it
     "//abi:liblamella.so.0": "abi/liblamella.so.0",
+    "//abi:cuda": "abi/liblamella_cuda.so.0",  # where there is a CUDA toolkit
     "//bindings/python/native:lamella_python.so": "bindings/python/native/lamella_python.so",
     "//bindings/torch:lamella_torch.so": "bindings/torch/lamella_torch.so",
     "//bindings/xla:liblamella_xla.so": "bindings/xla/liblamella_xla.so",
@@ -36,7 +37,7 @@ def package(bin_dir):
     files = {"lamella/%s" % p.relative_to(PACKAGE): Entry(p.read_bytes()) for p in sources()}
     stubbed = stubs.files().items()
     files.update(("lamella/" + path, Entry(data)) for path, data in stubbed)
-    built = [bin_dir / path for path in TARGETS.values()]
+    built = [path for path in map(bin_dir.joinpath, TARGETS.values()) if path.exists()]
     native = {path.name: Entry(stripped(path), 0o755) for path in built}
     native.update((path.name, Entry(path.read_bytes(), 0o755)) for path in companions(built))
     files.update(("lamella/lib/" + name, entry) for name, entry in native.items())

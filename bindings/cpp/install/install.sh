@@ -22,7 +22,8 @@ usage: bazel run //:install -- --prefix DIR [--libdir NAME] [--with-libraries]
 Puts there:
   include/          lamella.h and lamella_pipeline.h (C11), lamella.hpp (C++17), the operator
                     table, and in lamella/ a dlpack.h for hosts that bring none
-  lib/              liblamella.so.$version with its links; pkgconfig/lamella.pc; cmake/Lamella
+  lib/              liblamella.so.$version with its links; where there was a CUDA toolkit to build it
+                    with, liblamella_cuda.so.0; pkgconfig/lamella.pc; cmake/Lamella
   share/doc/lamella licences, README.md, and example/, a small inference server
 
 For a prefix that needs root:  bazel build //:install && sudo bazel-bin/install --prefix /usr/local
@@ -136,6 +137,10 @@ put_library() {
   echo "$to/$libdir/liblamella.so.$version"
   link "liblamella.so.$version" "$soname"
   link "$soname" liblamella.so
+  # where it was built: with a CUDA toolkit
+  if [ -e "$from/abi/liblamella_cuda.so.0" ]; then
+    put 755 "$from/abi/liblamella_cuda.so.0" "$libdir"
+  fi
 }
 
 # ---- What it needs: as the machine has it, found beside the library at run time ----
