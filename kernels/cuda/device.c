@@ -3,6 +3,7 @@
  * stream has come so far.
  * Leaves each slot to the file of its name. */
 #include "kernels/cuda/host.h"
+#include "kernels/cuda/peer.h"
 
 /* The host may wait: nothing of a call is here. */
 static lam_status cuda_alloc(const lam_workers *w, uint64_t bytes, void **out) {
@@ -75,6 +76,6 @@ const lam_device lam_device_cuda = {
     .vector = &vector,
     .vocab = &vocab,
     .norm = &norm,
-    .peer = NULL,
+    .peer = &lam_cuda_peer,
     .describe = lam_cuda_describe,
 };

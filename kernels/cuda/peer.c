@@ -1,0 +1,247 @@
+/* peer.c: what ranks share on a card, and the order of what a rank's group queues there.
+ *
+ * A rank's kernels count steps in its lanes, so they run one after another, whatever streams its
+ * calls name: a call on another stream than the last waits for an event. While a stream is captured
+ * nothing is waited for that is outside: who replays a graph orders it as he would its operands.
+ * Invariant: lanes and words outlive every kernel that was given them: they are freed when the card
+ * has come to their end.
+ * Leaves the kernels to peer_sum.cu and peer_move.cu. */
+#include <stdlib.h>
+
+#include "kernels/cuda/host.h"
+#include "kernels/cuda/peer.h"
+
+enum { FORKS = 4 };
+
+struct lam_peer_line {
+  uint32_t *words, *words_on_card;
+  cudaEvent_t last, forked[FORKS], done[FORKS];
+  cudaStream_t side;
+  unsigned long long last_stream; /* the id of the stream that `last` was recorded on */
+  int32_t device;
+  bool queued; /* `last` was recorded */
+};
+
+uint32_t *lam_cuda_line_words(const lam_peer_line *line) { return line->words_on_card; }
+
+/* -- lines -- */
+
+static lam_status make_events(lam_peer_line *l) {
+  cudaEvent_t *const all[] = {&l->last,      &l->forked[0], &l->forked[1], &l->forked[2],
+                              &l->forked[3], &l->done[0],   &l->done[1],   &l->done[2],
+                              &l->done[3]};
+  for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+    LAM_TRY_CUDA(cudaEventCreateWithFlags(all[i], cudaEventDisableTiming), "make an event");
+  return LAM_OK;
+}
+
+static lam_status make_words(lam_peer_line *l) {
+  void *words = NULL, *on_card = NULL;
+  LAM_TRY_CUDA(cudaHostAlloc(&words, LAM_WORDS * sizeof(uint32_t),
+                             cudaHostAllocMapped | cudaHostAllocPortable),
+               "have memory that host and card see");
+  l->words = words;
+  for (int i = 0; i < LAM_WORDS; i++) l->words[i] = 0;
+  LAM_TRY_CUDA(cudaHostGetDevicePointer(&on_card, words, 0), "let the card see the host's memory");
+  l->words_on_card = on_card;
+  return LAM_OK;
+}
+
+static lam_status make_line(lam_peer_line *l) {
+  LAM_TRY_CUDA(cudaGetDevice(&l->device), "ask for the thread's device");
+  LAM_TRY(make_words(l));
+  LAM_TRY(make_events(l));
+  LAM_TRY_CUDA(cudaStreamCreateWithFlags(&l->side, cudaStreamNonBlocking), "make a stream");
+  LAM_TRY(lam_cuda_peer_load_sum());
+  return lam_cuda_peer_load_move();
+}
+
+static void destroy_event(cudaEvent_t e) {
+  if (e && cudaEventDestroy(e) != cudaSuccess) (void)cudaGetLastError();
+}
+
+static void peer_close(lam_peer_line *l) {
+  int32_t was = 0;
+  if (!l) return;
+  const lam_status entered = lam_cuda_enter(l->device, &was);
+  const enum cudaStreamCaptureMode mode = lam_cuda_set_capture_mode(cudaStreamCaptureModeRelaxed);
+  if (l->queued && cudaEventSynchronize(l->last) != cudaSuccess) (void)cudaGetLastError();
+  destroy_event(l->last);
+  for (int i = 0; i < FORKS; i++) destroy_event(l->forked[i]), destroy_event(l->done[i]);
+  if (l->side && cudaStreamDestroy(l->side) != cudaSuccess) (void)cudaGetLastError();
+  if (l->words && cudaFreeHost(l->words) != cudaSuccess) (void)cudaGetLastError();
+  (void)lam_cuda_set_capture_mode(mode);
+  if (entered == LAM_OK) lam_cuda_leave(was);
+  free(l);
+}
+
+static lam_status peer_open(lam_peer_line **out, int32_t *out_device) {
+  *out = NULL;
+  lam_peer_line *l = calloc(1, sizeof *l);
+  if (!l) return lam_fail(LAM_RESOURCE_EXHAUSTED, "cuda: no memory");
+  const enum cudaStreamCaptureMode mode = lam_cuda_set_capture_mode(cudaStreamCaptureModeRelaxed);
+  const lam_status status = make_line(l);
+  (void)lam_cuda_set_capture_mode(mode);
+  if (status != LAM_OK) {
+    peer_close(l);
+    return status;
+  }
+  *out = l;
+  *out_device = l->device;
+  return LAM_OK;
+}
+
+static void peer_end(lam_peer_line *l) {
+  __atomic_store_n(&l->words[LAM_WORD_END], 1, __ATOMIC_RELEASE);
+}
+
+static lam_status peer_check(lam_peer_line *l, bool alone, void *stream) {
+  int device = l->device;
+  LAM_TRY_CUDA(cudaGetDevice(&device), "ask for the thread's device");
+  if (device != l->device)
+    return lam_fail(LAM_INVALID_ARGUMENT, "the group works on GPU %d, found tensors of GPU %d",
+                    l->device, device);
+  const uint32_t late = __atomic_load_n(&l->words[LAM_WORD_LATE], __ATOMIC_ACQUIRE);
+  if (late)
+    return lam_fail(LAM_PEER_STALLED,
+                    "a kernel waited for rank %u past its deadline: its kernel did not come",
+                    late - 1);
+  if (alone || (stream != NULL && stream != cudaStreamLegacy)) return LAM_OK;
+  return lam_fail(LAM_INVALID_ARGUMENT,
+                  "found the default stream: ranks that share a card wait for each other there, so "
+                  "each needs a stream of its own");
+}
+
+/* -- order -- */
+
+static lam_status follow(lam_peer_line *l, void *stream, bool *out_captured) {
+  unsigned long long id = 0;
+  LAM_TRY(lam_cuda_capturing(stream, out_captured));
+  if (*out_captured || !l->queued) return LAM_OK;
+  LAM_TRY_CUDA(cudaStreamGetId(stream, &id), "use this stream");
+  if (id == l->last_stream) return LAM_OK;
+  return lam_cuda_status(cudaStreamWaitEvent(stream, l->last, 0), "wait for another stream");
+}
+
+static lam_status mark(lam_peer_line *l, void *stream, bool captured) {
+  if (captured) return LAM_OK;
+  LAM_TRY_CUDA(cudaStreamGetId(stream, &l->last_stream), "use this stream");
+  LAM_TRY_CUDA(cudaEventRecord(l->last, stream), "record an event");
+  l->queued = true;
+  return LAM_OK;
+}
+
+static lam_status peer_fork(lam_peer_line *l, int slot, void *stream, void **out_side) {
+  *out_side = l->side;
+  LAM_TRY_CUDA(cudaEventRecord(l->forked[slot], stream), "record an event");
+  return lam_cuda_status(cudaStreamWaitEvent(l->side, l->forked[slot], 0), "begin a side stream");
+}
+
+static lam_status peer_forked(lam_peer_line *l, int slot, void *side) {
+  return lam_cuda_status(cudaEventRecord(l->done[slot], side), "record an event");
+}
+
+static lam_status peer_join(lam_peer_line *l, int slot, void *stream) {
+  return lam_cuda_status(cudaStreamWaitEvent(stream, l->done[slot], 0), "wait for a side stream");
+}
+
+/* -- memory -- */
+
+/* Zeroed by the time this returns: peers may raise flags at once. */
+static lam_status alloc_zeroed(uint64_t bytes, void **out) {
+  cudaStream_t own = NULL;
+  LAM_TRY_CUDA(cudaMalloc(out, bytes), "have memory for peers");
+  LAM_TRY_CUDA(cudaStreamCreateWithFlags(&own, cudaStreamNonBlocking), "make a stream");
+  cudaError_t error = cudaMemsetAsync(*out, 0, bytes, own);
+  if (error == cudaSuccess) error = cudaStreamSynchronize(own);
+  (void)cudaStreamDestroy(own);
+  return lam_cuda_status(error, "clear memory for peers");
+}
+
+static lam_status peer_alloc(uint64_t bytes, void **out) {
+  *out = NULL;
+  const enum cudaStreamCaptureMode mode = lam_cuda_set_capture_mode(cudaStreamCaptureModeRelaxed);
+  const lam_status status = alloc_zeroed(bytes, out);
+  if (status != LAM_OK && *out) (void)cudaFree(*out), *out = NULL;
+  (void)lam_cuda_set_capture_mode(mode);
+  return status;
+}
+
+static void peer_free(int32_t device_id, void *p) {
+  int32_t was = 0;
+  if (!p || lam_cuda_enter(device_id, &was) != LAM_OK) return;
+  const enum cudaStreamCaptureMode mode = lam_cuda_set_capture_mode(cudaStreamCaptureModeRelaxed);
+  if (cudaFree(p) != cudaSuccess) (void)cudaGetLastError();
+  (void)lam_cuda_set_capture_mode(mode);
+  lam_cuda_leave(was);
+}
+
+static lam_status peer_reach(int32_t device_id) {
+  int own = 0, can = 0;
+  LAM_TRY_CUDA(cudaGetDevice(&own), "ask for the thread's device");
+  if (own == device_id) return LAM_OK;
+  LAM_TRY_CUDA(cudaDeviceCanAccessPeer(&can, own, device_id), "ask what the GPU reaches");
+  if (!can)
+    return lam_fail(LAM_UNIMPLEMENTED, "cuda: GPU %d cannot read the memory of GPU %d", own,
+                    device_id);
+  const cudaError_t error = cudaDeviceEnablePeerAccess(device_id, 0);
+  if (error != cudaErrorPeerAccessAlreadyEnabled)
+    return lam_cuda_status(error, "read another GPU's memory");
+  (void)cudaGetLastError();
+  return LAM_OK;
+}
+
+/* Why not more: peer.cuh. */
+static lam_status peer_lanes(int on_card, int32_t *out_lanes, uint64_t *out_lane_bytes) {
+  int device = 0, sms = 0;
+  LAM_TRY_CUDA(cudaGetDevice(&device), "ask for the thread's device");
+  LAM_TRY_CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device),
+               "count the GPU's multiprocessors");
+  const int fit = sms / on_card;
+  *out_lanes = fit < 1 ? 1 : fit < LAM_LANES ? fit : LAM_LANES;
+  *out_lane_bytes = LAM_LANE_BYTES;
+  return LAM_OK;
+}
+
+/* -- operations -- */
+
+static lam_status peer_sum(const lam_peers *p, const lam_peer_sum *s, void *stream) {
+  bool captured = false;
+  LAM_TRY(follow(p->line, stream, &captured));
+  LAM_TRY(lam_cuda_peer_sum_run(p, s, stream));
+  return mark(p->line, stream, captured);
+}
+
+static lam_status peer_gather(const lam_peers *p, const lam_peer_gather *g, void *stream) {
+  bool captured = false;
+  LAM_TRY(follow(p->line, stream, &captured));
+  LAM_TRY(lam_cuda_peer_gather_run(p, g, stream));
+  return mark(p->line, stream, captured);
+}
+
+static lam_status peer_box(lam_peer_line *line, int peer, uint32_t deadline_ms,
+                           const lam_peer_box *box, int what, void *data, uint64_t bytes,
+                           void *stream) {
+  bool captured = false;
+  LAM_TRY(follow(line, stream, &captured));
+  LAM_TRY(lam_cuda_peer_box_run(line, peer, deadline_ms, box, what, data, bytes, stream));
+  return mark(line, stream, captured);
+}
+
+const lam_device_peer lam_cuda_peer = {
+    .open = peer_open,
+    .close = peer_close,
+    .end = peer_end,
+    .check = peer_check,
+    .alloc = peer_alloc,
+    .free = peer_free,
+    .reach = peer_reach,
+    .lanes = peer_lanes,
+    .fork = peer_fork,
+    .forked = peer_forked,
+    .join = peer_join,
+    .sum = peer_sum,
+    .norms = lam_cuda_peer_norms,
+    .gather = peer_gather,
+    .box = peer_box,
+};
