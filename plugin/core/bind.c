@@ -161,8 +161,6 @@ static lam_status bind_group(lam_binding *b) {
   if (b->op.attr.group == 0) return LAM_OK;
   const lam_status s = lam_group_find(b->op.attr.group, &b->op.group);
   if (s != LAM_OK) return lam_fail_within(s, "%s: group", b->row->name);
-  b->op.group->device = b->op.device;
-  b->op.group->stream = b->op.stream;
   return LAM_OK;
 }
 

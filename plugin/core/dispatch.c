@@ -12,11 +12,21 @@ static lam_status find_entry(const lam_binding *b, const lam_op_entry **out_entr
   return lam_fail(LAM_UNIMPLEMENTED, "%s: this build has no such operator", b->row->name);
 }
 
+/* For the time of a call a group is told where the operands lie; at others it is asked for the
+ * host's memory. */
+static void tell_group(const lam_op_call *call, const lam_device *device) {
+  if (!call->group) return;
+  call->group->device = device;
+  call->group->stream = call->stream;
+}
+
 /* Where work is queued, the calling thread's device is that of the operands for the call's time. */
 static lam_status run_queued(const lam_binding *b, const lam_op_entry *entry) {
   int32_t was;
   LAM_TRY(lam_device_enter(b->op.device, (int32_t)b->place.device_id, &was));
+  tell_group(&b->op, b->op.device);
   const lam_status status = entry->run(&b->op);
+  tell_group(&b->op, NULL);
   lam_device_leave(b->op.device, was);
   return status;
 }
@@ -35,7 +45,10 @@ lam_status lam_dispatch_run(lam_context *ctx, const lam_call *call) {
 static bool is_capturable(const lam_op_call *call) {
   const lam_group *g = call->group;
   if (!call->device->order) return false;
-  return !g || g->size == 1 || (g->engine->queues && g->engine->queues(g));
+  tell_group(call, call->device);
+  const bool is = !g || g->size == 1 || (g->engine->queues && g->engine->queues(g));
+  tell_group(call, NULL);
+  return is;
 }
 
 static lam_status check_room(const lam_binding *b, const lam_inferred *out) {
