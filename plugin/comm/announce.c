@@ -20,7 +20,7 @@ static const char *const op_names[LAM_OP_END_] = {
 #include "abi/lamella_ops.def"
 #undef LAM_OP
 };
-static const char *const comm_names[] = {"split", "warmup", "channel", "pipeline"};
+static const char *const comm_names[] = {"split", "warmup", "channel", "pipeline", "peers"};
 
 const char *lam_comm_op_name(uint32_t op) {
   const char *name = NULL;

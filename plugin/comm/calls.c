@@ -4,7 +4,8 @@
  * Invariant: what is refused before it is announced (arguments, a missing cell) leaves the group
  * as it was; whatever fails later poisons it, and every later call gets the same status and
  * message. A group of one rank copies and asks no engine. Cells that an engine leaves out are
- * made from its others here: broadcast, reduce, partial sums. */
+ * made from its others here: broadcast, reduce, partial sums. Where operands lie on a device that
+ * queues its work, the engine announces, and the cells of peer/ move them. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +20,7 @@ void lam_group_keep(lam_group *g, lam_status status) {
 }
 
 lam_status lam_group_end(lam_group *g, const char *doing, lam_status status) {
+  lam_peer_end(g);
   const lam_status told =
       g->engine->check ? g->engine->check(g) : LAM_OK; /* another was first: its words */
   if (told != LAM_OK) {
@@ -47,14 +49,32 @@ static lam_status end_unless_refused(lam_group *g, const char *doing, lam_status
   return lam_group_end(g, doing, status);
 }
 
+/* Whose cells move the present call's operands. */
+static const lam_engine *way(const lam_group *g) {
+  return lam_peer_takes(g) ? &lam_engine_peer : g->engine;
+}
+
+/* Refused where this device or these ranks cannot; ended where a kernel of an earlier operation
+ * found no peer. */
+static lam_status prepare(lam_group *g, const lam_comm_op *op) {
+  if (!lam_peer_takes(g)) return LAM_OK;
+  const lam_status status = lam_peer_prepare(g);
+  if (status == LAM_OK || g->poison != LAM_OK) return status;
+  return status == LAM_PEER_STALLED ? lam_group_end(g, lam_comm_op_name(op->op), status)
+                                    : lam_fail_within(status, "%s", lam_comm_op_name(op->op));
+}
+
 static lam_status announce(lam_group *g, const lam_comm_op *op) {
   lam_comm_op numbered = *op;
   if (g->poison != LAM_OK) return poisoned(g);
+  LAM_TRY(prepare(g, op));
   numbered.sequence = g->sequence + 1;
-  const lam_status status = g->engine->begin(g, &numbered);
+  lam_status status = g->engine->begin(g, &numbered);
   if (status != LAM_OK) return end_unless_refused(g, lam_comm_op_name(op->op), status);
   g->sequence++;
-  return LAM_OK;
+  if (!lam_peer_takes(g)) return LAM_OK;
+  status = g->engine->agree(g);
+  return status == LAM_OK ? LAM_OK : lam_group_end(g, lam_comm_op_name(op->op), status);
 }
 
 static lam_status done(lam_group *g, const lam_comm_op *op, lam_status status) {
@@ -63,7 +83,12 @@ static lam_status done(lam_group *g, const lam_comm_op *op, lam_status status) {
 
 /* ---- Collectives ----------------------------------------------------------------------------- */
 
-static lam_status check_sum(const lam_comm_op *op, lam_dtype t) {
+static lam_status check_sum(const lam_group *g, const lam_comm_op *op, lam_dtype t) {
+  if (lam_peer_takes(g)) {
+    if (t == LAM_F32 || t == LAM_BF16 || t == LAM_F16) return LAM_OK;
+    return lam_fail(LAM_UNIMPLEMENTED, "%s: %s cannot be summed on %s, only f32, bf16 and f16",
+                    lam_comm_op_name(op->op), lam_dtype_name(t), g->device->name);
+  }
   if (lam_add_supported(t)) return LAM_OK;
   return lam_fail(LAM_UNIMPLEMENTED,
                   "%s: %s cannot be summed here, only f32, bf16, f64, i32 and i64",
@@ -76,9 +101,18 @@ static lam_status check_root(const lam_group *g, const lam_comm_op *op, int root
                   lam_comm_op_name(op->op), root, g->size - 1);
 }
 
+static lam_status copy_queued(const lam_group *g, const void *from, void *to, uint64_t bytes) {
+  const int64_t n = (int64_t)bytes;
+  const lam_matrix x = {(void *)(uintptr_t)from, 1, n, n, 1, LAM_U8, false};
+  const lam_matrix y = {to, 1, n, n, 1, LAM_U8, false};
+  return lam_device_copy(g->device, lam_context_workers(g->ctx), x, y, g->stream);
+}
+
 static lam_status alone(const lam_group *g, const void *from, void *to, uint64_t bytes) {
   if (g->poison != LAM_OK) return poisoned(g);
-  if (from != to && bytes > 0) memcpy(to, from, bytes);
+  if (from == to || bytes == 0) return LAM_OK;
+  if (lam_peer_takes(g)) return copy_queued(g, from, to, bytes);
+  memcpy(to, from, bytes);
   return LAM_OK;
 }
 
@@ -88,33 +122,38 @@ static uint64_t whole_bytes(const lam_group *g, const lam_parts *p) {
 
 lam_status lam_group_all_reduce(lam_group *g, const lam_comm_op *op, const void *x, void *y,
                                 int64_t n, lam_dtype t) {
-  LAM_TRY(check_sum(op, t));
+  LAM_TRY(check_sum(g, op, t));
   if (g->size == 1) return alone(g, x, y, (uint64_t)(n * lam_dtype_bytes(t)));
   LAM_TRY(announce(g, op));
-  return done(g, op, g->engine->all_reduce(g, x, y, n, t));
+  return done(g, op, way(g)->all_reduce(g, x, y, n, t));
 }
 
 lam_status lam_group_all_gather(lam_group *g, const lam_comm_op *op, const lam_parts *p,
                                 const void *mine, void *whole) {
   if (g->size == 1) return alone(g, mine, whole, whole_bytes(g, p));
   LAM_TRY(announce(g, op));
-  return done(g, op, g->engine->all_gather(g, p, mine, whole));
+  return done(g, op, way(g)->all_gather(g, p, mine, whole));
 }
 
+/* Rows lie in the host's memory, wherever the present call's operands do. */
 lam_status lam_group_gather_rows(lam_group *g, const lam_comm_op *op, const void *own,
                                  uint64_t bytes, void *rows) {
   int64_t first[LAM_GROUP_RANKS + 1];
+  const lam_device *device = g->device;
   for (int r = 0; r <= g->size; r++) first[r] = r;
   const lam_parts parts = {.outer = 1, .inner = (int64_t)bytes, .first = first, .dtype = LAM_U8};
-  return lam_group_all_gather(g, op, &parts, own, rows);
+  g->device = NULL;
+  const lam_status status = lam_group_all_gather(g, op, &parts, own, rows);
+  g->device = device;
+  return status;
 }
 
 lam_status lam_group_reduce_scatter(lam_group *g, const lam_comm_op *op, const lam_parts *p,
                                     const void *whole, void *mine) {
-  LAM_TRY(check_sum(op, p->dtype));
+  LAM_TRY(check_sum(g, op, p->dtype));
   if (g->size == 1) return alone(g, whole, mine, whole_bytes(g, p));
   LAM_TRY(announce(g, op));
-  return done(g, op, g->engine->reduce_scatter(g, p, whole, mine));
+  return done(g, op, way(g)->reduce_scatter(g, p, whole, mine));
 }
 
 /* All of it is the root's share. */
@@ -131,9 +170,8 @@ lam_status lam_group_broadcast(lam_group *g, const lam_comm_op *op, const void *
   LAM_TRY(check_root(g, op, root));
   if (g->size == 1) return alone(g, x, y, bytes);
   LAM_TRY(announce(g, op));
-  return done(
-      g, op,
-      (g->engine->broadcast ? g->engine->broadcast : broadcast_by_gather)(g, x, y, bytes, root));
+  return done(g, op,
+              (way(g)->broadcast ? way(g)->broadcast : broadcast_by_gather)(g, x, y, bytes, root));
 }
 
 static lam_status reduce_by_all_reduce(lam_group *g, const void *x, void *y, int64_t n, lam_dtype t,
@@ -149,12 +187,12 @@ static lam_status reduce_by_all_reduce(lam_group *g, const void *x, void *y, int
 
 lam_status lam_group_reduce(lam_group *g, const lam_comm_op *op, const void *x, void *y, int64_t n,
                             lam_dtype t, int root) {
-  LAM_TRY(check_sum(op, t));
+  LAM_TRY(check_sum(g, op, t));
   LAM_TRY(check_root(g, op, root));
   if (g->size == 1) return alone(g, x, y, (uint64_t)(n * lam_dtype_bytes(t)));
   LAM_TRY(announce(g, op));
   return done(g, op,
-              (g->engine->reduce ? g->engine->reduce : reduce_by_all_reduce)(g, x, y, n, t, root));
+              (way(g)->reduce ? way(g)->reduce : reduce_by_all_reduce)(g, x, y, n, t, root));
 }
 
 /* ---- Partial sums ---------------------------------------------------------------------------- */
@@ -170,7 +208,9 @@ struct lam_own_sums {
   uint32_t taken, finished;
 };
 
-static bool has_own_sums(const lam_group *g) { return g->size == 1 || !g->engine->partial; }
+static bool has_own_sums(const lam_group *g) {
+  return !lam_peer_takes(g) && (g->size == 1 || !g->engine->partial);
+}
 
 static lam_status own_partial(lam_group *g, int64_t rows, int64_t cols, lam_sum *s) {
   const uint64_t bytes = (uint64_t)(rows * cols) * sizeof(float);
@@ -226,13 +266,13 @@ lam_status lam_group_begin_sums(lam_group *g, const lam_comm_op *op) {
 lam_status lam_group_partial(lam_group *g, int64_t rows, int64_t cols, lam_sum *s) {
   if (g->poison != LAM_OK) return poisoned(g);
   return end_unless_refused(g, "partial sums",
-                            (has_own_sums(g) ? own_partial : g->engine->partial)(g, rows, cols, s));
+                            (has_own_sums(g) ? own_partial : way(g)->partial)(g, rows, cols, s));
 }
 
 lam_status lam_group_sum_start(lam_group *g, lam_sum *s) {
   if (g->poison != LAM_OK) return poisoned(g);
   return has_own_sums(g) ? LAM_OK
-                         : end_unless_refused(g, "partial sums", g->engine->sum_start(g, s));
+                         : end_unless_refused(g, "partial sums", way(g)->sum_start(g, s));
 }
 
 static lam_status norm_of_sum(const lam_group *g, const lam_sum *s) {
@@ -244,7 +284,7 @@ static lam_status norm_of_sum(const lam_group *g, const lam_sum *s) {
 
 lam_status lam_group_sum_finish(lam_group *g, lam_sum *s) {
   if (g->poison != LAM_OK) return poisoned(g);
-  lam_status status = (has_own_sums(g) ? own_finish : g->engine->sum_finish)(g, s);
+  lam_status status = (has_own_sums(g) ? own_finish : way(g)->sum_finish)(g, s);
   if (status == LAM_OK) status = norm_of_sum(g, s);
   return status == LAM_OK ? LAM_OK : lam_group_end(g, "partial sums", status);
 }
@@ -266,14 +306,14 @@ lam_status lam_group_send(lam_group *g, int peer, int kind, const lam_wire *head
                           const void *data) {
   LAM_TRY(check_peer(g, "send", peer, kind));
   if (!g->engine->send) return missing(g, "send");
-  return end_unless_refused(g, "send", g->engine->send(g, peer, kind, header, data));
+  return end_unless_refused(g, "send", way(g)->send(g, peer, kind, header, data));
 }
 
 lam_status lam_group_recv(lam_group *g, int peer, int kind, lam_wire *header, void *data,
                           uint64_t room) {
   LAM_TRY(check_peer(g, "recv", peer, kind));
   if (!g->engine->recv) return missing(g, "recv");
-  return end_unless_refused(g, "recv", g->engine->recv(g, peer, kind, header, data, room));
+  return end_unless_refused(g, "recv", way(g)->recv(g, peer, kind, header, data, room));
 }
 
 /* ---- Channels -------------------------------------------------------------------------------- */
@@ -286,8 +326,9 @@ lam_status lam_channel_open(lam_group *g, int peer, bool sender, uint64_t key, i
     return lam_fail(LAM_INVALID_ARGUMENT, "channel: depth is %d, expected at least 1", depth);
   if (!g->engine->channel_open) return missing(g, "channel");
   LAM_TRY(end_unless_refused(g, "channel",
-                             g->engine->channel_open(g, peer, sender, key, depth, bytes, out)));
+                             way(g)->channel_open(g, peer, sender, key, depth, bytes, out)));
   (*out)->group = g;
+  (*out)->way = way(g);
   return LAM_OK;
 }
 
@@ -295,28 +336,28 @@ lam_status lam_channel_acquire(lam_channel *c, void **out_slot) {
   lam_group *g = c->group;
   if (g->poison != LAM_OK) return poisoned(g);
   return end_unless_refused(g, "channel, waiting for a free slot",
-                            g->engine->channel_acquire(c, out_slot));
+                            c->way->channel_acquire(c, out_slot));
 }
 
 lam_status lam_channel_push(lam_channel *c, const lam_wire *header) {
   lam_group *g = c->group;
   if (g->poison != LAM_OK) return poisoned(g);
-  return end_unless_refused(g, "channel, sending", g->engine->channel_push(c, header));
+  return end_unless_refused(g, "channel, sending", c->way->channel_push(c, header));
 }
 
 lam_status lam_channel_pull(lam_channel *c, lam_wire *out_header, const void **out_data) {
   lam_group *g = c->group;
   if (g->poison != LAM_OK) return poisoned(g);
   return end_unless_refused(g, "channel, waiting for a message",
-                            g->engine->channel_pull(c, out_header, out_data));
+                            c->way->channel_pull(c, out_header, out_data));
 }
 
 lam_status lam_channel_release(lam_channel *c) {
   lam_group *g = c->group;
   if (g->poison != LAM_OK) return poisoned(g);
-  return end_unless_refused(g, "channel, giving back", g->engine->channel_release(c));
+  return end_unless_refused(g, "channel, giving back", c->way->channel_release(c));
 }
 
 void lam_channel_close(lam_channel *c) {
-  if (c) c->group->engine->channel_close(c);
+  if (c) c->way->channel_close(c);
 }

@@ -57,6 +57,15 @@ int64_t lam_group_handle_make(uint64_t of_world, uint64_t which); /* > 0, below 
 lam_status lam_group_register(lam_group *g);                      /* by g->handle and this thread */
 void lam_group_unregister(const lam_group *g);
 
+/* ---- Operands on a device (peer/) ------------------------------------------------------------- */
+bool lam_peer_takes(const lam_group *g); /* the present call's lie on a device that queues its work */
+extern const lam_engine lam_engine_peer; /* and then move over peers' pointers: these cells */
+/* Before an operation of all ranks is announced: they read each other's memory. */
+lam_status lam_peer_prepare(lam_group *g);
+bool lam_peer_queues(const lam_group *g); /* engines' cell `queues`, where ranks are threads */
+void lam_peer_end(lam_group *g);          /* from any thread: what waits on the device gives up */
+void lam_peer_leave(lam_group *g);
+
 /* ---- Failing, sums (calls.c); callback groups (callback.c) ----------------------------------- */
 /* This thread's last message becomes the group's. */
 void lam_group_keep(lam_group *g, lam_status status);

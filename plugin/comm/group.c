@@ -196,6 +196,7 @@ void lam_group_poison(lam_group *g, lam_status why, const char *message) {
   if (!g) return;
   if (why == LAM_OK) why = LAM_POISONED;
   if (!message) message = "the host ended the group";
+  lam_peer_end(g);
   if (g->size > 1 && g->engine->check) {
     g->engine->poison(g, why, message);
   } else if (g->poison == LAM_OK) {
@@ -207,6 +208,7 @@ void lam_group_poison(lam_group *g, lam_status why, const char *message) {
 void lam_group_destroy(lam_group *g) {
   if (!g) return;
   lam_group_unregister(g);
+  lam_peer_leave(g);
   g->engine->destroy(g);
   group_free(g);
 }

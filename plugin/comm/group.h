@@ -26,6 +26,7 @@ typedef struct lam_comm_op {
 #define LAM_COMM_WARMUP 1001u
 #define LAM_COMM_CHANNEL 1002u
 #define LAM_COMM_PIPELINE 1003u
+#define LAM_COMM_PEERS 1004u
 
 /* How a whole [outer, total, inner] operand lies over the ranks along its middle dimension: rank
  * r holds elements first[r] .. first[r + 1] - 1 of it. All counts in elements of dtype. */
@@ -57,6 +58,7 @@ typedef struct lam_sum {
 /* One ordered stream of messages between two ranks; an engine's own starts with it. */
 typedef struct lam_channel {
   struct lam_group *group;
+  const struct lam_engine *way; /* whose cells serve it */
 } lam_channel;
 
 /* A message's header on the wire: 128 bytes, little-endian (the same on every transport). */
@@ -82,8 +84,10 @@ struct lam_group {
   const lam_engine *engine;
   void *impl; /* the engine's own */
   lam_context *ctx;
-  const lam_device *device; /* where the operands of the present call lie */
-  void *stream;             /* and the stream of its work, where the device queues it */
+  /* Where the operands of the present call lie, and the stream of its work, where that device
+   * queues it; NULL: the host's memory. */
+  const lam_device *device;
+  void *stream;
   int rank, size;
   uint32_t deadline_ms, first_deadline_ms;
   uint64_t sequence; /* operations announced so far */
@@ -92,6 +96,7 @@ struct lam_group {
   lam_status poison;
   char error[LAM_MESSAGE_BYTES]; /* why, once poisoned */
   struct lam_own_sums *own_sums; /* partial sums where the engine has no cell for them; calls.c */
+  struct lam_peer *peer;         /* over peers' device memory, once it was needed; peer/ */
 };
 
 /* NULL cells: unsupported, except those marked optional, which group.c then makes from the
@@ -109,6 +114,10 @@ struct lam_engine {
   bool (*queues)(const lam_group *g);
   /* announce; compare happens at the first wait */
   lam_status (*begin)(lam_group *g, const lam_comm_op *op);
+  /* optional, both: compares what was announced, for operations whose data goes another way; and
+   * whether `rank` is a thread of this process */
+  lam_status (*agree)(lam_group *g);
+  bool (*is_thread)(const lam_group *g, int rank);
   /* x == y allowed */
   lam_status (*all_reduce)(lam_group *g, const void *x, void *y, int64_t n, lam_dtype t);
   lam_status (*all_gather)(lam_group *g, const lam_parts *p, const void *mine, void *whole);

@@ -110,6 +110,20 @@ static lam_status shm_check(const lam_group *g) {
   return s ? lam_shm_world_check(s->world) : LAM_OK;
 }
 
+/* ---- Operands that go another way -------------------------------------------------------------- */
+
+static lam_status shm_agree(lam_group *g) {
+  shm_group *s = shm_group_of(g);
+  const uint32_t step = s->step;
+  lam_shm_step_publish(s);
+  return lam_shm_compare(s, step);
+}
+
+static bool shm_is_thread(const lam_group *g, int rank) {
+  const shm_group *s = shm_group_of(g);
+  return s && s->world->peers[s->world_rank[rank]].life < 0;
+}
+
 /* ---- The host's memory ----------------------------------------------------------------------- */
 
 /* A region that is looked up by nobody: peers are told the place with each message. */
@@ -152,7 +166,10 @@ const lam_engine lam_engine_shm = {
     .destroy = shm_destroy,
     .poison = shm_poison,
     .check = shm_check,
+    .queues = lam_peer_queues,
     .begin = lam_shm_begin,
+    .agree = shm_agree,
+    .is_thread = shm_is_thread,
     .all_reduce = lam_shm_all_reduce,
     .all_gather = lam_shm_all_gather,
     .reduce_scatter = lam_shm_reduce_scatter,

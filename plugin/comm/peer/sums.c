@@ -1,0 +1,94 @@
+/* sums.c: sums of partial products that lie on a device: the second level of tiling.
+ *
+ * A product writes its f32 part into scratch. A small sum is queued when it is finished, in the same
+ * stream: there is nothing to hide behind. A large one is queued when it starts, on a side stream,
+ * and runs beside the next chunk's product; to finish is to let the stream wait for it.
+ * Invariant: the kernels of one group run in the order of its calls, on all ranks: whatever is queued
+ * next waits for what was put aside.
+ * Leaves sums to the device. */
+#include "plugin/comm/peer/peer.h"
+
+#define ASIDE_FROM (256 << 10) /* bytes; to be measured: two events cost some 2 us */
+
+lam_status lam_peer_partial(lam_group *g, int64_t rows, int64_t cols, lam_sum *s) {
+  lam_peer *p = NULL;
+  LAM_TRY(lam_peer_of(g, &p));
+  if (p->taken - p->finished >= PEER_SUMS)
+    return lam_fail(LAM_FAILED_PRECONDITION,
+                    "partial sums: %d chunks are under way, finish one first", PEER_SUMS);
+  s->slot = (int)(p->taken % PEER_SUMS);
+  LAM_TRY(lam_device_borrow(g->device, (uint64_t)(rows * cols) * sizeof(float), g->stream,
+                            &p->chunks[s->slot].data));
+  s->part = (lam_matrix){.data = p->chunks[s->slot].data,
+                         .rows = rows,
+                         .cols = cols,
+                         .row_stride = cols,
+                         .col_stride = 1,
+                         .dtype = LAM_F32};
+  p->taken++;
+  return LAM_OK;
+}
+
+/* The norm in the same kernel, where its rows are not too long for that. */
+static bool takes_norm(const lam_group *g, const lam_sum *s) {
+  return lam_matrix_here(s->gain) && !s->scatter &&
+         g->device->peer->norms(&g->peer->peers, s->part.cols, s->part.dtype);
+}
+
+static lam_status queue_sum(lam_group *g, lam_sum *s, void *stream) {
+  const lam_matrix none = {0};
+  if (g->size == 1) {
+    const lam_matrix mine = lam_matrix_rows(s->part, s->y_first, s->y.rows);
+    return lam_device_sum(g->device, lam_context_workers(g->ctx), &mine, 1, s->bias, s->residual,
+                          s->y, stream);
+  }
+  lam_peer_sum sum = {.x = s->part,
+                      .bias = s->bias,
+                      .residual = s->residual,
+                      .y = s->y.rows ? s->y : none,
+                      .y_row = s->y_first,
+                      .whole = !s->scatter};
+  s->is_normed = takes_norm(g, s);
+  if (s->is_normed) sum.gain = s->gain, sum.normed = s->normed, sum.eps = s->eps;
+  return lam_peer_sum_run(g->device, &g->peer->peers, &sum, stream);
+}
+
+static bool goes_aside(const lam_group *g, const lam_sum *s) {
+  return g->size > 1 && s->part.rows * s->part.cols * (int64_t)sizeof(float) >= ASIDE_FROM;
+}
+
+lam_status lam_peer_sum_start(lam_group *g, lam_sum *s) {
+  void *side = NULL;
+  const lam_peer *p = g->peer;
+  if (!goes_aside(g, s)) return LAM_OK;
+  LAM_TRY(p->device->peer->fork(p->line, s->slot, g->stream, &side));
+  LAM_TRY(queue_sum(g, s, side));
+  g->peer->chunks[s->slot].aside = true;
+  return p->device->peer->forked(p->line, s->slot, side);
+}
+
+static lam_status join(lam_group *g, int slot) {
+  const lam_peer *p = g->peer;
+  if (!p->chunks[slot].aside) return LAM_OK;
+  g->peer->chunks[slot].aside = false;
+  return p->device->peer->join(p->line, slot, g->stream);
+}
+
+lam_status lam_peer_come_back(lam_group *g) {
+  for (int i = 0; i < PEER_SUMS; i++) LAM_TRY(join(g, i));
+  return LAM_OK;
+}
+
+lam_status lam_peer_sum_finish(lam_group *g, lam_sum *s) {
+  lam_peer *p = g->peer;
+  if (goes_aside(g, s)) {
+    LAM_TRY(join(g, s->slot));
+  } else {
+    LAM_TRY(lam_peer_come_back(g));
+    LAM_TRY(queue_sum(g, s, g->stream));
+  }
+  lam_device_give_back(g->device, p->chunks[s->slot].data, g->stream);
+  p->chunks[s->slot].data = NULL;
+  p->finished++;
+  return LAM_OK;
+}
