@@ -201,7 +201,7 @@ standin_counts standin_count(void) {
 
 int64_t standin_leaks(void) {
   si_enter();
-  int64_t n = si_memory_alive();
+  int64_t n = si_memory_alive() - si_streams_own();
   for (int kind = 0; kind < SI_N_KINDS; kind++) n += si_handles_alive((si_kind)kind);
   si_leave_as_is(cudaSuccess);
   return n;

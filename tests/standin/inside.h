@@ -141,6 +141,7 @@ enum { SI_MAX_BEFORE = 4096 };
 int si_stream_before(si_stream *s, si_node **before);
 void si_stream_set_last(si_stream *s, si_node *last); /* takes the reference */
 void si_each_stream(void (*fn)(si_stream *s, void *arg), void *arg);
+int64_t si_streams_own(void); /* threads' own: nobody made them, nobody destroys them */
 void si_streams_forget(void);
 
 /* -- graph.c -- */

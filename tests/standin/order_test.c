@@ -204,6 +204,7 @@ TEST(order, work_outlives_its_stream_and_event) {
   REQUIRE_CUDA(cudaEventDestroy(e));
   REQUIRE_CUDA(cudaDeviceSynchronize());
   CHECK_EQ(byte_at(p), 2);
+  CHECK_CUDA(cudaStreamSynchronize(cudaStreamPerThread));
   CHECK_EQ(standin_leaks(), 1); /* p */
   end();
 }

@@ -21,7 +21,8 @@ typedef struct event {
 static si_stream legacy[SI_MAX_DEVICES];
 static _Thread_local si_stream *own[SI_MAX_DEVICES]; /* cudaStreamPerThread */
 static _Thread_local int64_t own_age;
-static int64_t age; /* counts resets, after which threads' own streams are gone */
+static int64_t n_own; /* such streams of all threads */
+static int64_t age;   /* counts resets, after which threads' own streams are gone */
 
 static si_stream *stream_new(int device, unsigned flags, int priority) {
   si_stream *s = si_new(sizeof *s);
@@ -34,9 +35,12 @@ static si_stream *stream_new(int device, unsigned flags, int priority) {
 
 static si_stream *threads_own(void) {
   if (own_age != age) memset(own, 0, sizeof own), own_age = age;
-  if (!own[si_device]) own[si_device] = stream_new(si_device, cudaStreamDefault, 0);
-  return own[si_device];
+  if (own[si_device]) return own[si_device];
+  n_own++;
+  return own[si_device] = stream_new(si_device, cudaStreamDefault, 0);
 }
+
+int64_t si_streams_own(void) { return n_own; }
 
 si_stream *si_stream_find(cudaStream_t handle, const char *who) {
   if (handle == cudaStreamPerThread) return threads_own();
@@ -80,6 +84,7 @@ void si_streams_forget(void) {
     si_node_unref(legacy[d].last);
     legacy[d].last = NULL;
   }
+  n_own = 0;
   age++;
 }
 
