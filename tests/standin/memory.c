@@ -77,9 +77,15 @@ static const char *trouble(const void *p) {
   return "which only queued work may touch";
 }
 
-static int describe(char *line, size_t bytes, int sig, const void *at) {
+/* The compiler's own check, or the processor's, which does not say where. */
+static bool is_askew(int sig, const siginfo_t *info) {
+  return sig == SIGILL || (sig == SIGSEGV && info->si_code == SI_KERNEL);
+}
+
+static int describe(char *line, size_t bytes, int sig, const siginfo_t *info) {
+  const void *at = info->si_addr;
   const char *who = si_running && is_open ? si_running : "the host";
-  if (sig == SIGILL && si_running)
+  if (is_askew(sig, info) && si_running)
     return snprintf(line, bytes, "standin: %s made an access that is not aligned\n", who);
   if (arena_of(at) < 0) return 0;
   return snprintf(line, bytes, "standin: %s touched %p of device %d, %s\n", who, at, arena_of(at),
@@ -90,7 +96,7 @@ static int describe(char *line, size_t bytes, int sig, const void *at) {
 static void on_trap(int sig, siginfo_t *info, void *context) {
   char line[256];
   (void)context;
-  const int n = describe(line, sizeof line, sig, info->si_addr);
+  const int n = describe(line, sizeof line, sig, info);
   if (n > 0 && write(2, line, (size_t)n) < 0) _exit(2);
   for (int i = 0; i < 3; i++)
     if (trapped[i] == sig) sigaction(sig, &before[i], NULL);
