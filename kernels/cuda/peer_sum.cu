@@ -17,7 +17,7 @@ typedef struct sum_call {
   peer_ranks ranks;
   lam_view x, bias, residual, y, gain, normed; /* data NULL: absent */
   int64_t rows, cols, vecs;                    /* of x; vecs: a row's pieces of eight */
-  int64_t y_row, y_rows, y_col, y_cols;        /* what y holds of it; y_col is in its data, too */
+  int64_t y_row, y_rows, y_col, y_cols;        /* what y holds of it */
   int64_t step;                                /* pieces that a lane takes at a time */
   float eps;
   bool two_shot;
@@ -74,12 +74,12 @@ LAM_DEVICE void put_piece(const sum_call &c, int64_t row, int64_t col, const lam
   const int n = piece_cols(c, col);
   if (row < c.y_row || row >= c.y_row + c.y_rows || col + n <= c.y_col || col >= end) return;
   if (col >= c.y_col && col + n <= end) {
-    lam_vec_store(c.y, row - c.y_row, col, n, v);
+    lam_vec_store(c.y, row - c.y_row, col - c.y_col, n, v);
     return;
   }
   for (int i = 0; i < n; i++)
     if (col + i >= c.y_col && col + i < end)
-      lam_element_set(lam_view_at(c.y, row - c.y_row, col + i), c.y.dtype, v.at[i]);
+      lam_element_set(lam_view_at(c.y, row - c.y_row, col + i - c.y_col), c.y.dtype, v.at[i]);
 }
 
 LAM_DEVICE bool wants_row(const sum_call &c, int64_t row) {
@@ -168,10 +168,12 @@ static lam_view view_or_none(lam_matrix m) {
   return lam_matrix_here(m) ? lam_view_of(m) : none;
 }
 
-/* y as if it began at x's first column: its pieces lie where x's do. */
+/* y's pieces begin where x's do: it is wide where it would be with the columns before it. */
 static lam_view view_of_part(lam_matrix y, int64_t y_col) {
-  y.data = (char *)y.data - y_col * y.col_stride * lam_cuda_bytes(y.dtype);
-  return lam_view_of(y);
+  lam_view v = lam_view_of(y);
+  y.data = (void *)((uintptr_t)y.data - (uintptr_t)(y_col * lam_cuda_bytes(y.dtype)));
+  v.wide = lam_view_of(y).wide;
+  return v;
 }
 
 static lam_status check(const lam_matrix *ms, int n) {

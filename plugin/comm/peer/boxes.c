@@ -315,7 +315,9 @@ lam_status lam_peer_channel_push(lam_channel *channel, const lam_wire *header) {
   if (header->bytes > c->bytes)
     return lam_fail(LAM_INVALID_ARGUMENT, "channel: a message of %llu bytes, a slot holds %llu",
                     (unsigned long long)header->bytes, (unsigned long long)c->bytes);
-  *(lam_wire *)c->header = *header;
+  lam_wire *wire = c->header;
+  *wire = *header;
+  lam_wire_seal(wire, c->moved);
   c->header = NULL;
   LAM_TRY(slot(c, c->moved, LAM_BOX_FILL));
   c->moved++;
@@ -341,6 +343,7 @@ lam_status lam_peer_channel_pull(lam_channel *channel, lam_wire *out_header,
   LAM_TRY(begin(channel->group));
   LAM_TRY(channel->group->engine->channel_pull(c->hosts, &outer, &header));
   *out_header = *(const lam_wire *)header;
+  LAM_TRY(lam_wire_verify(out_header, c->peer, c->moved, c->bytes));
   LAM_TRY(find_slots(c));
   LAM_TRY(slot(c, c->moved, LAM_BOX_AWAIT_FULL));
   *out_data = c->edge->boxes[c->moved % (uint32_t)c->depth].box.data;

@@ -97,9 +97,12 @@ static void run_engine(const engine *e, int min_ranks, suite_fn fn) {
   }
 }
 
+const char *suite_only;
+
 void on_every_engine(const char *claim, int min_ranks, suite_fn fn) {
   for (size_t i = 0; i < sizeof engines / sizeof *engines; i++)
-    if (supports(&engines[i], claim)) run_engine(&engines[i], min_ranks, fn);
+    if ((!suite_only || strcmp(suite_only, engines[i].name) == 0) && supports(&engines[i], claim))
+      run_engine(&engines[i], min_ranks, fn);
 }
 
 /* ---- Data ------------------------------------------------------------------------------------ */

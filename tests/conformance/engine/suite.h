@@ -13,6 +13,8 @@ typedef void (*suite_fn)(lam_group *g);
 /* claim: the test's name, as engines list it. Groups of fewer than min_ranks ranks are left out. */
 void on_every_engine(const char *claim, int min_ranks, suite_fn fn);
 
+extern const char *suite_only; /* one engine alone, by its name; NULL: all */
+
 /* ---- Data that every rank can make for every rank -------------------------------------------- */
 enum { MAX_RANKS = 8 };
 float value_of(uint64_t of, int rank, int64_t i); /* in [-1, 1); `of` names the operand */
