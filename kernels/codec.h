@@ -7,7 +7,8 @@
  * element is its code times the scale. Tiles with scales of their own are what DeepSeek-V3 (2024)
  * does with 1 x 128 activations; fp8 as OCP's 8-bit formats (Micikevicius et al. 2022).
  * Invariant: an element comes back within lam_codec_bound, whatever else its tile holds; a tile
- * with an infinity or a NaN comes back as NaNs, so that nothing hides.
+ * with an infinity or a NaN comes back as NaNs, so that nothing hides. Codes of such a tile, and of
+ * one below LAM_CODEC_LEAST, are 0, so that every machine writes the same bytes.
  * Leaves the loops to each device. */
 #ifndef LAMELLA_KERNELS_CODEC_H
 #define LAMELLA_KERNELS_CODEC_H

@@ -259,7 +259,7 @@ LANES_INLINE void encode_tiles(encode_fn f, float most, lam_line x, int64_t n, c
     const int w = n - at < TILE ? (int)(n - at) : TILE;
     load_tile(x, at, w, v);
     const float scale = scale_of(v, most, &factor);
-    for (int i = 0; i < TILE; i++) code[i] = f(v[i] * factor);
+    for (int i = 0; i < TILE; i++) code[i] = f(factor == 0 ? 0 : v[i] * factor);
     memcpy(scales, &scale, sizeof scale);
     memcpy(bytes + at, code, (size_t)w);
   }
