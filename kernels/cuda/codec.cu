@@ -84,12 +84,9 @@ LAM_DEVICE uint32_t to_i8_pair(float low, float high) {
 
 LAM_DEVICE uint4 codes_of(int codec, const lam_vec &v) {
   switch (codec) {
-    case LAM_CODEC_F8E4M3:
-      return lam_codes_of<lam_to_e4m3_pair>(v);
-    case LAM_CODEC_F8E5M2:
-      return lam_codes_of<lam_to_e5m2_pair>(v);
-    default:
-      return lam_codes_of<to_i8_pair>(v);
+    case LAM_CODEC_F8E4M3: return lam_codes_of<lam_to_e4m3_pair>(v);
+    case LAM_CODEC_F8E5M2: return lam_codes_of<lam_to_e5m2_pair>(v);
+    default: return lam_codes_of<to_i8_pair>(v);
   }
 }
 

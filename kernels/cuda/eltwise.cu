@@ -37,23 +37,12 @@ LAM_DEVICE void map(lam_vec *v) {
 /* One branch for eight elements: all threads take the same one. */
 LAM_DEVICE void act_of(int act, lam_vec *v) {
   switch (act) {
-    case LAM_ACT_GELU:
-      map<lam_gelu>(v);
-      return;
-    case LAM_ACT_GELU_TANH:
-      map<lam_gelu_tanh>(v);
-      return;
-    case LAM_ACT_SILU:
-      map<lam_silu>(v);
-      return;
-    case LAM_ACT_RELU:
-      map<lam_relu>(v);
-      return;
-    case LAM_ACT_RELU2:
-      map<lam_relu2>(v);
-      return;
-    default:
-      return;
+    case LAM_ACT_GELU: map<lam_gelu>(v); return;
+    case LAM_ACT_GELU_TANH: map<lam_gelu_tanh>(v); return;
+    case LAM_ACT_SILU: map<lam_silu>(v); return;
+    case LAM_ACT_RELU: map<lam_relu>(v); return;
+    case LAM_ACT_RELU2: map<lam_relu2>(v); return;
+    default: return;
   }
 }
 
@@ -101,24 +90,14 @@ LAM_DEVICE void map_bwd(const lam_vec &dy, bool gated, const lam_vec &up, lam_ve
 LAM_DEVICE void act_bwd_of(int act, const lam_vec &dy, bool gated, const lam_vec &up, lam_vec *v,
                            lam_vec *dup) {
   switch (act) {
-    case LAM_ACT_GELU:
-      map_bwd<lam_gelu, lam_gelu_grad>(dy, gated, up, v, dup);
-      return;
+    case LAM_ACT_GELU: map_bwd<lam_gelu, lam_gelu_grad>(dy, gated, up, v, dup); return;
     case LAM_ACT_GELU_TANH:
       map_bwd<lam_gelu_tanh, lam_gelu_tanh_grad>(dy, gated, up, v, dup);
       return;
-    case LAM_ACT_SILU:
-      map_bwd<lam_silu, lam_silu_grad>(dy, gated, up, v, dup);
-      return;
-    case LAM_ACT_RELU:
-      map_bwd<lam_relu, lam_relu_grad>(dy, gated, up, v, dup);
-      return;
-    case LAM_ACT_RELU2:
-      map_bwd<lam_relu2, lam_relu2_grad>(dy, gated, up, v, dup);
-      return;
-    default:
-      map_bwd<lam_identity, lam_identity_grad>(dy, gated, up, v, dup);
-      return;
+    case LAM_ACT_SILU: map_bwd<lam_silu, lam_silu_grad>(dy, gated, up, v, dup); return;
+    case LAM_ACT_RELU: map_bwd<lam_relu, lam_relu_grad>(dy, gated, up, v, dup); return;
+    case LAM_ACT_RELU2: map_bwd<lam_relu2, lam_relu2_grad>(dy, gated, up, v, dup); return;
+    default: map_bwd<lam_identity, lam_identity_grad>(dy, gated, up, v, dup); return;
   }
 }
 
@@ -267,13 +246,9 @@ extern "C" lam_status lam_cuda_copy_run(const lam_workers *w, lam_matrix from, l
     return lam_cuda_each_piece(to.rows, to.cols, piece, stream, "copy");
   }
   switch (bytes) {
-    case 1:
-      return move<uint8_t>(all, turned, stream);
-    case 2:
-      return move<uint16_t>(all, turned, stream);
-    case 4:
-      return move<uint32_t>(all, turned, stream);
-    default:
-      return move<uint64_t>(all, turned, stream);
+    case 1: return move<uint8_t>(all, turned, stream);
+    case 2: return move<uint16_t>(all, turned, stream);
+    case 4: return move<uint32_t>(all, turned, stream);
+    default: return move<uint64_t>(all, turned, stream);
   }
 }

@@ -151,12 +151,9 @@ typedef void (*norm_kernel)(norm_call);
 template <bool SUM>
 static norm_kernel norm_kernel_of(int pieces, bool wide) {
   switch (pieces) {
-    case AGAIN:
-      return norm_rows<AGAIN, true, SUM>;
-    case 1:
-      return wide ? norm_rows<1, true, SUM> : norm_rows<1, false, SUM>;
-    default:
-      return wide ? norm_rows<PIECES_KEPT, true, SUM> : norm_rows<PIECES_KEPT, false, SUM>;
+    case AGAIN: return norm_rows<AGAIN, true, SUM>;
+    case 1: return wide ? norm_rows<1, true, SUM> : norm_rows<1, false, SUM>;
+    default: return wide ? norm_rows<PIECES_KEPT, true, SUM> : norm_rows<PIECES_KEPT, false, SUM>;
   }
 }
 
@@ -300,12 +297,9 @@ typedef void (*bwd_kernel)(bwd_call);
 
 static bwd_kernel bwd_kernel_of(int pieces, bool wide) {
   switch (pieces) {
-    case AGAIN:
-      return norm_bwd<AGAIN, true>;
-    case 1:
-      return wide ? norm_bwd<1, true> : norm_bwd<1, false>;
-    default:
-      return wide ? norm_bwd<PIECES_KEPT, true> : norm_bwd<PIECES_KEPT, false>;
+    case AGAIN: return norm_bwd<AGAIN, true>;
+    case 1: return wide ? norm_bwd<1, true> : norm_bwd<1, false>;
+    default: return wide ? norm_bwd<PIECES_KEPT, true> : norm_bwd<PIECES_KEPT, false>;
   }
 }
 

@@ -137,38 +137,21 @@ LAM_DEVICE void lam_of_e5m2_pair(uint32_t codes, float *v) {
 LAM_DEVICE float lam_element(const void *p, int dtype) {
   float v[2];
   switch (dtype) {
-    case LAM_F32:
-      return *(const float *)p;
-    case LAM_BF16:
-      return lam_f32_of_bf16(*(const uint16_t *)p);
-    case LAM_F16:
-      return lam_of_f16(*(const uint16_t *)p);
-    case LAM_F8E4M3:
-      lam_of_e4m3_pair(*(const uint8_t *)p, v);
-      return v[0];
-    default:
-      lam_of_e5m2_pair(*(const uint8_t *)p, v);
-      return v[0];
+    case LAM_F32: return *(const float *)p;
+    case LAM_BF16: return lam_f32_of_bf16(*(const uint16_t *)p);
+    case LAM_F16: return lam_of_f16(*(const uint16_t *)p);
+    case LAM_F8E4M3: lam_of_e4m3_pair(*(const uint8_t *)p, v); return v[0];
+    default: lam_of_e5m2_pair(*(const uint8_t *)p, v); return v[0];
   }
 }
 
 LAM_DEVICE void lam_element_set(void *p, int dtype, float x) {
   switch (dtype) {
-    case LAM_F32:
-      *(float *)p = x;
-      return;
-    case LAM_BF16:
-      *(uint16_t *)p = (uint16_t)lam_to_bf16_pair(x, 0.0f);
-      return;
-    case LAM_F16:
-      *(uint16_t *)p = lam_to_f16(x);
-      return;
-    case LAM_F8E4M3:
-      *(uint8_t *)p = (uint8_t)lam_to_e4m3_pair(x, 0.0f);
-      return;
-    default:
-      *(uint8_t *)p = (uint8_t)lam_to_e5m2_pair(x, 0.0f);
-      return;
+    case LAM_F32: *(float *)p = x; return;
+    case LAM_BF16: *(uint16_t *)p = (uint16_t)lam_to_bf16_pair(x, 0.0f); return;
+    case LAM_F16: *(uint16_t *)p = lam_to_f16(x); return;
+    case LAM_F8E4M3: *(uint8_t *)p = (uint8_t)lam_to_e4m3_pair(x, 0.0f); return;
+    default: *(uint8_t *)p = (uint8_t)lam_to_e5m2_pair(x, 0.0f); return;
   }
 }
 
@@ -236,21 +219,11 @@ LAM_DEVICE uint4 lam_words_of(const float *v) {
 LAM_DEVICE lam_raw lam_raw_of(const lam_vec &v, int dtype) {
   lam_raw raw = {{0, 0, 0, 0}, {0, 0, 0, 0}};
   switch (dtype) {
-    case LAM_F32:
-      raw.low = lam_words_of(v.at), raw.high = lam_words_of(v.at + 4);
-      return raw;
-    case LAM_BF16:
-      raw.low = lam_halves_of<lam_to_bf16_pair>(v);
-      return raw;
-    case LAM_F16:
-      raw.low = lam_halves_of<lam_to_f16_pair>(v);
-      return raw;
-    case LAM_F8E4M3:
-      raw.low = lam_codes_of<lam_to_e4m3_pair>(v);
-      return raw;
-    default:
-      raw.low = lam_codes_of<lam_to_e5m2_pair>(v);
-      return raw;
+    case LAM_F32: raw.low = lam_words_of(v.at), raw.high = lam_words_of(v.at + 4); return raw;
+    case LAM_BF16: raw.low = lam_halves_of<lam_to_bf16_pair>(v); return raw;
+    case LAM_F16: raw.low = lam_halves_of<lam_to_f16_pair>(v); return raw;
+    case LAM_F8E4M3: raw.low = lam_codes_of<lam_to_e4m3_pair>(v); return raw;
+    default: raw.low = lam_codes_of<lam_to_e5m2_pair>(v); return raw;
   }
 }
 

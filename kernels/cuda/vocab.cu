@@ -50,14 +50,10 @@ extern "C" lam_status lam_cuda_gather_run(const lam_workers *w, lam_matrix weigh
   (void)w;
   LAM_TRY(check("gather", weight));
   switch (weight.dtype) {
-    case LAM_F32:
-      return gather<uint32_t>(weight, ids, first, y, 0x7fc00000u, stream);
-    case LAM_BF16:
-      return gather<uint16_t>(weight, ids, first, y, 0x7fc0u, stream);
-    case LAM_F16:
-      return gather<uint16_t>(weight, ids, first, y, 0x7e00u, stream);
-    default:
-      return gather<uint8_t>(weight, ids, first, y, 0x7fu, stream);
+    case LAM_F32: return gather<uint32_t>(weight, ids, first, y, 0x7fc00000u, stream);
+    case LAM_BF16: return gather<uint16_t>(weight, ids, first, y, 0x7fc0u, stream);
+    case LAM_F16: return gather<uint16_t>(weight, ids, first, y, 0x7e00u, stream);
+    default: return gather<uint8_t>(weight, ids, first, y, 0x7fu, stream);
   }
 }
 

@@ -72,8 +72,8 @@ static void check_sum(rng *r, int n, lam_dtype t, int64_t rows, int64_t cols) {
 TEST(cuda_sum, adds_parts_bias_and_residual_in_order) {
   rng r = {seed()};
   FOR_EACH(n, 1, 2, 3, 5)
-  FOR_EACH(t, LAM_F32, LAM_BF16, LAM_F16) for (int s = 0; s < N_SHAPES; s++)
-      check_sum(&r, n, (lam_dtype)t, shapes[s][0], shapes[s][1]);
+  FOR_EACH(t, LAM_F32, LAM_BF16, LAM_F16)
+  for (int s = 0; s < N_SHAPES; s++) check_sum(&r, n, (lam_dtype)t, shapes[s][0], shapes[s][1]);
 }
 
 TEST(cuda_sum, takes_more_parts_than_a_kernel_has_room_for) {

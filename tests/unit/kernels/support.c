@@ -85,41 +85,24 @@ static void *at(lam_matrix m, int64_t row, int64_t col) {
 double get(lam_matrix m, int64_t row, int64_t col) {
   const void *p = at(m, row, col);
   switch (m.dtype) {
-    case LAM_F32:
-      return (double)*(const float *)p;
-    case LAM_BF16:
-      return (double)lam_f32_of_bf16(*(const uint16_t *)p);
-    case LAM_F16:
-      return (double)lam_f32_of_f16(*(const uint16_t *)p);
-    case LAM_F8E4M3:
-      return (double)lam_f32_of_f8e4m3(*(const uint8_t *)p);
-    case LAM_F8E5M2:
-      return (double)lam_f32_of_f8e5m2(*(const uint8_t *)p);
-    default:
-      abort();
+    case LAM_F32: return (double)*(const float *)p;
+    case LAM_BF16: return (double)lam_f32_of_bf16(*(const uint16_t *)p);
+    case LAM_F16: return (double)lam_f32_of_f16(*(const uint16_t *)p);
+    case LAM_F8E4M3: return (double)lam_f32_of_f8e4m3(*(const uint8_t *)p);
+    case LAM_F8E5M2: return (double)lam_f32_of_f8e5m2(*(const uint8_t *)p);
+    default: abort();
   }
 }
 
 void set(lam_matrix m, int64_t row, int64_t col, double v) {
   void *p = at(m, row, col);
   switch (m.dtype) {
-    case LAM_F32:
-      *(float *)p = (float)v;
-      return;
-    case LAM_BF16:
-      *(uint16_t *)p = lam_bf16_of_f32((float)v);
-      return;
-    case LAM_F16:
-      *(uint16_t *)p = lam_f16_of_f32((float)v);
-      return;
-    case LAM_F8E4M3:
-      *(uint8_t *)p = lam_f8e4m3_of_f32((float)v);
-      return;
-    case LAM_F8E5M2:
-      *(uint8_t *)p = lam_f8e5m2_of_f32((float)v);
-      return;
-    default:
-      abort();
+    case LAM_F32: *(float *)p = (float)v; return;
+    case LAM_BF16: *(uint16_t *)p = lam_bf16_of_f32((float)v); return;
+    case LAM_F16: *(uint16_t *)p = lam_f16_of_f32((float)v); return;
+    case LAM_F8E4M3: *(uint8_t *)p = lam_f8e4m3_of_f32((float)v); return;
+    case LAM_F8E5M2: *(uint8_t *)p = lam_f8e5m2_of_f32((float)v); return;
+    default: abort();
   }
 }
 
@@ -234,36 +217,25 @@ static double gelu_tanh_sigmoid(double x) {
 
 double act_of(lam_act act, double x) {
   switch (act) {
-    case LAM_ACT_GELU:
-      return x * normal(x);
-    case LAM_ACT_GELU_TANH:
-      return x * gelu_tanh_sigmoid(x);
-    case LAM_ACT_SILU:
-      return x * sigmoid(x);
-    case LAM_ACT_RELU:
-      return x < 0 ? 0 : x;
-    case LAM_ACT_RELU2:
-      return x < 0 ? 0 : x * x;
-    default:
-      return x;
+    case LAM_ACT_GELU: return x * normal(x);
+    case LAM_ACT_GELU_TANH: return x * gelu_tanh_sigmoid(x);
+    case LAM_ACT_SILU: return x * sigmoid(x);
+    case LAM_ACT_RELU: return x < 0 ? 0 : x;
+    case LAM_ACT_RELU2: return x < 0 ? 0 : x * x;
+    default: return x;
   }
 }
 
 double act_grad_of(lam_act act, double x) {
   const double s = sigmoid(x), t = gelu_tanh_sigmoid(x);
   switch (act) {
-    case LAM_ACT_GELU:
-      return normal(x) + x * exp(-x * x / 2) / sqrt(2 * M_PI);
+    case LAM_ACT_GELU: return normal(x) + x * exp(-x * x / 2) / sqrt(2 * M_PI);
     case LAM_ACT_GELU_TANH:
       return t + x * t * (1 - t) * 2 * sqrt(2 / M_PI) * (1 + 3 * 0.044715 * x * x);
-    case LAM_ACT_SILU:
-      return s + x * s * (1 - s);
-    case LAM_ACT_RELU:
-      return isnan(x) ? x : x > 0;
-    case LAM_ACT_RELU2:
-      return isnan(x) ? x : x > 0 ? 2 * x : 0;
-    default:
-      return isnan(x) ? x : 1;
+    case LAM_ACT_SILU: return s + x * s * (1 - s);
+    case LAM_ACT_RELU: return isnan(x) ? x : x > 0;
+    case LAM_ACT_RELU2: return isnan(x) ? x : x > 0 ? 2 * x : 0;
+    default: return isnan(x) ? x : 1;
   }
 }
 
