@@ -34,6 +34,8 @@ lam_status lam_cuda_act_run(const lam_workers *w, lam_act act, bool gated, lam_m
                             lam_matrix y, void *stream);
 lam_status lam_cuda_act_bwd_run(const lam_workers *w, lam_act act, bool gated, lam_matrix dy,
                                 lam_matrix z, lam_matrix dz, void *stream);
+lam_status lam_cuda_act_bwd_again_run(const lam_workers *w, lam_act act, bool gated, lam_matrix dy,
+                                      lam_matrix z, lam_matrix dz, void *stream);
 lam_status lam_cuda_copy_run(const lam_workers *w, lam_matrix from, lam_matrix to, void *stream);
 lam_status lam_cuda_sum_run(const lam_workers *w, const lam_matrix *parts, int n, lam_matrix bias,
                             lam_matrix residual, lam_matrix y, void *stream);

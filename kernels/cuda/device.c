@@ -42,6 +42,7 @@ static const lam_device_gemm_table gemm = {
 static const lam_device_vector vector = {
     .act = lam_cuda_act_run,
     .act_bwd = lam_cuda_act_bwd_run,
+    .act_bwd_again = lam_cuda_act_bwd_again_run,
     .sum = lam_cuda_sum_run,
     .column_sum = lam_cuda_column_sum_run,
     .encode = lam_cuda_encode_run,

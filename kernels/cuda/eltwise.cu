@@ -27,7 +27,8 @@ static lam_matrix half_of(lam_matrix z, bool gated, bool up) {
   return z;
 }
 
-/* -- activations: 4 bytes an element of bf16, 6 gated; the derivative 6, 10 gated -- */
+/* -- activations: 4 bytes an element of bf16, 6 gated; the derivative 6, 10 gated, and 2 more with
+ * act(z) again -- */
 
 template <float f(float)>
 LAM_DEVICE void map(lam_vec *v) {
@@ -76,61 +77,63 @@ extern "C" lam_status lam_cuda_act_run(const lam_workers *w, lam_act act, bool g
   return lam_cuda_each_piece(t ? y.cols : y.rows, t ? y.rows : y.cols, piece, stream, "act");
 }
 
-/* v becomes dy act'(z), or dy up act'(z) where up is wanted; dup becomes dy act(z). */
+/* v becomes dy act'(z), or dy up act'(z) where it is gated; then dup becomes dy act(z). dy becomes
+ * what act makes of z where that is wanted again. */
+typedef struct bwd_vecs {
+  lam_vec dy, v, up, dup;
+} bwd_vecs;
+
 template <float f(float), float grad(float)>
-LAM_DEVICE void map_bwd(const lam_vec &dy, bool gated, const lam_vec &up, lam_vec *v,
-                        lam_vec *dup) {
+LAM_DEVICE void map_bwd(bool gated, bool again, bwd_vecs *x) {
   for (int i = 0; i < LAM_VEC; i++) {
-    const float x = v->at[i], g = dy.at[i];
-    if (gated) dup->at[i] = g * f(x);
-    v->at[i] = (gated ? g * up.at[i] : g) * grad(x);
+    const float z = x->v.at[i], g = x->dy.at[i];
+    const float a = gated || again ? f(z) : 0.0f;
+    x->v.at[i] = (gated ? g * x->up.at[i] : g) * grad(z);
+    if (gated) x->dup.at[i] = g * a;
+    if (again) x->dy.at[i] = gated ? a * x->up.at[i] : a;
   }
 }
 
-LAM_DEVICE void act_bwd_of(int act, const lam_vec &dy, bool gated, const lam_vec &up, lam_vec *v,
-                           lam_vec *dup) {
+LAM_DEVICE void act_bwd_of(int act, bool gated, bool again, bwd_vecs *x) {
   switch (act) {
-    case LAM_ACT_GELU: map_bwd<lam_gelu, lam_gelu_grad>(dy, gated, up, v, dup); return;
-    case LAM_ACT_GELU_TANH:
-      map_bwd<lam_gelu_tanh, lam_gelu_tanh_grad>(dy, gated, up, v, dup);
-      return;
-    case LAM_ACT_SILU: map_bwd<lam_silu, lam_silu_grad>(dy, gated, up, v, dup); return;
-    case LAM_ACT_RELU: map_bwd<lam_relu, lam_relu_grad>(dy, gated, up, v, dup); return;
-    case LAM_ACT_RELU2: map_bwd<lam_relu2, lam_relu2_grad>(dy, gated, up, v, dup); return;
-    default: map_bwd<lam_identity, lam_identity_grad>(dy, gated, up, v, dup); return;
+    case LAM_ACT_GELU: map_bwd<lam_gelu, lam_gelu_grad>(gated, again, x); return;
+    case LAM_ACT_GELU_TANH: map_bwd<lam_gelu_tanh, lam_gelu_tanh_grad>(gated, again, x); return;
+    case LAM_ACT_SILU: map_bwd<lam_silu, lam_silu_grad>(gated, again, x); return;
+    case LAM_ACT_RELU: map_bwd<lam_relu, lam_relu_grad>(gated, again, x); return;
+    case LAM_ACT_RELU2: map_bwd<lam_relu2, lam_relu2_grad>(gated, again, x); return;
+    default: map_bwd<lam_identity, lam_identity_grad>(gated, again, x); return;
   }
 }
 
 struct act_bwd_piece {
   enum { BLOCKS = 4 };
   int32_t act;
-  bool gated;
+  bool gated, again;
   lam_view dy, z, up, dz, dup;
 
   __device__ void operator()(int64_t row, int64_t col, int n) const {
-    lam_raw dy_raw = lam_vec_ask(dy, row, col, n), z_raw = lam_vec_ask(z, row, col, n), up_raw;
-    lam_vec u, du;
-    if (gated) {
-      up_raw = lam_vec_ask(up, row, col, n);
-      u = lam_vec_of(up_raw, up.dtype);
-    }
-    lam_vec v = lam_vec_of(z_raw, z.dtype);
-    act_bwd_of(act, lam_vec_of(dy_raw, dy.dtype), gated, u, &v, &du);
-    lam_vec_store(dz, row, col, n, v);
-    if (gated) lam_vec_store(dup, row, col, n, du);
+    const lam_raw dy_raw = lam_vec_ask(dy, row, col, n), z_raw = lam_vec_ask(z, row, col, n);
+    lam_raw up_raw = {};
+    if (gated) up_raw = lam_vec_ask(up, row, col, n);
+    bwd_vecs x;
+    x.dy = lam_vec_of(dy_raw, dy.dtype), x.v = lam_vec_of(z_raw, z.dtype);
+    if (gated) x.up = lam_vec_of(up_raw, up.dtype);
+    act_bwd_of(act, gated, again, &x);
+    lam_vec_store(dz, row, col, n, x.v);
+    if (gated) lam_vec_store(dup, row, col, n, x.dup);
+    if (again) lam_vec_store(dy, row, col, n, x.dy);
   }
 };
 
-extern "C" lam_status lam_cuda_act_bwd_run(const lam_workers *w, lam_act act, bool gated,
-                                           lam_matrix dy, lam_matrix z, lam_matrix dz,
-                                           void *stream) {
-  (void)w;
+static lam_status act_bwd(lam_act act, bool gated, bool again, lam_matrix dy, lam_matrix z,
+                          lam_matrix dz, void *stream) {
   const lam_matrix all[] = {dy, z, dz};
   for (const lam_matrix &m : all)
     if (!lam_cuda_is_float(m.dtype)) return refuse("act_bwd", m.dtype);
   const bool t = by_cols(dy);
   const act_bwd_piece piece = {act,
                                gated,
+                               again,
                                view_of(dy, t),
                                view_of(half_of(z, gated, false), t),
                                view_of(half_of(z, gated, gated), t),
@@ -138,6 +141,20 @@ extern "C" lam_status lam_cuda_act_bwd_run(const lam_workers *w, lam_act act, bo
                                view_of(half_of(dz, gated, gated), t)};
   return lam_cuda_each_piece(t ? dy.cols : dy.rows, t ? dy.rows : dy.cols, piece, stream,
                              "act_bwd");
+}
+
+extern "C" lam_status lam_cuda_act_bwd_run(const lam_workers *w, lam_act act, bool gated,
+                                           lam_matrix dy, lam_matrix z, lam_matrix dz,
+                                           void *stream) {
+  (void)w;
+  return act_bwd(act, gated, false, dy, z, dz, stream);
+}
+
+extern "C" lam_status lam_cuda_act_bwd_again_run(const lam_workers *w, lam_act act, bool gated,
+                                                 lam_matrix dy, lam_matrix z, lam_matrix dz,
+                                                 void *stream) {
+  (void)w;
+  return act_bwd(act, gated, true, dy, z, dz, stream);
 }
 
 /* -- copies: an element read, an element written -- */

@@ -110,7 +110,8 @@ TEST(cuda_act, of_nan_and_infinity_is_what_it_is_on_the_cpu) {
 
 /* -- derivatives -- */
 
-static void check_act_bwd(rng *r, kind k) {
+/* again: dy becomes act(z), as a pass of its own would make it. */
+static void check_act_bwd(rng *r, kind k, bool again) {
   const int64_t wide = k.cols * (k.gated ? 2 : 1);
   box z = box_random(r, k.rows, wide, k.z, k.z_form),
       dy = box_random(r, k.rows, k.cols, k.z, k.y_form);
@@ -124,22 +125,30 @@ static void check_act_bwd(rng *r, kind k) {
       want[i * wide + j] = g * up * act_grad_of(k.act, x);
       if (k.gated) want[i * wide + k.cols + j] = g * act_of(k.act, x);
     }
+  box y = box_copy(&dy);
   card_begin();
-  const lam_matrix dyc = to_card(&dy), zc = to_card(&z), dzc = to_card(&dz);
-  CHECK_OK(lam_device_act_bwd(&card, NULL, k.act, k.gated, dyc, zc, dzc, stream));
-  from_card(&dz, dzc);
+  const lam_matrix dyc = to_card(&dy), zc = to_card(&z), dzc = to_card(&dz), yc = to_card(&y);
+  if (again) {
+    CHECK_OK(lam_device_act(&card, NULL, k.act, k.gated, zc, yc, stream));
+    CHECK_OK(lam_device_act_bwd_again(&card, NULL, k.act, k.gated, dyc, zc, dzc, stream));
+  } else {
+    CHECK_OK(lam_device_act_bwd(&card, NULL, k.act, k.gated, dyc, zc, dzc, stream));
+  }
+  from_card(&dz, dzc), from_card(&y, yc), from_card(&dy, dyc);
   NOTE("act %d gated %d, %s form %d, %s, %lld x %lld", k.act, k.gated, lam_dtype_name(k.z),
        k.z_form, lam_dtype_name(k.y), (long long)k.rows, (long long)k.cols);
   check_matrix(dz.m, want, 1.01 * rounding_of(k.y) + 4e-7, 4e-7 * 36 + step_of(k.y));
-  check_around(&dz, "dz");
+  check_around(&dz, "dz"), check_around(&dy, "dy");
+  check_same(dy.m, y.m);
   card_end();
-  free(want), box_free(&z), box_free(&dy), box_free(&dz);
+  free(want), box_free(&z), box_free(&dy), box_free(&dz), box_free(&y);
 }
 
 TEST(cuda_act_bwd, is_right_for_every_activation_dtype_and_stride) {
   rng r = {seed()};
   for (int act = 0; act < LAM_N_ACTS; act++) FOR_EACH(gated, 0, 1)
-  for (int s = 0; s < N_SHAPES; s++) check_act_bwd(&r, any_kind(&r, act, gated, s));
+  FOR_EACH(again, 0, 1)
+  for (int s = 0; s < N_SHAPES; s++) check_act_bwd(&r, any_kind(&r, act, gated, s), again);
 }
 
 /* -- copies -- */

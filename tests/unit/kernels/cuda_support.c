@@ -11,6 +11,7 @@ void *stream;
 static const lam_device_memory memory = {.copy = lam_cuda_copy_run};
 static const lam_device_vector vector = {.act = lam_cuda_act_run,
                                          .act_bwd = lam_cuda_act_bwd_run,
+                                         .act_bwd_again = lam_cuda_act_bwd_again_run,
                                          .sum = lam_cuda_sum_run,
                                          .column_sum = lam_cuda_column_sum_run,
                                          .encode = lam_cuda_encode_run,
