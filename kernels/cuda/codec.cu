@@ -7,7 +7,7 @@
  * instructions an element, and is bound by them.
  * Invariant: the same bytes as kernels/cpu/codec.c: one multiplication, never contracted, and the
  * same rounding. Where a line begins is not aligned; bytes go out as wide as their address allows.
- * Leaves the formats to codec.h, elements in memory to kernel.cuh. */
+ * Leaves the formats to codec.h, elements in memory to vec.cuh. */
 #include "kernels/cuda/kernel.cuh"
 
 enum { TILE_THREADS = LAM_CODEC_TILE / LAM_VEC };

@@ -5,7 +5,7 @@
  * they add is at most a 32nd of bf16 rows. dy of bf16 [8192, 28672] at 3.0 TB/s: 157 us
  * (predicted).
  * Invariant: slabs, and the order of the sum within them, follow from the shape alone.
- * Leaves elements in memory to kernel.cuh. */
+ * Leaves elements in memory to vec.cuh. */
 #ifndef LAMELLA_KERNELS_CUDA_COLUMNS_CUH
 #define LAMELLA_KERNELS_CUDA_COLUMNS_CUH
 

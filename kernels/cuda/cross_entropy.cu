@@ -4,11 +4,8 @@
  * cross_entropy_bwd reads and writes them once: bf16 [8192, 128256] at 3.0 TB/s on an H100 700 us
  * and 1.4 ms (predicted, not measured). One exponential an element: the card's own, as math.h's
  * would bind softmax_parts (some 16 of the 19 instructions that memory leaves time for).
- * Invariant: a row's parts depend on the row's length alone. A target that no part has, and that is
- * not ignored, makes the token's loss and lse NaN, and through lse its gradient: nothing can refuse
- * it here, where no one waits for the card. So "not here" is -0, which sums keep; a logit of -0 is
- * told as 0.
- * Leaves bringing parts together to the caller. */
+ * Invariant: a row's parts depend on the row's length alone.
+ * Leaves bringing parts together to the caller, targets outside of the vocabulary to mark.cu. */
 #include "kernels/cuda/indices.cuh"
 
 static lam_status check(const char *who, lam_matrix logits) {
@@ -18,13 +15,9 @@ static lam_status check(const char *who, lam_matrix logits) {
 }
 
 LAM_DEVICE float infinite(void) { return lam_f32_of_bits(0x7f800000u); }
-LAM_DEVICE float not_a_number(void) { return lam_f32_of_bits(0x7fc00000u); }
 
 /* What sums are relative to: logits of -infinity alone have a sum of 0. */
 LAM_DEVICE float base_of(float max) { return max == -infinite() ? 0.0f : max; }
-
-LAM_DEVICE float not_here(void) { return -0.0f; }
-LAM_DEVICE bool is_not_here(float target) { return lam_bits_of_f32(target) == 0x80000000u; }
 
 /* -- forward -- */
 
@@ -71,7 +64,7 @@ static __global__ void __launch_bounds__(ROW_THREADS) softmax_parts(parts_call c
     if (threadIdx.x > 0) continue;
     const int64_t target = lam_index_at(c.targets, row) - c.first;
     const bool here = target >= 0 && target < c.cols;
-    c.parts[row] = {greatest, sum, here ? lam_view_get(c.logits, row, target) + 0.0f : not_here()};
+    c.parts[row] = {greatest, sum, here ? lam_view_get(c.logits, row, target) : 0.0f};
   }
 }
 
@@ -110,8 +103,7 @@ static __global__ void __launch_bounds__(256) losses(loss_call c) {
     lam_softmax_part all = c.parts[t];
     for (int i = 1; i < c.n_parts; i++) join(&all, c.parts[i * c.n_tokens + t]);
     const bool ignored = lam_index_at(c.targets, t) == c.ignore;
-    const bool outside = !ignored && is_not_here(all.target);
-    const float log_sum = outside ? not_a_number() : lam_log(all.sum), base = base_of(all.max);
+    const float log_sum = lam_log(all.sum), base = base_of(all.max);
     *lam_value_at(c.lse, t) = base + log_sum;
     *lam_value_at(c.loss, t) = ignored ? 0.0f : (base - all.target) + log_sum;
   }

@@ -7,7 +7,7 @@
  * rmsnorm_bwd 6 bytes and 4 % for dg's partial sums, 140 us.
  * Invariant: a row's result depends on that row and its length alone; dg sums rows in an order that
  * the shape fixes.
- * Leaves elements in memory to kernel.cuh, the last sum for dg to columns.cuh. */
+ * Leaves elements in memory to vec.cuh, the last sum for dg to columns.cuh. */
 #include "kernels/cuda/columns.cuh"
 
 /* -- a row and its team -- */

@@ -3,7 +3,7 @@
  * Invariant: the order of every sum is fixed by the shape: parts in their order, then bias, then
  * residual; rows in slabs, each summed by itself first, as columns.cuh says. So all ranks, and any
  * card, get the same bits.
- * Leaves elements in memory and the cutting to kernel.cuh. */
+ * Leaves elements in memory to vec.cuh, the cutting to kernel.cuh. */
 #include "kernels/cuda/columns.cuh"
 
 static lam_status refuse(const char *who, const char *what, lam_dtype dtype) {

@@ -1,7 +1,7 @@
 /* vec.cuh: elements in memory as float: one of any dtype, or eight at once.
  *
- * A thread takes eight elements: of 2 bytes they are one access of 16 bytes, of f32 two. What is not
- * aligned so, has a stride or is fewer than eight goes one by one, through the same functions.
+ * A thread takes eight elements: of 2 bytes they are one access of 16 bytes, of f32 two. What is
+ * not aligned so, has a stride or is fewer than eight goes one by one, through the same functions.
  * Invariant: one rounding, to nearest even, by the card where it can and else by math.h: the same
  * bits, NaNs' payloads aside.
  * Leaves which elements a kernel takes to each .cu file. */

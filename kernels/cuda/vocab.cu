@@ -8,7 +8,8 @@
  * some 20 us for 8192 tokens and 1 ms for 65536 (predicted). One thread walks a row's chain for
  * eight columns, so a token that is most of T makes that walk the longest part.
  * Invariant: a row's sum runs over its tokens in their order; it is rounded once.
- * Leaves elements in memory to kernel.cuh, the cross entropy to cross_entropy.cu. */
+ * Leaves elements in memory to vec.cuh, the cross entropy to cross_entropy.cu, indices outside of
+ * the vocabulary to mark.cu. */
 #include "kernels/cuda/indices.cuh"
 
 static lam_status check(const char *who, lam_matrix m) {
@@ -19,29 +20,28 @@ static lam_status check(const char *who, lam_matrix m) {
 
 /* -- gather -- */
 
-/* T has an element's size; nan is its NaN's bits. */
+/* T has an element's size. */
 template <class T>
 struct gather_piece {
   enum { BLOCKS = 6 };
   lam_view weight, y;
   lam_indices ids;
   int64_t first, n_rows;
-  T nan;
 
   __device__ void operator()(int64_t row, int64_t col, int n) const {
-    const int64_t id = lam_index_at(ids, row), from = id - first;
-    if (id >= 0 && from >= 0 && from < n_rows)
+    const int64_t from = lam_index_at(ids, row) - first;
+    if (from >= 0 && from < n_rows)
       lam_move<T>(weight, from, y, row, col, n);
     else
-      lam_fill<T>(y, row, col, n, id < 0 ? nan : (T)0);
+      lam_fill<T>(y, row, col, n, 0);
   }
 };
 
 template <class T>
 static lam_status gather(lam_matrix weight, lam_matrix ids, int64_t first, lam_matrix y,
-                         uint32_t nan, void *stream) {
+                         void *stream) {
   const gather_piece<T> piece = {lam_view_of(weight), lam_view_of(y), lam_indices_of(ids), first,
-                                 weight.rows,         (T)nan};
+                                 weight.rows};
   return lam_cuda_each_piece(y.rows, y.cols, piece, stream, "gather");
 }
 
@@ -49,11 +49,10 @@ extern "C" lam_status lam_cuda_gather_run(const lam_workers *w, lam_matrix weigh
                                           int64_t first, lam_matrix y, void *stream) {
   (void)w;
   LAM_TRY(check("gather", weight));
-  switch (weight.dtype) {
-    case LAM_F32: return gather<uint32_t>(weight, ids, first, y, 0x7fc00000u, stream);
-    case LAM_BF16: return gather<uint16_t>(weight, ids, first, y, 0x7fc0u, stream);
-    case LAM_F16: return gather<uint16_t>(weight, ids, first, y, 0x7e00u, stream);
-    default: return gather<uint8_t>(weight, ids, first, y, 0x7fu, stream);
+  switch (lam_cuda_bytes(weight.dtype)) {
+    case 4: return gather<uint32_t>(weight, ids, first, y, stream);
+    case 2: return gather<uint16_t>(weight, ids, first, y, stream);
+    default: return gather<uint8_t>(weight, ids, first, y, stream);
   }
 }
 

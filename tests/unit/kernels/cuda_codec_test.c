@@ -12,7 +12,7 @@ static const int64_t shapes[][2] = {{1, 1},   {3, 7},    {2, 31},  {5, 33},   {3
                                     {5, 129}, {4, 1000}, {9, 384}, {2, 4099}, {17, 8}};
 enum { N_SHAPES = 11, AROUND = 16, PATTERN = 0x5a };
 
-/* Magnitudes over many powers of two; a tile of zeros, a tiny one, one with an infinity or a NaN. */
+/* Magnitudes over many powers of two; a tile of zeros, a tiny one, one with an infinity or NaN. */
 static box wild(rng *r, int64_t rows, int64_t cols, lam_dtype dtype) {
   static const double odd[] = {0, 0x1p-120, INFINITY, -INFINITY, NAN};
   box b = box_random(r, rows, cols, dtype, any_form(r));
