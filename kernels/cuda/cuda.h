@@ -14,6 +14,39 @@ extern "C" {
 
 #include "kernels/codec.h"
 
+/* -- errors -- */
+
+/* The status that an error of CUDA's is; LAM_INTERNAL for most. */
+static inline lam_status lam_cuda_code(cudaError_t error) {
+  static const struct {
+    cudaError_t error;
+    lam_status code;
+  } codes[] = {
+      {cudaErrorMemoryAllocation, LAM_RESOURCE_EXHAUSTED},
+      {cudaErrorLaunchOutOfResources, LAM_RESOURCE_EXHAUSTED},
+      {cudaErrorNoDevice, LAM_UNAVAILABLE},
+      {cudaErrorInsufficientDriver, LAM_UNAVAILABLE},
+      {cudaErrorSystemDriverMismatch, LAM_UNAVAILABLE},
+      {cudaErrorSystemNotReady, LAM_UNAVAILABLE},
+      {cudaErrorDevicesUnavailable, LAM_UNAVAILABLE},
+      {cudaErrorDeviceUninitialized, LAM_UNAVAILABLE},
+      {cudaErrorContextIsDestroyed, LAM_UNAVAILABLE},
+      {cudaErrorECCUncorrectable, LAM_UNAVAILABLE},
+      {cudaErrorHardwareStackError, LAM_UNAVAILABLE},
+      {cudaErrorNvlinkUncorrectable, LAM_UNAVAILABLE},
+      {cudaErrorCudartUnloading, LAM_UNAVAILABLE},
+      {cudaErrorInvalidDevice, LAM_INVALID_ARGUMENT},
+      {cudaErrorStreamCaptureUnsupported, LAM_FAILED_PRECONDITION},
+      {cudaErrorStreamCaptureInvalidated, LAM_FAILED_PRECONDITION},
+      {cudaErrorStreamCaptureIsolation, LAM_FAILED_PRECONDITION},
+      {cudaErrorStreamCaptureImplicit, LAM_FAILED_PRECONDITION},
+      {cudaErrorStreamCaptureWrongThread, LAM_FAILED_PRECONDITION},
+  };
+  for (size_t i = 0; i < sizeof codes / sizeof *codes; i++)
+    if (codes[i].error == error) return codes[i].code;
+  return LAM_INTERNAL;
+}
+
 /* -- memory for queued work -- */
 
 /* 256-byte aligned device memory for what is queued on `stream` until it is given back there. */

@@ -17,7 +17,7 @@
 static inline lam_status lam_cuda_refused(cudaError_t error, const char *name, const char *what) {
   if (error == cudaSuccess) return LAM_OK;
   (void)cudaGetLastError(); /* or the next call of another library would find it */
-  return lam_fail(LAM_INTERNAL, "cuda %s: %s: %s", name, what, cudaGetErrorString(error));
+  return lam_fail(lam_cuda_code(error), "cuda %s: %s: %s", name, what, cudaGetErrorString(error));
 }
 
 /* Queues kernel(args) on the stream; an empty grid is nothing to do. */

@@ -358,7 +358,7 @@ TEST(cuda_gemm, a_product_that_fails_is_one_line_and_the_next_one_runs) {
 }
 
 TEST(cuda_gemm, a_kernel_that_is_not_launched_is_one_line_and_the_next_call_runs) {
-  check_fails_once(STANDIN_LAUNCH, 1, LAM_INTERNAL);
+  check_fails_once(STANDIN_LAUNCH, 1, LAM_RESOURCE_EXHAUSTED);
 }
 
 TEST(cuda_gemm, a_call_whose_kind_is_known_allocates_and_waits_for_nothing) {

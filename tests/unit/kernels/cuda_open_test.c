@@ -68,3 +68,23 @@ TEST(cuda_open, a_dtype_that_the_card_has_not_is_refused_and_others_go_on) {
       {0, 0, 75, LAM_UNIMPLEMENTED, "is sm_75, Lamella needs sm_80 or newer"}};
   for (int i = 0; i < 3; i++) run_processes(1, multiply_on, &cards[i]);
 }
+
+/* By cuBLASLt, and by a kernel of our own. */
+static void lose_the_device(int rank, int size, void *arg) {
+  rng r = {seed()};
+  (void)rank, (void)size, (void)arg;
+  void *stream = stream_new();
+  box x = box_random(&r, 40, 16, LAM_BF16, BY_ROWS), y = box_new(40, 40, LAM_BF16, BY_ROWS);
+  far a = far_of(x, 0, stream), d = far_of(y, 0, stream);
+  lam_gemm g = {.a = a.m, .b = a.m, .d = d.m};
+  CHECK_OK(lam_device_gemm(CUDA, workers(ALONE), &g, stream));
+  standin_lose_device(0);
+  CHECK_STATUS(lam_device_gemm(CUDA, workers(ALONE), &g, stream), LAM_UNAVAILABLE);
+  g.a = lam_matrix_rows(a.m, 0, 1), g.d = lam_matrix_rows(d.m, 0, 1);
+  CHECK_STATUS(lam_device_gemm(CUDA, workers(ALONE), &g, stream), LAM_UNAVAILABLE);
+  box_free(&x), box_free(&y);
+}
+
+TEST(cuda_open, a_device_that_is_lost_meanwhile_is_unavailable) {
+  run_processes(1, lose_the_device, NULL);
+}

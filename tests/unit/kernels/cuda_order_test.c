@@ -55,25 +55,35 @@ TEST(cuda_order, blocks_of_streams_that_are_gone_are_used_again) {
   CHECK_EQ(standin_count().live_bytes, first);
 }
 
-/* All blocks but one are in use, so that one goes from stream to stream with work pending on it. */
-TEST(cuda_order, work_in_a_block_ends_before_another_stream_has_it) {
-  enum { BYTES = 1 << 12, BLOCKS = 32, STREAMS = 40 };
-  void *holder = stream_new(), *held[BLOCKS - 1], *streams[STREAMS];
-  unsigned char seen[STREAMS];
-  for (int i = 0; i < BLOCKS - 1; i++) held[i] = borrow(BYTES, holder);
-  for (int i = 0; i < STREAMS; i++) {
+enum { ALL_BLOCKS = 32, SOME_STREAMS = 20 };
+
+static void pass_a_block_on(void) {
+  enum { BYTES = 1 << 12 };
+  void *streams[SOME_STREAMS];
+  unsigned char seen[SOME_STREAMS];
+  for (int i = 0; i < SOME_STREAMS; i++) {
     streams[i] = stream_new();
     void *p = borrow(BYTES, streams[i]);
     CHECK(cudaMemsetAsync(p, i, BYTES, streams[i]) == cudaSuccess);
     CHECK_OK(order()->read((char *)p + BYTES - 1, &seen[i], 1, streams[i]));
     order()->give_back(p, streams[i]);
   }
-  for (int i = 0; i < STREAMS; i++) {
+  for (int i = 0; i < SOME_STREAMS; i++) {
     CHECK_OK(order()->finish(streams[i]));
     CHECK_EQ(seen[i], i);
     stream_drop(streams[i]);
   }
-  for (int i = 0; i < BLOCKS - 1; i++) order()->give_back(held[i], holder);
+}
+
+/* All blocks but one are in use, so that one goes from stream to stream with work pending on it. */
+TEST(cuda_order, work_in_a_block_ends_before_another_stream_has_it) {
+  void *holder = stream_new(), *held[ALL_BLOCKS - 1];
+  for (int i = 0; i < ALL_BLOCKS - 1; i++) held[i] = borrow(1 << 12, holder);
+  for (uint64_t i = 0; i < 8; i++) {
+    standin_seed(seed() + i);
+    pass_a_block_on();
+  }
+  for (int i = 0; i < ALL_BLOCKS - 1; i++) order()->give_back(held[i], holder);
   stream_drop(holder);
 }
 
