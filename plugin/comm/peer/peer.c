@@ -169,7 +169,12 @@ lam_status lam_peer_prepare(lam_group *g) {
   lam_peer *p = NULL;
   LAM_TRY(lam_peer_of(g, &p));
   LAM_TRY(p->device->peer->check(p->line, true, g->stream));
-  if (!p->shared) LAM_TRY(meet(g));
+  if (!p->shared) {
+    const uint64_t before = g->sequence;
+    const lam_status status = meet(g);
+    g->sequence = before; /* what is refused now was never announced */
+    LAM_TRY(status);
+  }
   LAM_TRY(p->device->peer->check(p->line, p->alone, g->stream));
   p->peers.deadline_ms = lam_peer_deadline(g);
   return LAM_OK;

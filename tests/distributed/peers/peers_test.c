@@ -1,9 +1,10 @@
 /* peers_test.c: ranks as threads of one process that share a card: what their collectives give,
  * through the library's calls, in any order in which a card may run them. */
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "abi/status.h"
+#include "tests/distributed/await.h"
 #include "tests/distributed/peers/cards.h"
 
 enum { CHANCES = 5 };
@@ -14,7 +15,7 @@ static float value(int rank, int64_t i) {
 }
 
 static void reduce_once(rank *r, int64_t n) {
-  float *x = malloc((size_t)n * 4), *y = malloc((size_t)n * 4);
+  float *x = calloc((size_t)n, 4), *y = calloc((size_t)n, 4);
   for (int64_t i = 0; i < n; i++) x[i] = value(r->rank, i);
   void *dx = to_card(r, x, (uint64_t)n * 4), *dy = to_card(r, NULL, (uint64_t)n * 4);
   CHECK_OK(call(r, LAM_OP_all_reduce, LAM_F32, dx, n, dy, n));
@@ -32,7 +33,219 @@ static void reduce(rank *r) {
   FOR_EACH(n, 1, 7, 1000, 70001) reduce_once(r, n);
 }
 
+static void by_chance(int ranks, void (*fn)(rank *r)) {
+  for (uint64_t k = 0; k < CHANCES; k++) on_cards(&(world){.chance = seed() + k}, ranks, fn, NULL);
+}
+
 TEST(peers, all_reduce_sums_in_rank_order_on_the_card) {
-  FOR_EACH(p, 2, 4)
-  for (uint64_t k = 0; k < CHANCES; k++) on_cards(&(world){.chance = seed() + k}, p, reduce, NULL);
+  FOR_EACH(p, 2, 4) by_chance(p, reduce);
+}
+
+/* ---- Streams ----------------------------------------------------------------------------------- */
+
+/* Each sum takes what the last one left, on the other of two streams; only sums order them. */
+static void two_streams(rank *r) {
+  enum { N = 300, TURNS = 6 };
+  float x[N];
+  double want = 1;
+  cudaStream_t first = r->stream, other;
+  CHECK_EQ(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking), cudaSuccess);
+  for (int i = 0; i < N; i++) x[i] = 1;
+  void *d = to_card(r, x, sizeof x);
+  for (int turn = 0; turn < TURNS; turn++, want *= r->size) {
+    r->stream = turn % 2 ? other : first;
+    CHECK_OK(call(r, LAM_OP_all_reduce, LAM_F32, d, N, d, N));
+  }
+  r->stream = other;
+  from_card(r, x, d, sizeof x);
+  for (int i = 0; i < N; i++)
+    if (x[i] != want && !CHECK_EQ(x[i], want)) break;
+  r->stream = first;
+  CHECK_EQ(cudaStreamDestroy(other), cudaSuccess);
+}
+
+TEST(peers, sums_of_a_group_run_in_order_on_any_streams) { by_chance(2, two_streams); }
+
+static void default_stream(rank *r) {
+  const cudaStream_t own = r->stream;
+  void *x = to_card(r, NULL, 4);
+  r->stream = NULL;
+  CHECK_STATUS(call(r, LAM_OP_all_reduce, LAM_F32, x, 1, x, 1), LAM_INVALID_ARGUMENT);
+  CHECK_CONTAINS(lam_last_error(), "all_reduce: found the default stream");
+  r->stream = own;
+  reduce_once(r, 5);
+}
+
+TEST(peers, the_default_stream_is_refused_where_ranks_share_a_card) { by_chance(2, default_stream); }
+
+/* ---- Graphs ------------------------------------------------------------------------------------ */
+
+static cudaGraphExec_t captured(rank *r, void (*queue)(rank *r, void *x, void *y, int64_t n),
+                                void *x, void *y, int64_t n) {
+  cudaGraph_t graph = NULL;
+  cudaGraphExec_t exec = NULL;
+  CHECK_EQ(cudaStreamBeginCapture(r->stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+  queue(r, x, y, n);
+  CHECK_EQ(cudaStreamEndCapture(r->stream, &graph), cudaSuccess);
+  CHECK_EQ(cudaGraphInstantiate(&exec, graph, 0), cudaSuccess);
+  CHECK_EQ(cudaGraphDestroy(graph), cudaSuccess);
+  return exec;
+}
+
+static void queue_sum(rank *r, void *x, void *y, int64_t n) {
+  CHECK_OK(call(r, LAM_OP_all_reduce, LAM_F32, x, n, y, n));
+}
+
+static void replay(rank *r, int64_t n) {
+  const uint64_t bytes = (uint64_t)n * 4;
+  float *x = calloc(1, bytes), *want = calloc(1, bytes), *got = calloc(1, bytes);
+  void *dx = to_card(r, NULL, bytes), *dy = to_card(r, NULL, bytes), *dz = to_card(r, NULL, bytes);
+  cudaGraphExec_t exec = captured(r, queue_sum, dx, dy, n);
+  for (int turn = 0; turn < 100; turn++) {
+    for (int64_t i = 0; i < n; i++) x[i] = value(r->rank, i + turn);
+    write_card(r, dx, x, bytes);
+    CHECK_EQ(cudaGraphLaunch(exec, r->stream), cudaSuccess);
+    if (turn % 20) continue;
+    CHECK_OK(call(r, LAM_OP_all_reduce, LAM_F32, dx, n, dz, n)); /* eager calls come between */
+    from_card(r, got, dy, bytes);
+    from_card(r, want, dz, bytes);
+    CHECK_SAME_BITS(got, want, bytes);
+  }
+  CHECK_EQ(cudaGraphExecDestroy(exec), cudaSuccess);
+  free(x), free(want), free(got);
+}
+
+static void replays(rank *r) {
+  FOR_EACH(n, 33, 70000) replay(r, n);
+}
+
+TEST(peers, a_captured_sum_replays_a_hundred_times) {
+  FOR_EACH(p, 2, 4) on_cards(&(world){.chance = seed() + (uint64_t)p}, p, replays, NULL);
+}
+
+/* Rank 0 sends, 1 receives and sends it back. */
+static void queue_answer(rank *r, void *x, void *y, int64_t n) {
+  lam_wire h = {.bytes = (uint64_t)n, .dtype = LAM_U8, .ndim = 1, .shape = {n}};
+  use_card(r);
+  if (r->rank == 0) CHECK_OK(lam_group_send(r->g, 1, 0, &h, x));
+  CHECK_OK(lam_group_recv(r->g, 1 - r->rank, 0, &h, y, (uint64_t)n));
+  if (r->rank == 1) CHECK_OK(lam_group_send(r->g, 0, 0, &h, y));
+  r->g->device = NULL;
+}
+
+static void replay_messages(rank *r) {
+  enum { N = 5001 };
+  unsigned char x[N], y[N];
+  void *dx = to_card(r, NULL, N), *dy = to_card(r, NULL, N);
+  cudaGraphExec_t exec = captured(r, queue_answer, dx, dy, N);
+  for (int turn = 0; turn < 30; turn++) {
+    for (int i = 0; i < N; i++) x[i] = (unsigned char)(i * 3 + turn);
+    write_card(r, dx, x, N);
+    CHECK_EQ(cudaGraphLaunch(exec, r->stream), cudaSuccess);
+    from_card(r, y, dy, N);
+    CHECK_SAME_BITS(x, y, N);
+  }
+  CHECK_EQ(cudaGraphExecDestroy(exec), cudaSuccess);
+}
+
+TEST(peers, captured_messages_replay) { by_chance(2, replay_messages); }
+
+/* ---- Ranks that do not come -------------------------------------------------------------------- */
+
+static _Atomic int noticed;
+
+/* Only rank 0 replays what all captured: its kernel waits for nobody, and the next call says so. */
+static void alone(rank *r) {
+  float one = 1;
+  void *x = to_card(r, &one, 4);
+  cudaGraphExec_t exec = captured(r, queue_sum, x, x, 1);
+  if (r->rank == 0) {
+    CHECK_EQ(cudaGraphLaunch(exec, r->stream), cudaSuccess);
+    CHECK_EQ(cudaStreamSynchronize(r->stream), cudaSuccess);
+    CHECK_STATUS(call(r, LAM_OP_all_reduce, LAM_F32, x, 1, x, 1), LAM_PEER_STALLED);
+    CHECK_CONTAINS(lam_last_error(), "a kernel waited for rank 1 past its deadline");
+    noticed = 1;
+  } else {
+    await_count(&noticed, 1);
+    CHECK_STATUS(call(r, LAM_OP_all_reduce, LAM_F32, x, 1, x, 1), LAM_PEER_STALLED);
+  }
+  CHECK_STATUS(call(r, LAM_OP_all_reduce, LAM_F32, x, 1, x, 1), LAM_PEER_STALLED);
+  CHECK_EQ(cudaGraphExecDestroy(exec), cudaSuccess);
+}
+
+TEST(peers, a_kernel_whose_peer_does_not_come_ends_at_the_deadline) {
+  noticed = 0;
+  on_cards(&(world){.chance = seed(), .deadline_ms = 300}, 2, alone, NULL);
+}
+
+/* Rank 0's kernel waits with a deadline that the test would not live to see. */
+static void poisoned(rank *r) {
+  float one = 1;
+  void *x = to_card(r, &one, 4);
+  cudaGraphExec_t exec = captured(r, queue_sum, x, x, 1);
+  if (r->rank == 0) {
+    CHECK_EQ(cudaGraphLaunch(exec, r->stream), cudaSuccess);
+    CHECK_EQ(cudaStreamSynchronize(r->stream), cudaSuccess);
+  } else {
+    lam_group_poison(r->g, LAM_CANCELLED, "enough");
+  }
+  CHECK_STATUS(call(r, LAM_OP_all_reduce, LAM_F32, x, 1, x, 1), LAM_CANCELLED);
+  CHECK_CONTAINS(lam_last_error(), "enough");
+  CHECK_EQ(cudaGraphExecDestroy(exec), cudaSuccess);
+}
+
+TEST(peers, poison_ends_kernels_that_wait) {
+  on_cards(&(world){.chance = seed(), .deadline_ms = 600000}, 2, poisoned, NULL);
+}
+
+static void gone(rank *r) {
+  void *x = to_card(r, NULL, 4);
+  reduce_once(r, 3);
+  if (r->rank == 1) {
+    lam_group_destroy(r->g);
+    r->g = NULL;
+    return;
+  }
+  CHECK_STATUS(call(r, LAM_OP_all_reduce, LAM_F32, x, 1, x, 1), LAM_PEER_DEAD);
+  CHECK_CONTAINS(lam_last_error(), "rank 1 (a thread of this process) has left");
+}
+
+TEST(peers, a_rank_that_left_is_noticed) {
+  on_cards(&(world){.chance = seed()}, 2, gone, NULL);
+}
+
+static void idle(rank *r) {
+  void *x = to_card(r, NULL, 4);
+  if (r->rank == 0)
+    CHECK_STATUS(call(r, LAM_OP_all_reduce, LAM_F32, x, 1, x, 1), LAM_PEER_STALLED);
+}
+
+TEST(peers, a_rank_that_does_not_call_is_noticed) {
+  on_cards(&(world){.chance = seed(), .deadline_ms = 300}, 2, idle, NULL);
+}
+
+/* ---- No memory --------------------------------------------------------------------------------- */
+
+static _Thread_local bool lacks;
+
+static lam_status no_memory_once(const lam_device *d, const char *slot) {
+  (void)d;
+  if (!lacks || strcmp(slot, "peer_alloc") != 0) return LAM_OK;
+  lacks = false;
+  return lam_fail(LAM_RESOURCE_EXHAUSTED, "none is left");
+}
+
+/* What one rank lacks, all are told; then there is memory, and they go on. */
+static void lacking(rank *r) {
+  void *x = to_card(r, NULL, 4);
+  lacks = r->rank == 1;
+  CHECK_STATUS(call(r, LAM_OP_all_reduce, LAM_F32, x, 1, x, 1), LAM_RESOURCE_EXHAUSTED);
+  CHECK_CONTAINS(lam_last_error(), "rank 1 has no memory for its peers: none is left");
+  reduce_once(r, 5);
+}
+
+TEST(peers, what_one_rank_lacks_fails_on_all_and_can_be_tried_again) {
+  lam_device_on_call = no_memory_once;
+  FOR_EACH(p, 2, 4) on_cards(&(world){.chance = seed()}, p, lacking, NULL);
+  lam_device_on_call = NULL;
 }
