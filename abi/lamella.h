@@ -185,12 +185,17 @@ typedef struct lam_inferred {
   lam_shape *outputs;              /* caller's array; an absent output has ndim -1 */
   uint64_t scratch_bytes;
   uint32_t n_chunks;   /* row chunks the call would be cut into: 1 = no overlap of sum and gemm */
-  uint32_t capturable; /* 1: may be recorded into a CUDA graph, given scratch or run once before */
+  uint32_t capturable; /* 1: may be recorded into a CUDA graph, once it has run outside of one */
 } lam_inferred;
 #define LAM_INFERRED_INIT {sizeof(lam_inferred), 0, 0, 0, 0, 0}
 
 /* ctx NULL = the context of the group named by the call; without a group the process's default
- * context. */
+ * context.
+ * On CUDA the work is queued on the stream. Only the first product of its kind (shape, dtypes,
+ * epilogue) waits for it: cuBLASLt's algorithms are timed then, and the best is kept for later
+ * processes in the folder LAMELLA_ALGORITHMS (else lamella/ in the user's cache; "off": nothing is
+ * timed or kept). Graphs that were captured on one stream share its scratch: run them one at a
+ * time. */
 LAM_API lam_status lam_run(lam_context *ctx, const lam_call *call);
 /* What lam_run would want as outputs and scratch. The same checks; data pointers may be NULL. */
 LAM_API lam_status lam_infer(lam_context *ctx, const lam_call *call, lam_inferred *out);

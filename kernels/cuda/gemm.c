@@ -3,6 +3,7 @@
  *   few rows of a                     gemv.cu: bound by memory, each weight read once
  *   what cuBLASLt takes               with as much of what follows the product as its epilogues
  *                                     have; the rest in passes of our own over d
+ *   fp8 with K not innermost          the same, of operands that were turned
  *   the rest                          gemm_plain.cu: odd strides, K = 0, mixed dtypes
  *
  * Invariant: every shape, stride and dtype that device.h allows has a path. A NaN stays one: so
@@ -112,11 +113,9 @@ static bool takes_dtypes(const lam_gemm *g) {
 
 static bool takes_operand(lam_matrix m) { return is_by_rows(m) || is_by_cols(m); }
 
-/* fp8 only with K innermost. */
 static bool takes(const lam_gemm *g) {
-  if (!takes_dtypes(g) || !takes_operand(g->d) || g->a.cols == 0) return false;
-  if (is_f8(g->a.dtype)) return is_by_rows(g->a) && is_by_rows(g->b);
-  return takes_operand(g->a) && takes_operand(g->b);
+  return takes_dtypes(g) && takes_operand(g->d) && g->a.cols > 0 && takes_operand(g->a) &&
+         takes_operand(g->b);
 }
 
 static int64_t stride_of(lam_matrix m, bool by_cols) {
@@ -223,6 +222,32 @@ static lam_status run_library(const lam_workers *w, const lam_gemm *g, void *str
   return LAM_OK;
 }
 
+/* A copy of x by rows, in scratch; x itself where it lies so. */
+static lam_status turn(const lam_workers *w, lam_matrix *x, void *stream, void **out_scratch) {
+  const lam_matrix from = *x;
+  *out_scratch = NULL;
+  if (is_by_rows(from)) return LAM_OK;
+  x->row_stride = (from.cols + 15) / 16 * 16;
+  x->col_stride = 1;
+  const uint64_t bytes = (uint64_t)(from.rows * x->row_stride * lam_dtype_bytes(from.dtype));
+  LAM_TRY(lam_cuda_borrow(bytes, stream, out_scratch));
+  x->data = *out_scratch;
+  return lam_cuda_copy_run(w, from, *x, stream);
+}
+
+/* cuBLASLt takes fp8 with K innermost only. Turning reads and writes the operands once, which is
+ * little beside a product. */
+static lam_status run_f8(const lam_workers *w, const lam_gemm *g, void *stream, bool *out_refused) {
+  lam_gemm turned = *g;
+  void *a = NULL, *b = NULL;
+  lam_status status = turn(w, &turned.a, stream, &a);
+  if (status == LAM_OK) status = turn(w, &turned.b, stream, &b);
+  if (status == LAM_OK) status = run_library(w, &turned, stream, out_refused);
+  lam_cuda_give_back(b, stream);
+  lam_cuda_give_back(a, stream);
+  return status;
+}
+
 static lam_status run_plain(const lam_workers *w, const lam_gemm *g, void *stream) {
   LAM_TRY(lam_cuda_gemm_plain_run(g, stream));
   return finish(w, g, g->d, wishes_of(g), stream);
@@ -257,6 +282,8 @@ lam_status lam_cuda_gemm_run(const lam_workers *w, const lam_gemm *call, void *s
   if (g.d.rows <= 0 || g.d.cols <= 0) return sum_columns(w, &g, wishes_of(&g), stream);
   LAM_TRY(check(&g));
   if (lam_cuda_gemv_takes(&g)) return lam_cuda_gemv_run(&g, stream);
-  if (takes(&g)) LAM_TRY(run_library(w, &g, stream, &refused));
+  lam_status (*const library)(const lam_workers *, const lam_gemm *, void *, bool *) =
+      is_f8(g.a.dtype) ? run_f8 : run_library;
+  if (takes(&g)) LAM_TRY(library(w, &g, stream, &refused));
   return refused ? run_plain(w, &g, stream) : LAM_OK;
 }

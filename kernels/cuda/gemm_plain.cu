@@ -1,5 +1,5 @@
 /* gemm_plain.cu: the product alone, for operands that cuBLASLt does not take: odd strides, mixed
- * dtypes, fp8 with K not innermost, K = 0.
+ * dtypes, fp8 in sizes that it has not, K = 0.
  *
  * The ladder: one thread an element -> tiles of a and b in shared memory, each thread 4 x 4 elements
  * of d in registers. No tensor cores: predicted to reach 8-15 TFLOP/s on an H100, a sixtieth of
