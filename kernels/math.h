@@ -3,8 +3,8 @@
  *
  * Invariant: no branch on data, no call into libm, no table: a loop over any of these functions
  * becomes vector code, and every element gets the same bits whichever lane it falls in. NaN in
- * gives NaN out. An includer may set LAM_INLINE (how to inline: say, __device__) and LAM_FMA (where
- * the machine has it) first.
+ * gives NaN out. An includer may first set LAM_INLINE (how to inline: say, __device__), and, where
+ * the machine has its own, LAM_FMA, and what activations use: LAM_EXP and LAM_RECIPROCAL.
  * Leaves loops, types in memory and rounding of results to each device. */
 #ifndef LAMELLA_KERNELS_MATH_H
 #define LAMELLA_KERNELS_MATH_H
@@ -17,6 +17,12 @@
 #endif
 #ifndef LAM_FMA
 #define LAM_FMA(a, b, c) ((a) * (b) + (c))
+#endif
+#ifndef LAM_EXP
+#define LAM_EXP(x) lam_exp(x)
+#endif
+#ifndef LAM_RECIPROCAL
+#define LAM_RECIPROCAL(x) (1.0f / (x))
 #endif
 
 LAM_INLINE uint32_t lam_bits_of_f32(float x) {
@@ -152,7 +158,7 @@ LAM_INLINE float lam_log(float x) {
   return x == 0.0f ? -infinite : x < infinite ? y : x;
 }
 
-LAM_INLINE float lam_sigmoid(float x) { return 1.0f / (1.0f + lam_exp(-x)); }
+LAM_INLINE float lam_sigmoid(float x) { return LAM_RECIPROCAL(1.0f + LAM_EXP(-x)); }
 
 /* The standard normal distribution: its cumulative probability and, times sqrt(2 pi), its density
  * e^(-x^2/2). Below zero, P(x) = e^(-x^2/2) g(-x) with g(u) = erfcx(u / sqrt 2) / 2, fitted (Remez,
@@ -160,7 +166,7 @@ LAM_INLINE float lam_sigmoid(float x) { return 1.0f / (1.0f + lam_exp(-x)); }
  * 1955), so that small probabilities keep their digits. */
 LAM_INLINE float lam_normal(float x, float *density) {
   const float u = x < 0.0f ? -x : x;
-  const float t = 1.0f / LAM_FMA(0.35f, u, 1.0f);
+  const float t = LAM_RECIPROCAL(LAM_FMA(0.35f, u, 1.0f));
   float g = -0.0291459155263f;
   g = LAM_FMA(g, t, 0.143971628273f);
   g = LAM_FMA(g, t, -0.255714115879f);
@@ -170,7 +176,7 @@ LAM_INLINE float lam_normal(float x, float *density) {
   g = LAM_FMA(g, t, 0.119832877212f);
   g = LAM_FMA(g, t, 0.13986186843f);
   g = LAM_FMA(g, t, 0.139621404365f);
-  const float e = lam_exp(-0.5f * u * u);
+  const float e = LAM_EXP(-0.5f * u * u);
   const float tail = e * (g * t);
   *density = e;
   return x < 0.0f ? tail : 1.0f - tail;

@@ -2,6 +2,9 @@
  *
  * Floors: what is read and written, once. At a device copy's 3.0 TB/s on an H100 (predicted, not
  * measured): act on bf16 [8192, 2 x 28672] gated 470 us, its derivative 783 us.
+ * Instructions an element, counted in sm_90a's code: gelu 31, silu 9, their derivatives 34 and 13.
+ * With math.h's own exponential and an exact division gelu took 52, where an H100's memory leaves
+ * time for 39 (bf16, in and out).
  * Invariant: f32 inside, one rounding at the store; operands may be the same memory, element for
  * element.
  * Leaves elements in memory to vec.cuh, the cutting to kernel.cuh, the arithmetic to math.h. */
