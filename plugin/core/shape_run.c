@@ -118,20 +118,19 @@ static int64_t attr_at(const lam_shape_env *env, int offset) {
 }
 
 /* The call's dtype; where operands are fp8, attribute dtype, or bf16. */
-static DLDataType calls_dtype(const lam_row *row, const lam_shape_env *env) {
-  const DLDataType first = env->in[row->leader]->dtype;
-  if (!row->scaled || first.bits != 8) return first;
+static DLDataType calls_dtype(const lam_row *row, const lam_shape_env *env, DLDataType first) {
+  if (first.bits != 8 || !row->scaled) return first;
   return lam_dtype_to_dlpack(env->attrs->dtype >= 0 ? (lam_dtype)env->attrs->dtype : LAM_BF16);
 }
 
 static DLDataType result_dtype(const lam_row *row, const lam_shape_rule *rule,
                                const lam_shape_env *env) {
   const int64_t attr = env->attrs->dtype;
-  if (rule->dtype_rule == LAM_AS_FIRST) return calls_dtype(row, env);
+  const DLDataType first = env->in[row->leader]->dtype;
   if (rule->dtype_rule == LAM_AS_INPUT) return env->in[rule->as]->dtype;
   if (rule->dtype_rule == LAM_AS_NAMED) return lam_dtype_to_dlpack(rule->dtype);
   if (rule->dtype_rule == LAM_AS_ATTR && attr >= 0) return lam_dtype_to_dlpack((lam_dtype)attr);
-  return calls_dtype(row, env);
+  return calls_dtype(row, env, first);
 }
 
 static lam_status run_steps(const lam_row *row, int output, const lam_shape_env *env,

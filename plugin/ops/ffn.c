@@ -16,6 +16,8 @@ typedef struct ffn {
   lam_matrix h8, scale; /* fp8: h again, and its scale */
 } ffn;
 
+static bool is_f8(const lam_op_call *call) { return lam_dtype_is_f8(call->in[0].dtype); }
+
 /* h = act(x w1^T + b1), or act(gate) * up */
 static lam_status hidden(const lam_op_call *call, const lam_matrix *x, const lam_matrix *h,
                          const lam_matrix *aux, const lam_matrix *z) {
@@ -34,8 +36,10 @@ static lam_status hidden(const lam_op_call *call, const lam_matrix *x, const lam
 }
 
 /* fp8: h to fp8 with its own scale, for each chunk, then through w2. */
-static lam_status through_w2_in_f8(const lam_op_call *call, const ffn *f, const lam_matrix *h,
-                                   const lam_matrix *bias, const lam_matrix *d) {
+static __attribute__((noinline)) lam_status through_w2_in_f8(const lam_op_call *call, const ffn *f,
+                                                             const lam_matrix *h,
+                                                             const lam_matrix *bias,
+                                                             const lam_matrix *d) {
   const lam_gemm_more scales = {.a_scale = f->scale, .b_scale = call->in[7]};
   const lam_matrix h8 = lam_matrix_rows(f->h8, 0, h->rows);
   lam_gemm g = lam_op_gemm(&h8, &call->in[3], bias, d);
@@ -52,7 +56,7 @@ static lam_status ffn_part(const lam_part_sum *s, int64_t first, const lam_matri
   const lam_matrix *h = lam_op_rows(&f->h, 0, n, &room[0]);
   LAM_TRY(hidden(s->call, lam_op_rows(&f->x, first, n, &room[1]), h,
                  lam_op_rows(f->aux, first, n, &room[2]), lam_op_rows(&f->z, 0, n, &room[3])));
-  if (lam_matrix_here(f->h8)) return through_w2_in_f8(s->call, f, h, bias, d);
+  if (is_f8(s->call)) return through_w2_in_f8(s->call, f, h, bias, d);
   const lam_gemm g = lam_op_gemm(h, &s->call->in[3], bias, d);
   return lam_op_product(s->call, &g);
 }
@@ -65,8 +69,6 @@ static int64_t hidden_cols(const lam_op_call *call) {
 static int64_t z_cols(const lam_op_call *call) {
   return call->attr.gated && !call->attr.save ? call->in[1].rows : 0;
 }
-
-static bool is_f8(const lam_op_call *call) { return lam_dtype_is_f8(call->in[0].dtype); }
 
 /* What is between the two products: as x, where that is fp8 as aux would be. */
 static lam_dtype hidden_dtype(const lam_op_call *call) {
@@ -85,7 +87,6 @@ static lam_status forward(const lam_op_call *call, lam_scratch *s) {
   f.aux = &call->out[1];
   f.h = lam_op_take(s, most, hidden_cols(call), hidden_dtype(call));
   f.z = lam_op_take(s, most, z_cols(call), hidden_dtype(call));
-  f.h8 = lam_op_absent;
   if (is_f8(call)) f.h8 = lam_op_take(s, most, hidden_cols(call), LAM_F8E4M3);
   if (is_f8(call)) f.scale = lam_op_take(s, 1, 1, LAM_F32);
   LAM_TRY(lam_seq_gather(call, 0, s, &f.x));
