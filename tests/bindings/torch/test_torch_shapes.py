@@ -1,7 +1,10 @@
 """Shape rules in Python give what the library gives; the operators' tests compare fakes."""
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+import lamella.torch  # noqa: F401
 from lamella import library, rows, shapes
 
 
@@ -46,3 +49,22 @@ def test_shares_are_the_librarys():
         for rank in range(size):
             [(begin, end)] = library.shard(total, rank, size, unit)
             assert shapes.share(total, unit, rank, size) == end - begin
+
+
+FP8 = [torch.float8_e4m3fn, torch.float8_e5m2]
+F16 = 2 | 16 << 8
+
+
+@pytest.mark.parametrize("dtype", FP8)
+@pytest.mark.parametrize("asked, expected", [(0, torch.bfloat16), (F16, torch.float16)])
+def test_what_fp8_gives_is_bf16_or_what_is_asked_for(dtype, asked, expected):
+    ops = torch.ops.lamella
+    with FakeTensorMode():
+        x, w = torch.empty(2, 5, 8).to(dtype), torch.empty(3, 8).to(dtype)
+        s = torch.empty(1)
+        y, aux = ops.linear(x, w, None, s, s, save=1, dtype=asked)
+        dx = ops.linear_dgrad(torch.empty(5, 3).to(dtype), w, s, s)
+        moved = ops.all_gather(x, dim=1)
+    assert (y.dtype, aux.dtype, tuple(y.shape)) == (expected, expected, (2, 5, 3))
+    assert dx.dtype == torch.bfloat16
+    assert moved.dtype == dtype
