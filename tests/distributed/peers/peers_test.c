@@ -41,6 +41,35 @@ TEST(peers, all_reduce_sums_in_rank_order_on_the_card) {
   FOR_EACH(p, 2, 4) by_chance(p, reduce);
 }
 
+/* Nothing waits between them: a half of a lane is filled again while a slow peer may still read it. */
+static void queue_many(rank *r) {
+  enum { N = 40, SUMS = 24 };
+  float x[SUMS][N], y[SUMS][N];
+  for (int k = 0; k < SUMS; k++)
+    for (int i = 0; i < N; i++) x[k][i] = value(r->rank, k * N + i);
+  char *dx = to_card(r, x, sizeof x), *dy = to_card(r, NULL, sizeof y);
+  for (size_t k = 0; k < SUMS; k++)
+    CHECK_OK(call(r, LAM_OP_all_reduce, LAM_F32, dx + k * sizeof *x, N, dy + k * sizeof *y, N));
+  from_card(r, y, dy, sizeof y);
+  for (int k = 0; k < SUMS; k++)
+    for (int i = 0; i < N; i++) {
+      float want = value(0, k * N + i);
+      for (int q = 1; q < r->size; q++) want += value(q, k * N + i);
+      if (y[k][i] != want && !CHECK(y[k][i] == want)) return;
+    }
+}
+
+TEST(peers, sums_queued_one_after_another_leave_each_other_alone) {
+  FOR_EACH(p, 2, 4) by_chance(p, queue_many);
+}
+
+/* More than all lanes hold at once, by two shots. */
+static void reduce_much(rank *r) { reduce_once(r, 1600003); }
+
+TEST(peers, a_large_sum_goes_through_the_lanes_in_steps) {
+  on_cards(&(world){.chance = seed()}, 2, reduce_much, NULL);
+}
+
 /* ---- Streams ----------------------------------------------------------------------------------- */
 
 /* Each sum takes what the last one left, on the other of two streams; only sums order them. */
