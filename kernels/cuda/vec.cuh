@@ -12,7 +12,7 @@
 
 #include "kernels/cuda/cuda.h"
 
-#define LAM_INLINE static __host__ __device__ inline __attribute__((always_inline, unused))
+#define LAM_INLINE static __device__ inline __attribute__((always_inline, unused))
 #define LAM_FMA(a, b, c) fmaf(a, b, c)
 #define LAM_EXP(x) __expf(x) /* within 2 + 1.2 |x| units in the last place */
 #define LAM_RECIPROCAL(x) __fdividef(1.0f, x)
@@ -44,7 +44,7 @@ typedef struct lam_view {
   bool wide;
 } lam_view;
 
-LAM_INLINE int lam_cuda_bytes(int dtype) {
+static __host__ __device__ inline int lam_cuda_bytes(int dtype) {
   if (dtype == LAM_BF16 || dtype == LAM_F16) return 2;
   if (dtype == LAM_F32 || dtype == LAM_I32) return 4;
   return dtype == LAM_F64 || dtype == LAM_I64 ? 8 : 1;
