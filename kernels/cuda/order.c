@@ -211,16 +211,27 @@ lam_status lam_cuda_borrow(uint64_t bytes, void *stream, void **out) {
   return w.captured ? borrow_captured(&w, out) : borrow_uncaptured(&w, stream, out);
 }
 
-void lam_cuda_give_back(void *p, void *stream) {
+static block *find_taken(block *all, const void *p) {
+  for (block *b = all; b < all + BLOCKS; b++)
+    if (b->data == p && atomic_load(&b->state) == TAKEN) return b;
+  return NULL;
+}
+
+/* On the thread's device, or, where that was left meanwhile, on another. */
+static block *find_anywhere(const void *p) {
   int device = 0;
-  if (!p || cudaGetDevice(&device) != cudaSuccess || device >= LAM_CUDA_CARDS) return;
-  for (int i = 0; i < BLOCKS; i++) {
-    block *b = &blocks[device][i];
-    if (b->data != p || atomic_load(&b->state) != TAKEN) continue;
-    if (!b->captured && cudaEventRecord(b->done, stream) != cudaSuccess) (void)cudaGetLastError();
-    put_back(b);
-    return;
-  }
+  block *b = NULL;
+  if (cudaGetDevice(&device) == cudaSuccess && device < LAM_CUDA_CARDS)
+    b = find_taken(blocks[device], p);
+  for (int i = 0; !b && i < LAM_CUDA_CARDS; i++) b = find_taken(blocks[i], p);
+  return b;
+}
+
+void lam_cuda_give_back(void *p, void *stream) {
+  block *b = p ? find_anywhere(p) : NULL;
+  if (!b) return;
+  if (!b->captured && cudaEventRecord(b->done, stream) != cudaSuccess) (void)cudaGetLastError();
+  put_back(b);
 }
 
 /* -- copies between device and host -- */

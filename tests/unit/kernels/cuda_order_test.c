@@ -42,6 +42,17 @@ TEST(cuda_order, a_stream_gets_its_own_block_again_and_two_borrowers_never_the_s
   stream_drop(s);
 }
 
+TEST(cuda_order, a_block_is_given_back_from_another_device_too) {
+  int32_t was;
+  void *s = stream_new(), *p = borrow(7 << 20, s);
+  CHECK_OK(order()->enter(1, &was));
+  order()->give_back(p, s);
+  order()->leave(was);
+  CHECK(borrow(7 << 20, s) == p);
+  order()->give_back(p, s);
+  stream_drop(s);
+}
+
 TEST(cuda_order, blocks_of_streams_that_are_gone_are_used_again) {
   uint64_t first = 0;
   for (int i = 0; i < 300; i++) {
