@@ -77,8 +77,9 @@ LAM_DEVICE void put_piece(const sum_call &c, int64_t row, int64_t col, const lam
     lam_vec_store(c.y, row - c.y_row, col - c.y_col, n, v);
     return;
   }
-  for (int i = 0; i < n; i++)
-    if (col + i >= c.y_col && col + i < end)
+  LAM_UNROLLED
+  for (int i = 0; i < LAM_VEC; i++)
+    if (i < n && col + i >= c.y_col && col + i < end)
       lam_element_set(lam_view_at(c.y, row - c.y_row, col + i - c.y_col), c.y.dtype, v.at[i]);
 }
 
@@ -103,7 +104,8 @@ LAM_DEVICE void put_normed_row(const sum_call &c, const sum_step &s, int64_t beg
     lam_vec v = take_piece(c, s, begin + i, owner);
     lam_vec_store(c.y, row, i * LAM_VEC, n, v);
     v = lam_vec_of(lam_raw_of(v, c.y.dtype), c.y.dtype);
-    for (int j = 0; j < n; j++) squares = LAM_FMA(v.at[j], v.at[j], squares);
+    for (int j = 0; j < LAM_VEC; j++) /* past n there are zeros */
+      squares = LAM_FMA(v.at[j], v.at[j], squares);
   }
   squares = lam_block_reduce<lam_plus>(squares, shared);
   const float r = 1.0f / sqrtf(squares / (float)c.cols + c.eps);

@@ -42,6 +42,8 @@ typedef struct lam_parts {
  * chunks]; else all of this chunk's rows on every rank. Several chunks may be under way. */
 typedef struct lam_sum {
   lam_matrix part;     /* from lam_group_partial */
+  lam_matrix own;      /* absent, or what is to be the part: an engine that can read it where it
+                        * lies gives it out as part, in its own dtype, and nothing is filled */
   lam_matrix bias;     /* [1, cols] or absent */
   lam_matrix residual; /* as y or absent */
   lam_matrix y;        /* the rows of this chunk that this rank receives (0 rows is fine) */

@@ -185,6 +185,7 @@ struct lam_part_sum {
   /* NULL, or: what is added to y as well, and y's norm with this gain and attribute eps. Not with
    * seq, and not alone. */
   const lam_matrix *residual, *gain, *normed;
+  const lam_matrix *own; /* NULL, or: this rank's part, as it is; `part` copies it */
 };
 /* Multiplies all chunks. While the sum of one travels, the next is multiplied; that of the `last`
  * is left under way, beside whatever the caller does until finish. */

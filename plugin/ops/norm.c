@@ -61,6 +61,7 @@ static lam_status add_and_norm(const lam_op_call *call, lam_scratch *s) {
                             .y = &next,
                             .chunks = lam_chunks_for_sum(call, x.rows),
                             .residual = &res,
+                            .own = &x,
                             .gain = &g,
                             .normed = &y};
   return lam_part_sum_run(&sum);

@@ -42,8 +42,11 @@ static lam_status start_chunk(const lam_part_sum *s, int i, lam_sum *sum) {
   *sum = (lam_sum){0};
   place_sum(s, i, sum);
   if (s->gain) place_norm(s, i, sum);
-  LAM_TRY(lam_group_partial(g, lam_chunk_rows(s->chunks, i), s->y->cols, sum));
-  LAM_TRY(s->part(s, lam_chunk_first(s->chunks, i), &lam_op_absent, &sum->part));
+  const int64_t first = lam_chunk_first(s->chunks, i), n = lam_chunk_rows(s->chunks, i);
+  if (s->own) sum->own = lam_matrix_rows(*s->own, first, n);
+  LAM_TRY(lam_group_partial(g, n, s->y->cols, sum));
+  if (!s->own || sum->part.data != sum->own.data)
+    LAM_TRY(s->part(s, first, &lam_op_absent, &sum->part));
   return lam_group_sum_start(g, sum);
 }
 

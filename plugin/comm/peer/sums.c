@@ -1,6 +1,6 @@
 /* sums.c: sums of partial products that lie on a device: the second level of tiling.
  *
- * A product writes its f32 part into scratch. A small sum is queued when it is finished, in the same
+ * A product writes its f32 part into scratch; a part that is there already is read where it lies. A small sum is queued when it is finished, in the same
  * stream: there is nothing to hide behind. A large one is queued when it starts, on a side stream,
  * and runs beside the next chunk's product; to finish is to let the stream wait for it.
  * Invariant: the kernels of one group run in the order of its calls, on all ranks: whatever is queued
@@ -17,6 +17,11 @@ lam_status lam_peer_partial(lam_group *g, int64_t rows, int64_t cols, lam_sum *s
     return lam_fail(LAM_FAILED_PRECONDITION,
                     "partial sums: %d chunks are under way, finish one first", PEER_SUMS);
   s->slot = (int)(p->taken % PEER_SUMS);
+  if (s->own.data) {
+    s->part = s->own;
+    p->taken++;
+    return LAM_OK;
+  }
   LAM_TRY(lam_device_borrow(g->device, (uint64_t)(rows * cols) * sizeof(float), g->stream,
                             &p->chunks[s->slot].data));
   s->part = (lam_matrix){.data = p->chunks[s->slot].data,
@@ -53,8 +58,12 @@ static lam_status queue_sum(lam_group *g, lam_sum *s, void *stream) {
   return lam_peer_sum_run(g->device, &g->peer->peers, &sum, stream);
 }
 
+static int64_t part_bytes(const lam_sum *s) {
+  return s->part.rows * s->part.cols * lam_dtype_bytes(s->part.dtype);
+}
+
 static bool goes_aside(const lam_group *g, const lam_sum *s) {
-  return g->size > 1 && s->part.rows * s->part.cols * (int64_t)sizeof(float) >= ASIDE_FROM;
+  return g->size > 1 && part_bytes(s) >= ASIDE_FROM;
 }
 
 lam_status lam_peer_sum_start(lam_group *g, lam_sum *s) {

@@ -5,8 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/cuda/host.h"
-
 #define CHECK_CUDA(expr) CHECK_EQ((expr), cudaSuccess)
 
 typedef struct meeting {

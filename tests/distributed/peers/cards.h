@@ -9,7 +9,7 @@
 #include <cuda_runtime_api.h>
 
 #include "abi/lamella.h"
-#include "kernels/device.h"
+#include "kernels/cuda/host.h"
 #include "plugin/comm/group.h"
 #include "tests/check.h"
 #include "tests/standin/standin.h"
