@@ -1,5 +1,6 @@
 /* peers_test.c: ranks as threads of one process that share a card: what their collectives give,
  * through the library's calls, in any order in which a card may run them. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -68,6 +69,73 @@ static void reduce_much(rank *r) { reduce_once(r, 1600003); }
 
 TEST(peers, a_large_sum_goes_through_the_lanes_in_steps) {
   on_cards(&(world){.chance = seed()}, 2, reduce_much, NULL);
+}
+
+/* ---- Sums with their norm ---------------------------------------------------------------------- */
+
+typedef struct shape {
+  int64_t rows, cols;
+  int kernels; /* that each rank launches */
+} shape;
+
+static double part_of(int rank, int64_t i) { return value(rank, i); }
+static double residual_of(int64_t i) { return value(50, i); }
+static double gain_of(int64_t col) { return value(51, col); }
+
+static lam_matrix floats(void *data, int64_t rows, int64_t cols) {
+  return (lam_matrix){data, rows, cols, cols, 1, LAM_F32, false};
+}
+
+static void check_norm(const rank *r, const shape *s, int64_t row, const float *sum,
+                       const float *normed) {
+  double *want = calloc((size_t)s->cols, sizeof *want), squares = 0;
+  for (int64_t c = 0; c < s->cols; c++) {
+    want[c] = residual_of(row * s->cols + c);
+    for (int k = 0; k < r->size; k++) want[c] += part_of(k, row * s->cols + c);
+    squares += want[c] * want[c];
+  }
+  CHECK_CLOSE(sum + row * s->cols, want, s->cols, 1e-6, 1e-6);
+  for (int64_t c = 0; c < s->cols; c++)
+    want[c] *= gain_of(c) / sqrt(squares / (double)s->cols + 1e-5);
+  CHECK_CLOSE(normed + row * s->cols, want, s->cols, 1e-5, 1e-5);
+  free(want);
+}
+
+static void sum_and_norm(rank *r) {
+  const shape *s = r->arg;
+  const int64_t n = s->rows * s->cols;
+  float *x = calloc((size_t)n, 4), *y = calloc((size_t)n, 4), *g = calloc((size_t)s->cols, 4);
+  for (int64_t i = 0; i < n; i++) x[i] = (float)part_of(r->rank, i), y[i] = (float)residual_of(i);
+  for (int64_t c = 0; c < s->cols; c++) g[c] = (float)gain_of(c);
+  void *dx = to_card(r, x, (uint64_t)n * 4), *dy = to_card(r, y, (uint64_t)n * 4);
+  void *dg = to_card(r, g, (uint64_t)s->cols * 4), *dn = to_card(r, NULL, (uint64_t)n * 4);
+  lam_sum sum = {.own = floats(dx, s->rows, s->cols),
+                 .residual = floats(dy, s->rows, s->cols),
+                 .y = floats(dy, s->rows, s->cols), /* the residual's very memory */
+                 .gain = floats(dg, 1, s->cols),
+                 .normed = floats(dn, s->rows, s->cols),
+                 .eps = 1e-5f};
+  const lam_comm_op op = {.op = LAM_OP_all_reduce_add_rmsnorm, .ndim = 1, .dims = {n}};
+  use_card(r);
+  CHECK_OK(lam_group_begin_sums(r->g, &op));
+  CHECK_OK(lam_group_partial(r->g, s->rows, s->cols, &sum));
+  CHECK_OK(lam_group_sum_start(r->g, &sum));
+  CHECK_OK(lam_group_sum_finish(r->g, &sum));
+  r->g->device = NULL;
+  from_card(r, x, dy, (uint64_t)n * 4);
+  from_card(r, y, dn, (uint64_t)n * 4);
+  for (int64_t row = 0; row < s->rows; row++) check_norm(r, s, row, x, y);
+  free(x), free(y), free(g);
+}
+
+/* One row a lane; by two shots; rows that end within eight; rows too long for a lane. */
+TEST(peers, a_sum_and_its_norm_are_one_kernel_where_rows_fit_a_lane) {
+  const shape shapes[] = {{6, 1024, 1}, {37, 2048, 1}, {5, 33, 1}, {1, 1, 1}, {2, 20001, 2}};
+  for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+    FOR_EACH(p, 2, 4) {
+      on_cards(&(world){.chance = seed() + i}, p, sum_and_norm, &shapes[i]);
+      CHECK_EQ(standin_count().launches, p * shapes[i].kernels);
+    }
 }
 
 /* ---- Streams ----------------------------------------------------------------------------------- */
