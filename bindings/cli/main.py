@@ -21,6 +21,8 @@ COMMANDS = [
     ("schedule", "bindings.cli.schedule", "which pipeline schedule: list, draw, convert, check"),
     ("test", "bindings.cli.test", "run every test"),
     ("bench", "bindings.cli.bench", "measure, beside the peers found on this machine"),
+    ("pack-gpu", "bindings.cli.pack_gpu", "pack what test --gpu and bench --gpu need elsewhere"),
+    ("gpu-results", "bindings.cli.gpu_results", "write tests/gpu/RESULTS.md from what those two kept"),
     ("doctor", "bindings.cli.doctor", "what this machine has, what is missing, how to install it"),
     ("wheel", "bindings.cli.wheel", "make the Python package, to be installed with pip"),
     ("run", "lamella.run", "start N copies of a program as the ranks of one group"),

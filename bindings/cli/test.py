@@ -33,9 +33,17 @@ def add_arguments(parser):
         "filter", nargs="?", help="only tests whose area.claim contains this; no sanitizers"
     )
     parser.add_argument("--fast", action="store_true", help="no sanitizers")
+    parser.add_argument(
+        "--gpu", action="store_true", help="what ./lamella pack-gpu packed, on this machine's GPU"
+    )
+    parser.add_argument("--json", metavar="FILE", help="with --gpu: also write what was found to FILE")
 
 
 def main(args):
+    if args.gpu:
+        from bindings.cli import gpu_test
+
+        return gpu_test.main(args)
     packages.ensure("test")
     total = Count()
     if args.filter:

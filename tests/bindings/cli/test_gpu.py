@@ -1,0 +1,102 @@
+"""pack-gpu's folder, and test --gpu in it: what it says without a GPU, and what it does with one, for
+which the stand-in for CUDA is put beside the library. What passes there is emulated."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bindings.cli import bazel, gpu, headers, pack_gpu
+from bindings.cli.common import ROOT, Problem
+
+STANDIN = "//tests/gpu:liblamella_cuda_emulated.so.0"
+
+pytestmark = pytest.mark.skipif(
+    not headers.toolkit() or headers.missing("gpu"), reason="no nvcc here, or no headers of cuBLAS"
+)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """The folder, moved away from where it was made."""
+    made = tmp_path_factory.mktemp("made") / "gpu"
+    done = subprocess.run([ROOT / "lamella", "pack-gpu", "--out", made], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    moved = tmp_path_factory.mktemp("elsewhere") / "moved"
+    made.rename(moved)
+    return moved
+
+
+def command(folder, *arguments, **more):
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "LAMELLA_TEST_SEED")}
+    return subprocess.run([folder / "lamella", *arguments], capture_output=True, text=True, cwd="/",
+                          env=dict(env, PATH="/usr/bin:/bin", **more), timeout=500)
+
+
+def test_the_folder_is_whole_and_small(packed):
+    names = {str(p.relative_to(packed)) for p in packed.rglob("*") if p.is_file()}
+    library = "bindings/python/lamella/lib/"
+    assert {"lamella", "packed.json", "bin/probe", "bin/tests/ops_test", "tests/gpu/gpu_torch.py",
+            "tests/gpu/gpu_jax.py", "bindings/python/lamella/torch/__init__.py",
+            library + "liblamella.so.0", library + "liblamella_cuda.so.0",
+            library + "lamella_torch.so", library + "liblamella_xla.so"} <= names
+    assert sum((packed / name).stat().st_size for name in names) <= pack_gpu.MOST_BYTES
+    assert json.loads((packed / "packed.json").read_text())["commit"]
+
+
+@pytest.mark.parametrize("what", ["test", "bench"])
+def test_without_a_gpu_one_line_says_so(packed, what):
+    done = command(packed, what, "--gpu")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("lamella: no GPU here that Lamella can use: cuda: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_the_folder_it_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    with pytest.raises(Problem, match="run ./lamella pack-gpu") as said:
+        gpu.home()
+    assert said.value.status == 2
+
+
+def test_a_folder_of_others_is_left_alone(tmp_path):
+    (tmp_path / "precious").touch()
+    done = subprocess.run([ROOT / "lamella", "pack-gpu", "--out", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 2 and "was not made by this command" in done.stderr
+    assert (tmp_path / "precious").exists()
+
+
+@pytest.fixture(scope="module")
+def emulated(packed, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("emulated") / "gpu"
+    shutil.copytree(packed, folder)
+    assert bazel.build([STANDIN]) == 0
+    built = Path(ROOT, "bazel-bin", STANDIN.lstrip("/").replace(":", "/"))
+    shutil.copyfile(built, folder / "bindings/python/lamella/lib/liblamella_cuda.so.0")
+    return folder
+
+
+def test_with_a_card_everything_runs_is_counted_and_kept(emulated, tmp_path):
+    done = command(emulated, "test", "--gpu", "--json", tmp_path / "test.json")
+    last = done.stdout.splitlines()[-1]
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    assert " passed, 0 failed" in last and int(last.split()[0]) > 30
+    assert "skip memcheck: there is no compute-sanitizer here" in done.stdout
+    kept = json.loads((emulated / "results/test.json").read_text())
+    assert kept == json.loads((tmp_path / "test.json").read_text())
+    assert "no GPU" in kept["machine"]["card"] and "nothing of it runs on a GPU" in done.stderr
+    parts = {part["name"]: part for part in kept["parts"]}
+    assert parts["ops_test"]["passed"] > 30 and not parts["ops_test"]["failed"]
+
+
+def test_a_program_that_fails_is_counted_and_shown(emulated):
+    program = emulated / "bin/tests/broken_test"
+    program.write_text("#!/bin/sh\necho 'FAIL area.claim (seed 1)'; exit 1\n")
+    program.chmod(0o755)
+    done = command(emulated, "test", "--gpu", "area.claim")
+    program.unlink()
+    assert done.returncode == 1
+    assert "FAIL area.claim" in done.stdout and done.stdout.splitlines()[-1] == "0 passed, 2 failed"
