@@ -1,9 +1,10 @@
 """Test programs whose tensors may lie on a CUDA device.
 
-    gpu_test(name, srcs, deps, ranks)   srcs: as of a test for the CPU
+    gpu_test(name, srcs, deps)   srcs: as of a test for the CPU
 
 makes `name`, a plain program for machines with a GPU (./lamella pack-gpu), and `name`_emulated_N, tests
-of the same sources on the stand-in, one for each seed.
+of the same sources on the stand-in, one for each seed. There each rank is alone: ranks that share an
+emulated card are tests/distributed/peers' own.
 """
 
 load("//.bazel:lamella.bzl", "lam_binary", "lam_test")
@@ -22,7 +23,10 @@ def gpu_test(name, srcs, deps, seeds = _SEEDS, size = "medium"):
             name = "%s_emulated_%d" % (name, seed),
             size = size,
             srcs = srcs,
-            env = {"LAMELLA_TEST_SEED": str(seed)},
+            env = {
+                "LAMELLA_TEST_RANKS": "1",
+                "LAMELLA_TEST_SEED": str(seed),
+            },
             needs = [
                 "cuda_headers",
                 "cublas_headers",

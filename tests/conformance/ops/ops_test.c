@@ -25,16 +25,20 @@ static void run_random(ranks *all, uint32_t op, bool bf16, int n) {
   for (int i = 0; i < n; i++) problem_free(&problems[i]);
 }
 
-/* On a device without peers' collectives groups have one rank; and what runs there costs more. */
+/* On a device without peers' collectives groups have one rank; and what runs there costs more.
+ * LAMELLA_TEST_RANKS is the most ranks: a sanitizer runs one kernel at a time, so peers cannot meet. */
 static bool can_run(int p) {
   const lam_device *d = place_device();
+  const char *most = getenv("LAMELLA_TEST_RANKS");
+  if (most && p > atoi(most)) return false;
   return !d || p == 1 || (d->peer && p != 3);
 }
 
 static void run_row(uint32_t op) {
   FOR_EACH(p, 1, 2, 3, 4) FOR_EACH(bf16, 0, 1) {
     ranks all = {.p = p, .open = open_shm};
-    if (can_run(p)) run_random(&all, op, bf16, place_is_host() ? PROBLEMS : PROBLEMS / 4);
+    const int n = place_is_host() ? PROBLEMS : p == 1 ? PROBLEMS / 4 : PROBLEMS / 16;
+    if (can_run(p)) run_random(&all, op, bf16, n);
   }
 }
 
