@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 
-from bindings.cli import venv
+from bindings.cli import headers, venv
 from lamella import doctor
 from lamella.doctor import Part, open_first
 
@@ -70,6 +70,15 @@ def find_nvcc():
     return "%s (%s)" % (version.group(1), nvcc) if version else None
 
 
+def find_cublas_headers():
+    """The toolkit's own, or those that setup took out of NVIDIA's wheel."""
+    toolkit = headers.toolkit()
+    if toolkit and (toolkit / "cublasLt.h").exists():
+        return str(toolkit)
+    wheels = venv.HOME.glob("lib/python*/site-packages/nvidia/*/include/cublasLt.h")
+    return next((str(path.parent) for path in wheels), None)
+
+
 def find_mpi():
     return first_line("mpirun", "--version") if shutil.which("mpicc") else None
 
@@ -125,6 +134,7 @@ PARTS = [
     Part("MPI", "bench: the peer to compare with", SETUP + " bench", find_mpi),
     Part("MPICH", "tests: starting ranks", SETUP + " test", find_mpich),
     Part("nvcc", "building for NVIDIA GPUs", "", find_nvcc),
+    Part("cuBLAS headers", "building for NVIDIA GPUs", SETUP + " gpu", find_cublas_headers),
     *doctor.GPUS,
     Part("torch", "host: PyTorch", SETUP + " test", lambda: find_module("torch")),
     Part("jax", "host: JAX", SETUP + " test", lambda: find_module("jax")),

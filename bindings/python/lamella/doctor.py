@@ -235,6 +235,7 @@ CPU = Part("CPU", "everything", "", find_cpu)
 GPUS = [
     Part("CUDA driver", "NVIDIA GPUs", "", find_driver),
     Part("GPU", "NVIDIA GPUs", "", find_gpus),
+    Part("CUDA device", "tensors on GPUs", "", lambda: find_adapter("liblamella_cuda.so.0")),
     Part("cuBLASLt", "GPU matrix products", "", find_cublaslt),
     Part("NCCL", "groups of GPUs", "", find_nccl),
 ]

@@ -20,6 +20,7 @@ MAX_DIMS = 8
 # Where each file lies in a checkout; an installed package has all of them in `lib`.
 BUILT = {
     NAME: "bazel-bin/abi",
+    "liblamella_cuda.so.0": "bazel-bin/abi",
     "lamella_torch.so": "bazel-bin/bindings/torch",
     "liblamella_xla.so": "bazel-bin/bindings/xla",
     "lamella_python.so": "bazel-bin/bindings/python/native",

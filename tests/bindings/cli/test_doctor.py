@@ -71,6 +71,14 @@ def test_nvcc_is_named_by_its_release(tmp_path):
     assert doctor(**env)["nvcc"] == "12.4 (%s)" % (tmp_path / "nvcc")
 
 
+def test_the_cuda_device_is_named_where_it_was_built():
+    rows = doctor()
+    built = ROOT / "bazel-bin/abi/liblamella_cuda.so.0"
+    assert rows["CUDA device"] == (str(built) if built.exists() else None)
+    if rows["cuBLAS headers"]:
+        assert (Path(rows["cuBLAS headers"]) / "cublasLt.h").exists()
+
+
 DRIVER = """
 int cuDriverGetVersion(int *version) { *version = 12040; return %d; }
 int cuInit(unsigned flags) { return 100 + (int)flags; }
