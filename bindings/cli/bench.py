@@ -52,8 +52,12 @@ def row_cells(row: Row) -> tuple[str, ...]:
 
 def markdown(rows: list[Row], about: dict) -> str:
     """The rows as a table for a README, under a line that says what they were measured on."""
-    head = (f"{about['cores']} cores of {about['cpu']}, Linux {about['kernel']}, commit {about['commit']}.",
-            "", "| what | figure | spread | peer | ratio | goal | met |", "|---|---|---|---|---|---|---|")
+    head = f"{about['cores']} cores of {about['cpu']}, Linux {about['kernel']}, commit {about['commit']}."
+    return head + "\n\n" + rows_markdown(rows)
+
+
+def rows_markdown(rows: list[Row]) -> str:
+    head = ("| what | figure | spread | peer | ratio | goal | met |", "|---|---|---|---|---|---|---|")
     return "\n".join([*head, *("| " + " | ".join(markdown_cells(row)) + " |" for row in rows)]) + "\n"
 
 
@@ -70,9 +74,14 @@ def add_arguments(parser):
     parser.add_argument("--only", metavar="GROUP", action="append", help="run this group only (may be repeated)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds of each comparison (default 5)")
     parser.add_argument("--list", action="store_true", help="list the groups and end")
+    parser.add_argument("--gpu", action="store_true", help="what ./lamella pack-gpu packed, on this machine's GPU")
 
 
 def main(args):
+    if args.gpu:
+        from bindings.cli import gpu_bench
+
+        return gpu_bench.main(args)
     if args.list:
         print("\n".join(f"{name:12} {summary(group)}" for name, group in GROUPS.items()))
         return 0

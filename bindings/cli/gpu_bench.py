@@ -1,0 +1,113 @@
+"""lamella bench --gpu: the rows of the packed folder, measured on this machine's GPU.
+
+Rows have the form of ./lamella bench. A group that fails leaves the others their turn.
+Invariant: both sides of a ratio come from the same process, in turn.
+Leaves measuring to tests/gpu/figures.py and call_bench.c.
+"""
+
+import json
+
+from bindings.cli import gpu
+from bindings.cli.bench_figures import alone, compare, require
+from bindings.cli.common import Problem, say
+
+MOST_SECONDS = 300  # a group
+
+
+def figures(command):
+    """{name: figures of the rounds} of a program's lines `name figure unit`."""
+    status, text = gpu.run(command, MOST_SECONDS)
+    if status != 0:
+        last = [line for line in text.strip().splitlines() if line.strip()][-1:] or ["no message"]
+        raise Problem("status %d: %s" % (status, last[0]))
+    found = {}
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) == 3 and "/" in words[0]:
+            found.setdefault(words[0], []).append(float(words[1]))
+    return found
+
+
+def in_torch(group, n):
+    return figures([gpu.python(), "-B", gpu.home() / "tests/gpu/figures.py", group, n])
+
+
+def gemm(n):
+    """gemm 8192^3, bf16, random data, against torch.matmul"""
+    f = in_torch("gemm", n)
+    require(f, "gemm_8192/torch", "gemm_8192/lamella")
+    return [compare("gemm 8192^3 bf16", "TFLOP/s", f["gemm_8192/lamella"], "torch.matmul",
+                    f["gemm_8192/torch"], ">= 1.00", "rates")]
+
+
+def ffn(n):
+    """ffn bf16, forward and backward, against its products and bytes, and torch.compile"""
+    f, rows = in_torch("ffn", n), []
+    for name in ("swiglu_m8192", "gelu_m4096"):
+        for part in ("forward", "backward"):
+            ours, floor, theirs = (f["ffn_%s_%s/%s" % (name, part, side)]
+                                   for side in ("lamella", "floor", "compiled"))
+            what = "ffn %s %s" % (name, part)
+            rows.append(compare(what, "us", ours, "its products, and bytes at a copy's rate", floor, "<= 1.02"))
+            rows.append(compare(what, "us", ours, "torch.compile", theirs, "<= 1.00"))
+    return rows
+
+
+def decode(n):
+    """ffn bf16 of few rows in a graph, against torch.compile in a graph"""
+    f = in_torch("decode", n)
+    return [compare("ffn decode M=%d" % m, "us", f["ffn_decode_m%d/lamella" % m], "torch.compile, in a graph",
+                    f["ffn_decode_m%d/compiled" % m], "<= 1.00") for m in (1, 2, 4, 8, 16, 32, 64)]
+
+
+def call(n):
+    """what a call costs the host above cublasLtMatmul"""
+    f = figures([gpu.home() / "bin/call_bench", n])
+    require(f, "call/linear", "call/cublaslt")
+    above = [a - b for a, b in zip(f["call/linear"], f["call/cublaslt"])]
+    return [compare("call of linear, host", "us", f["call/linear"], "cublasLtMatmul", f["call/cublaslt"]),
+            alone("call of linear above cublasLtMatmul, host", "us", above, "<= 5")]
+
+
+def bandwidth(n):
+    """add + RMSNorm and codecs, against a device copy"""
+    f = in_torch("bandwidth", n)
+    return [compare(name.partition("/")[2], "GB/s", values, "device copy", f["bandwidth/copy"], ">= 0.85")
+            for name, values in f.items() if name != "bandwidth/copy"]
+
+
+def chunks(n):
+    """4 chunks against 1"""
+    f = in_torch("chunks", n)
+    return [compare("linear_row 8192^3 in 4 chunks", "us", f["chunks/4"], "in 1", f["chunks/1"], "<= 1.03")]
+
+
+def fused(n):
+    """all-reduce + add + RMSNorm, 2 ranks as threads, hidden 6144, in a graph"""
+    f = in_torch("fused", n)
+    return [alone("all-reduce + add + RMSNorm, M=6", "us", f["fused_m6/lamella"], "<= 7"),
+            alone("all-reduce + add + RMSNorm, M=138", "us", f["fused_m138/lamella"])]
+
+
+GROUPS = {group.__name__: group for group in (gemm, call, bandwidth, fused, chunks, ffn, decode)}
+
+
+def main(args):
+    from bindings.cli import bench
+
+    chosen, about, rows, failed = bench.choose(args, GROUPS), gpu.machine(), [], []
+    for name in chosen:
+        say("%s: %s" % (name, bench.summary(GROUPS[name])))
+        try:
+            rows += GROUPS[name](args.rounds)
+        except (Problem, KeyError) as problem:
+            failed.append({"group": name, "why": str(problem)})
+            say("bench %s: %s" % (name, problem))
+    document = dict(bench.document(rows, about), failed=failed)
+    print(bench.table(rows))
+    gpu.keep("bench.json", document)
+    if args.json:
+        bench.write(args.json, json.dumps(document, indent=1) + "\n")
+    if args.markdown:
+        bench.write(args.markdown, bench.rows_markdown(rows))
+    return 1 if failed else 0
