@@ -81,6 +81,11 @@ def card():
     return words[-1]
 
 
+def is_standin(about):
+    """Whether the card is the tests' own stand-in for CUDA."""
+    return "stand-in" in about["card"]
+
+
 def machine():
     """What figures are measured on, as bench.py's."""
     about = {"card": card(), "commit": packed()["commit"]}
@@ -92,7 +97,7 @@ def machine():
     status, text = run([python(), "-c", versions], 120)
     about["hosts"] = text.strip().splitlines()[-1] if status == 0 else "no torch"
     about["date"] = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    if "stand-in" in about["card"]:
+    if is_standin(about):
         say("this is the stand-in for CUDA: nothing of it runs on a GPU")
     return about
 

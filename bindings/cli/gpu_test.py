@@ -18,7 +18,7 @@ from pathlib import Path
 from bindings.cli import gpu
 from bindings.cli.common import Problem
 
-SEEDS = (1, 2)
+SEEDS = (1, 2, 3, 4)
 # program, filter: small, and alone: a sanitizer runs one kernel at a time, and ranks wait for each other
 SANITIZED = [("ops_test", "linear"), ("ops_test", "ffn"), ("ops_test", "norm"), ("ops_test", "vocab")]
 TOOLS = {

@@ -62,10 +62,8 @@ def build():
 def write(out, programs):
     from bindings.wheel import contents
 
-    built = {path.rpartition("/")[2]: ROOT / "bazel-bin" / path for path in contents.TARGETS.values()}
-    built["liblamella_cuda.so.0"] = ROOT / "bazel-bin/kernels/cuda/liblamella_cuda.so.0"
-    beside = needed([*built.values(), *programs.values()])
-    for path in [*built.values(), *beside]:
+    built = [ROOT / "bazel-bin" / path for path in contents.TARGETS.values()]
+    for path in [*built, *needed([*built, *programs.values()])]:
         put(out / "bindings/python/lamella/lib" / path.name, contents.stripped(path))
     for path in programs.values():
         place = "tests/" if path.name.endswith("_test") else ""

@@ -80,7 +80,7 @@ def emulated(packed, tmp_path_factory):
 
 
 def test_with_a_card_everything_runs_is_counted_and_kept(emulated, tmp_path):
-    done = command(emulated, "test", "--gpu", "--json", tmp_path / "test.json")
+    done = command(emulated, "test", "--gpu", "--json", tmp_path / "test.json", LAMELLA_TEST_RANKS="1")
     last = done.stdout.splitlines()[-1]
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     assert " passed, 0 failed" in last and int(last.split()[0]) > 30
@@ -99,4 +99,47 @@ def test_a_program_that_fails_is_counted_and_shown(emulated):
     done = command(emulated, "test", "--gpu", "area.claim")
     program.unlink()
     assert done.returncode == 1
-    assert "FAIL area.claim" in done.stdout and done.stdout.splitlines()[-1] == "0 passed, 2 failed"
+    assert "FAIL area.claim" in done.stdout and done.stdout.splitlines()[-1] == "0 passed, 4 failed"
+
+
+MACHINE = {"card": "CUDA 13.0, cuBLASLt 13.1.1, NVIDIA H0, sm_90", "commit": "abc", "date": "today"}
+
+
+def results(tmp_path, **documents):
+    for name, document in documents.items():
+        (tmp_path / name).write_text(json.dumps(document))
+    out = tmp_path / "RESULTS.md"
+    command = [ROOT / "lamella", "gpu-results", "--out", out, *(tmp_path / name for name in documents)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return out.read_text() if done.returncode == 0 else done.stderr
+
+
+def part(name, passed, failed=0):
+    return {"name": name, "passed": passed, "failed": failed, "skipped": [], "seconds": 1}
+
+
+def test_results_tell_what_ran_from_what_did_not(tmp_path):
+    row = dict(name="gemm", figure=7.0, unit="us", spread=0.1, peer="torch", peer_figure=8.0, ratio=0.875,
+               goal="<= 1.00", met=True, note="")
+    text = results(tmp_path, test=dict(machine=MACHINE, parts=[part("torch", 9, 1)]),
+                   bench=dict(machine=MACHINE, rows=[row], failed=[]))
+    assert "NVIDIA H0" in text and "| ran: 9 passed, 1 failed |" in text and "| gemm | 7 us |" in text
+    assert "| the JAX adapter on the card | compiled only |" in text
+
+
+def test_what_a_stand_in_answered_did_not_run_on_a_gpu(tmp_path):
+    machine = dict(MACHINE, card="CUDA 13.0, stand-in for sm_90 (no GPU), sm_90")
+    text = results(tmp_path, test=dict(machine=machine, parts=[part("ops_test", 40)]))
+    assert "Nothing has run on a GPU yet." in text and "ran:" not in text
+
+
+def test_what_was_not_kept_by_us_is_refused(tmp_path):
+    assert "is not what was kept" in results(tmp_path, test=[1])
+
+
+def test_the_results_in_the_tree_are_the_commands_own(tmp_path):
+    """Until something has run on a GPU; from then on the files are not in the tree."""
+    text = (ROOT / "tests/gpu/RESULTS.md").read_text()
+    if "Nothing has run on a GPU yet." not in text:
+        pytest.skip("made from files of a machine with a GPU")
+    assert results(tmp_path, test=dict(machine=dict(MACHINE, card="stand-in"), parts=[])) == text

@@ -1,0 +1,96 @@
+"""lamella gpu-results: writes tests/gpu/RESULTS.md from what test --gpu and bench --gpu kept.
+
+Invariant: what no file says to have run on a GPU is called emulated (it passed on the stand-in for CUDA)
+or compiled only, and what a stand-in answered never counts as run.
+"""
+
+import json
+from pathlib import Path
+
+from bindings.cli import gpu
+from bindings.cli.bench_figures import Row
+from bindings.cli.common import ROOT, Problem
+
+OUT = ROOT / "tests/gpu/RESULTS.md"
+HEAD = """# What has run on a GPU
+
+Written by `./lamella gpu-results` from the files that `./lamella test --gpu` and `./lamella bench --gpu` keep.
+**emulated**: it passed on the stand-in for CUDA (tests/standin), on a CPU, and did not run on a GPU.
+**compiled only**: it builds, and nothing has run it.
+"""
+EMULATED, COMPILED = "emulated", "compiled only"
+PARTS = [  # what, a part of test --gpu, what it is until that has run
+    ("every operator against double precision, poisoned outputs (f32, bf16)", "ops_test", EMULATED),
+    ("the same, memcheck", "memcheck", COMPILED),
+    ("the same, racecheck", "racecheck", COMPILED),
+    ("the PyTorch adapter on the card: numbers, streams, memory, graphs, ranks as threads", "torch", COMPILED),
+    ("the JAX adapter on the card", "jax", COMPILED),
+]
+
+
+def add_arguments(parser):
+    parser.add_argument("file", nargs="*", metavar="FILE",
+                        help="of --json, or kept (default: build/gpu/results/*.json)")
+    parser.add_argument("--out", default=str(OUT), help="where to write (default: tests/gpu/RESULTS.md)")
+
+
+def main(args):
+    paths = [Path(name) for name in args.file] or sorted((ROOT / "build/gpu/results").glob("*.json"))
+    documents = [d for d in map(read, paths) if not gpu.is_standin(d["machine"])]
+    Path(args.out).write_text(results(documents))
+    print(args.out)
+    return 0
+
+
+def read(path):
+    try:
+        document = json.loads(path.read_text())
+        document["machine"]["card"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Problem("gpu-results: %s: %r is not what was kept" % (path, error), 2) from None
+    return document
+
+
+def results(documents):
+    tests = [d for d in documents if "parts" in d]
+    benches = [d for d in documents if "rows" in d]
+    text = HEAD + ("" if documents else "\nNothing has run on a GPU yet.\n")
+    return "\n".join([text, *test_lines(tests), "", *bench_lines(benches)]) + "\n"
+
+
+def about(document):
+    m = document["machine"]
+    return "%s; %s; %s; %s; commit %s" % (
+        m["card"], m.get("nvidia-smi", ""), m.get("hosts", ""), m.get("date", ""), m["commit"])
+
+
+def test_lines(documents):
+    ran = {part["name"]: (part, d) for d in documents for part in d["parts"]}
+    lines = ["## Tests", "", *("Ran: %s." % about(d) for d in documents)]
+    lines += [""] * bool(documents) + ["| what | state |", "|---|---|"]
+    known = [key for _, key, _ in PARTS]
+    rows = PARTS + [(name, name, COMPILED) for name in ran if name not in known]
+    return lines + ["| %s | %s |" % (what, state(ran.get(key), before)) for what, key, before in rows]
+
+
+def state(found, before):
+    if not found or not found[0]["passed"] + found[0]["failed"]:
+        reasons = "; ".join(found[0]["skipped"]) if found else ""
+        return before + (" (%s)" % reasons if reasons else "")
+    part = found[0]
+    skipped = ", %d skipped" % len(part["skipped"]) if part["skipped"] else ""
+    return "ran: %d passed, %d failed%s" % (part["passed"], part["failed"], skipped)
+
+
+def bench_lines(documents):
+    from bindings.cli import bench, gpu_bench
+
+    lines = ["## Speed", ""]
+    for document in documents:
+        lines += ["Ran: %s." % about(document), ""]
+        lines += bench.rows_markdown([Row(**row) for row in document["rows"]]).splitlines() + [""]
+        lines += ["- %s failed: %s" % (f["group"], f["why"]) for f in document.get("failed", [])]
+    if not documents:
+        lines += ["| what is measured | state |", "|---|---|"]
+        lines += ["| %s | %s |" % (bench.summary(group), COMPILED) for group in gpu_bench.GROUPS.values()]
+    return lines
