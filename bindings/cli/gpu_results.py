@@ -20,7 +20,7 @@ Written by `./lamella gpu-results` from the files that `./lamella test --gpu` an
 """
 EMULATED, COMPILED = "emulated", "compiled only"
 PARTS = [  # what, a part of test --gpu, what it is until that has run
-    ("every operator against double precision, poisoned outputs (f32, bf16)", "ops_test", EMULATED),
+    ("every operator against double precision, poisoned outputs (f32, bf16, f16)", "ops_test", EMULATED),
     ("the same, memcheck", "memcheck", COMPILED),
     ("the same, racecheck", "racecheck", COMPILED),
     ("the PyTorch adapter on the card: numbers, streams, memory, graphs, ranks as threads", "torch", COMPILED),

@@ -113,9 +113,9 @@ static void pick_attrs(problem *pr, rng *r, const reference *ref, int turn) {
   pr->ignore = coin(r) ? -100 : 0; /* what is no index, or one that is */
 }
 
-void problem_make(problem *pr, rng *r, uint32_t op, int p, bool bf16, int turn) {
+void problem_make(problem *pr, rng *r, uint32_t op, int p, int bits, int turn) {
   const reference *ref = reference_find(op);
-  *pr = (problem){.op = op, .p = p, .bf16 = bf16};
+  *pr = (problem){.op = op, .p = p, .bf16 = bits != F32_BITS, .f16 = bits == F16_BITS};
   pick_sizes(pr, r);
   pick_attrs(pr, r, ref, turn);
   pick_total(pr, r, ref);
@@ -130,7 +130,7 @@ static num *random_numbers(const problem *pr, const operand *o, rng *r, bool bf1
   num *a = calloc((size_t)(n > 0 ? n : 1), sizeof *a);
   for (int64_t i = 0; i < n; i++) {
     const float v = scale * rng_float(r);
-    a[i].v = bf16 ? bf16_value(v) : v;
+    a[i].v = !bf16 ? v : pr->f16 ? f16_value(v) : bf16_value(v);
   }
   return a;
 }

@@ -28,7 +28,8 @@ bool row_has(uint32_t op, const char *attr);
 
 /* A random problem of the row, with its reference results. `turn` cycles through what must be
  * covered: activations, numbers of chunks. */
-void problem_make(problem *pr, rng *r, uint32_t op, int p, bool bf16, int turn);
+enum { F32_BITS, BF16_BITS, F16_BITS }; /* f16: on devices that compute it */
+void problem_make(problem *pr, rng *r, uint32_t op, int p, int bits, int turn);
 void problem_free(problem *pr);
 /* Allocates operands at random and computes results, for a problem whose sizes and attributes are
  * set. */

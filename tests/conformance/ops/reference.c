@@ -11,6 +11,8 @@
 
 #define F32_UNIT 0x1p-24 /* half of the distance to the next number, relative */
 #define BF16_UNIT 0x1p-8
+#define F16_UNIT 0x1p-11
+#define F16_LEAST 0x1p-25 /* half of the distance between its smallest numbers */
 
 /* -- activations -- */
 
@@ -59,8 +61,10 @@ double ref_act_slope(ref_act act, double z) {
 
 /* -- numbers with bounds -- */
 
-static num rounded(num a, bool bf16) {
-  a.e += (bf16 ? BF16_UNIT : F32_UNIT) * (fabs(a.v) + a.e);
+/* half: to the problem's 16 bits */
+static num rounded(const problem *pr, num a, bool half) {
+  const double unit = !half ? F32_UNIT : pr->f16 ? F16_UNIT : BF16_UNIT;
+  a.e += unit * (fabs(a.v) + a.e) + (half && pr->f16 ? F16_LEAST : 0);
   return a;
 }
 
@@ -126,15 +130,15 @@ static void biased_product(const problem *pr, view a, view b, const num *bias, i
                            int64_t k, bool bf16, num *z) {
   product(a, b, pr->in_steps ? NULL : bias, m, n, k, z);
   for (int64_t i = 0; pr->in_steps && i < m * n; i++) {
-    z[i] = rounded(z[i], bf16);
-    if (bias) z[i] = rounded(computed(z[i].v + bias[i % n].v, z[i].e), bf16);
+    z[i] = rounded(pr, z[i], bf16);
+    if (bias) z[i] = rounded(pr, computed(z[i].v + bias[i % n].v, z[i].e), bf16);
   }
 }
 
 static num *numbers(int64_t n) { return calloc((size_t)(n > 0 ? n : 1), sizeof(num)); }
 
-static void round_all(num *a, int64_t n, bool bf16) {
-  for (int64_t i = 0; i < n; i++) a[i] = rounded(a[i], bf16);
+static void round_all(const problem *pr, num *a, int64_t n, bool bf16) {
+  for (int64_t i = 0; i < n; i++) a[i] = rounded(pr, a[i], bf16);
 }
 
 int64_t ref_size(const problem *pr, char letter) {
@@ -171,8 +175,8 @@ static void linear(const problem *pr) {
   biased_product(pr, (view){pr->in[0], pr->K, 1}, (view){pr->in[1], pr->K, 1}, pr->in[2], T, pr->N,
                  pr->K, pr->save ? pr->bf16 : y_bf16(pr), z);
   for (int64_t i = 0; i < n; i++) {
-    if (pr->save) z[i] = pr->out[1][i] = rounded(z[i], pr->bf16); /* act may be that of aux */
-    pr->out[0][i] = rounded(act_of((ref_act)pr->act, z[i]), y_bf16(pr));
+    if (pr->save) z[i] = pr->out[1][i] = rounded(pr, z[i], pr->bf16); /* act may be that of aux */
+    pr->out[0][i] = rounded(pr, act_of((ref_act)pr->act, z[i]), y_bf16(pr));
   }
   free(z);
 }
@@ -181,7 +185,7 @@ static void linear(const problem *pr) {
 static void input_gradient(const problem *pr, const num *dy, const num *w, bool bf16, num *dx) {
   const int64_t T = tokens(pr);
   product((view){dy, pr->N, 1}, (view){w, 1, pr->K}, NULL, T, pr->K, pr->N, dx);
-  round_all(dx, T * pr->K, bf16);
+  round_all(pr, dx, T * pr->K, bf16);
 }
 
 /* dw [N, K] (+)= dy^T x, db [N]? (+)= the sum of dy's rows. What is added to lies in dw, db. */
@@ -193,13 +197,13 @@ static void weight_gradient(const problem *pr, const num *dy, int64_t N, const n
   product((view){dy, 1, N}, (view){x, 1, K}, NULL, N, K, T, sums);
   for (int64_t i = 0; i < N * K; i++) {
     const double old = pr->acc ? dw[i].v : 0;
-    dw[i] = rounded(computed(sums[i].v + old, sums[i].e), bf16);
+    dw[i] = rounded(pr, computed(sums[i].v + old, sums[i].e), bf16);
   }
   for (int64_t j = 0; db && j < N; j++) {
     dot d = {0};
     for (int64_t t = 0; t < T; t++) dot_add(&d, dy[t * N + j], one);
     if (pr->acc) dot_add(&d, db[j], one);
-    db[j] = rounded(dot_close(d), bf16);
+    db[j] = rounded(pr, dot_close(d), bf16);
   }
   free(sums);
 }
@@ -218,7 +222,7 @@ static void linear_bwd(const problem *pr) {
 static void act_bwd(const problem *pr) {
   for (int64_t i = 0; i < tokens(pr) * pr->N; i++)
     pr->out[0][i] =
-        rounded(times(pr->in[0][i], slope_of((ref_act)pr->act, pr->in[1][i])), pr->bf16);
+        rounded(pr, times(pr->in[0][i], slope_of((ref_act)pr->act, pr->in[1][i])), pr->bf16);
 }
 
 /* -- ffn: h = act(z), or act(gate) * up with z = [gate | up] -- */
@@ -230,7 +234,7 @@ static num *hidden(const problem *pr, const num *z) {
     for (int64_t f = 0; f < F; f++) {
       num v = act_of((ref_act)pr->act, z[t * G + f]);
       if (pr->gated) v = times(v, z[t * G + F + f]);
-      h[t * F + f] = rounded(v, pr->bf16);
+      h[t * F + f] = rounded(pr, v, pr->bf16);
     }
   return h;
 }
@@ -241,12 +245,12 @@ static void ffn(const problem *pr) {
   num *z = numbers(T * G);
   biased_product(pr, (view){pr->in[0], pr->K, 1}, (view){pr->in[1], pr->K, 1}, pr->in[2], T, G,
                  pr->K, pr->bf16, z);
-  if (pr->gated || pr->save) round_all(z, T * G, pr->bf16);
+  if (pr->gated || pr->save) round_all(pr, z, T * G, pr->bf16);
   if (pr->save) memcpy(pr->out[1], z, sizeof *z * (size_t)(T * G));
   num *h = hidden(pr, z);
   biased_product(pr, (view){h, pr->F, 1}, (view){pr->in[3], pr->F, 1}, pr->in[4], T, pr->N, pr->F,
                  y_bf16(pr), pr->out[0]);
-  round_all(pr->out[0], T * pr->N, y_bf16(pr));
+  round_all(pr, pr->out[0], T * pr->N, y_bf16(pr));
   free(h);
   free(z);
 }
@@ -258,14 +262,14 @@ static void hidden_gradient(const problem *pr, const num *dy, const num *z, cons
   const ref_act act = (ref_act)pr->act;
   num *dh = numbers(T * F);
   product((view){dy, pr->N, 1}, (view){w2, 1, F}, NULL, T, F, pr->N, dh);
-  round_all(dh, T * F, pr->bf16);
+  round_all(pr, dh, T * F, pr->bf16);
   for (int64_t t = 0; t < T; t++)
     for (int64_t f = 0; f < F; f++) {
       const num d = dh[t * F + f], gate = z[t * G + f];
       num v = times(d, slope_of(act, gate));
       if (pr->gated) v = times(v, z[t * G + F + f]);
-      dz[t * G + f] = rounded(v, pr->bf16);
-      if (pr->gated) dz[t * G + F + f] = rounded(times(d, act_of(act, gate)), pr->bf16);
+      dz[t * G + f] = rounded(pr, v, pr->bf16);
+      if (pr->gated) dz[t * G + F + f] = rounded(pr, times(d, act_of(act, gate)), pr->bf16);
     }
   free(dh);
 }
@@ -273,7 +277,7 @@ static void hidden_gradient(const problem *pr, const num *dy, const num *z, cons
 static void through_w1(const problem *pr, const num *dz, const num *w1, num *dx) {
   const int64_t T = tokens(pr), G = ref_size(pr, 'G');
   product((view){dz, G, 1}, (view){w1, 1, pr->K}, NULL, T, pr->K, G, dx);
-  round_all(dx, T * pr->K, pr->bf16);
+  round_all(pr, dx, T * pr->K, pr->bf16);
 }
 
 /* out: dw1 db1? dw2 db2? */
@@ -315,7 +319,7 @@ static void embedding_wgrad(const problem *pr) { /* dy ids -> dw [N, K] */
       if ((int64_t)pr->in[1][t].v == i / pr->K)
         dot_add(&d, pr->in[0][t * pr->K + i % pr->K], (num){1, 0});
     if (pr->acc) dot_add(&d, pr->out[0][i], (num){1, 0});
-    pr->out[0][i] = rounded(dot_close(d), pr->bf16 && !pr->grad_f32);
+    pr->out[0][i] = rounded(pr, dot_close(d), pr->bf16 && !pr->grad_f32);
   }
 }
 
@@ -346,7 +350,8 @@ static void cross_entropy_bwd(const problem *pr) { /* dloss logits targets lse -
     const int64_t t = i / pr->N, target = (int64_t)pr->in[2][t].v;
     num p = exp_of(pr->in[1][i].v - pr->in[3][t].v);
     if (target == i % pr->N) p = computed(p.v - 1, p.e);
-    pr->out[0][i] = target == pr->ignore ? (num){0, 0} : rounded(times(pr->in[0][t], p), pr->bf16);
+    pr->out[0][i] =
+        target == pr->ignore ? (num){0, 0} : rounded(pr, times(pr->in[0][t], p), pr->bf16);
   }
 }
 
@@ -360,7 +365,7 @@ static void sum_of_parts(const problem *pr) {
   for (int64_t i = 0; i < n; i++) {
     dot d = {0};
     for (int r = 0; r < pr->p; r++) dot_add(&d, pr->in[0][r * n + i], (num){1, 0});
-    pr->out[0][i] = rounded(dot_close(d), pr->bf16);
+    pr->out[0][i] = rounded(pr, dot_close(d), pr->bf16);
   }
 }
 static void roots_part(const problem *pr) {
@@ -383,7 +388,7 @@ static num root_of(const problem *pr, const num *x) {
 static void norm(const problem *pr, const num *x, const num *g, num *y) {
   for (int64_t i = 0; i < tokens(pr) * pr->K; i++) {
     const num root = root_of(pr, x + i / pr->K * pr->K);
-    y[i] = rounded(times(times(x[i], root), g[i % pr->K]), pr->bf16);
+    y[i] = rounded(pr, times(times(x[i], root), g[i % pr->K]), pr->bf16);
   }
 }
 
@@ -402,7 +407,7 @@ static void norm_gradient(const problem *pr, const num *dy, const num *x, const 
     dot two = {0};
     dot_add(&two, times(dy[j], g[j]), r);
     dot_add(&two, (num){-x[j].v, x[j].e}, less);
-    dx[j] = rounded(pr->K ? dot_close(two) : none, pr->bf16);
+    dx[j] = rounded(pr, pr->K ? dot_close(two) : none, pr->bf16);
   }
 }
 
@@ -416,7 +421,7 @@ static void rmsnorm_bwd(const problem *pr) { /* dy x g -> dx dg? */
     for (int64_t t = 0; t < T; t++)
       dot_add(&d, times(dy[t * K + j], x[t * K + j]), root_of(pr, x + t * K));
     if (pr->acc) dot_add(&d, pr->out[1][j], (num){1, 0});
-    pr->out[1][j] = rounded(dot_close(d), pr->bf16 && !pr->grad_f32);
+    pr->out[1][j] = rounded(pr, dot_close(d), pr->bf16 && !pr->grad_f32);
   }
 }
 
@@ -426,7 +431,7 @@ static void sum_and_norm(const problem *pr) { /* x res g -> y next */
     dot d = {0};
     for (int r = 0; r < pr->p; r++) dot_add(&d, pr->in[0][r * n + i], (num){1, 0});
     dot_add(&d, pr->in[1][i], (num){1, 0});
-    pr->out[1][i] = rounded(dot_close(d), pr->bf16);
+    pr->out[1][i] = rounded(pr, dot_close(d), pr->bf16);
   }
   norm(pr, pr->out[1], pr->in[2], pr->out[0]);
 }

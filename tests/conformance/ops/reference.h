@@ -55,7 +55,8 @@ typedef struct problem {
   uint32_t op;
   int p, ndim; /* ndim: of tensors with T: 2 [S, n], 3 [S, B, n] */
   int64_t S, B, K, N, F;
-  bool bf16, bias, bias_f32, out_f32, grad_f32, packed, ids_i64;
+  bool bf16, f16; /* of 16 bits; and these are f16's, not bf16's */
+  bool bias, bias_f32, out_f32, grad_f32, packed, ids_i64;
   bool in_steps; /* a device may round the product, then with bias, then act's: what is not fused */
   int64_t act, save, gather, split, acc, gated, dim, root, seq, total, unit, chunks, ignore;
   double eps;

@@ -28,6 +28,34 @@ static float from_bf16(uint16_t h) {
 
 double bf16_value(float v) { return from_bf16(to_bf16(v)); }
 
+/* To multiples of its unit: 2^-10 of the power of two below it, from 2^-24 on. */
+double f16_value(float v) {
+  int power;
+  if (!isfinite(v) || v == 0) return v;
+  frexp(v, &power);
+  const int unit = power - 11 > -24 ? power - 11 : -24;
+  return ldexp(nearbyint(ldexp(v, -unit)), unit);
+}
+
+static uint16_t to_f16(float v) {
+  int power;
+  const double near = f16_value(v), size = fabs(near);
+  const uint16_t sign = signbit(v) ? 0x8000 : 0;
+  if (isnan(v)) return 0x7e00;
+  if (size > 65504) return sign | 0x7c00;
+  if (size < 0x1p-14) return sign | (uint16_t)ldexp(size, 24);
+  frexp(size, &power);
+  return sign | (uint16_t)((power + 14) << 10) | (uint16_t)ldexp(size, 11 - power) % 1024;
+}
+
+static float from_f16(uint16_t h) {
+  const int power = h >> 10 & 31, part = h & 1023;
+  const double size = power == 31 ? (part ? NAN : INFINITY)
+                      : power     ? ldexp(1024 + part, power - 25)
+                                  : ldexp(part, -24);
+  return (float)(h >> 15 ? -size : size);
+}
+
 num *copy_numbers(const num *a, int64_t n) {
   num *b = calloc((size_t)(n > 0 ? n : 1), sizeof *b);
   if (n > 0) memcpy(b, a, sizeof *b * (size_t)n);
@@ -138,9 +166,12 @@ static void unravel(const part *a, int64_t i, int64_t at[3]) {
 
 /* -- tensors -- */
 
-typedef enum kind { F32, BF16, I32, I64 } kind;
-static const DLDataType types[] = {
-    [F32] = {kDLFloat, 32, 1}, {kDLBfloat, 16, 1}, {kDLInt, 32, 1}, {kDLInt, 64, 1}};
+typedef enum kind { F32, BF16, F16, I32, I64 } kind;
+static const DLDataType types[] = {[F32] = {kDLFloat, 32, 1},
+                                   {kDLBfloat, 16, 1},
+                                   {kDLFloat, 16, 1},
+                                   {kDLInt, 32, 1},
+                                   {kDLInt, 64, 1}};
 
 typedef struct tensor {
   DLTensor dl;
@@ -209,18 +240,18 @@ static unsigned char *element(const tensor *t, const int64_t at[3]) {
 
 static void store(const tensor *t, const int64_t at[3], float v) {
   const bool index = t->kind >= I32; /* an index is never NaN */
-  const uint16_t h = to_bf16(v);
+  const uint16_t h = t->kind == F16 ? to_f16(v) : to_bf16(v);
   const int64_t i64 = index ? (int64_t)v : 0;
   const int32_t i32 = (int32_t)i64;
-  const void *const as[] = {[F32] = &v, &h, &i32, &i64};
+  const void *const as[] = {[F32] = &v, &h, &h, &i32, &i64};
   memcpy(element(t, at), as[t->kind], element_bytes(t));
 }
 
 static float load(const tensor *t, const int64_t at[3]) { /* of results: no index */
   uint16_t h;
   float v;
-  memcpy(t->kind == BF16 ? (void *)&h : (void *)&v, element(t, at), element_bytes(t));
-  return t->kind == BF16 ? from_bf16(h) : v;
+  memcpy(t->kind == F32 ? (void *)&v : (void *)&h, element(t, at), element_bytes(t));
+  return t->kind == F32 ? v : t->kind == F16 ? from_f16(h) : from_bf16(h);
 }
 
 /* from: the whole operand, or NULL: NaN everywhere */
@@ -375,13 +406,17 @@ const char *problem_text(const problem *pr) {
            "%s p=%d %s S=%lld B=%lld ndim=%d K=%lld N=%lld F=%lld act=%lld save=%lld gather=%lld "
            "split=%lld acc=%lld gated=%lld dim=%lld root=%lld seq=%lld total=%lld unit=%lld "
            "chunks=%lld ignore=%lld bias=%d%s%s%s%s%s",
-           name, pr->p, pr->bf16 ? "bf16" : "f32", (long long)pr->S, (long long)pr->B, pr->ndim,
-           (long long)pr->K, (long long)pr->N, (long long)pr->F, (long long)pr->act,
-           (long long)pr->save, (long long)pr->gather, (long long)pr->split, (long long)pr->acc,
-           (long long)pr->gated, (long long)pr->dim, (long long)pr->root, (long long)pr->seq,
-           (long long)pr->total, (long long)pr->unit, (long long)pr->chunks, (long long)pr->ignore,
-           pr->bias, pr->bias_f32 ? " bias f32" : "", pr->out_f32 ? " y f32" : "",
-           pr->grad_f32 ? " dw f32" : "", pr->packed ? " packed" : "", pr->ids_i64 ? " i64" : "");
+           name, pr->p,
+           pr->f16    ? "f16"
+           : pr->bf16 ? "bf16"
+                      : "f32",
+           (long long)pr->S, (long long)pr->B, pr->ndim, (long long)pr->K, (long long)pr->N,
+           (long long)pr->F, (long long)pr->act, (long long)pr->save, (long long)pr->gather,
+           (long long)pr->split, (long long)pr->acc, (long long)pr->gated, (long long)pr->dim,
+           (long long)pr->root, (long long)pr->seq, (long long)pr->total, (long long)pr->unit,
+           (long long)pr->chunks, (long long)pr->ignore, pr->bias, pr->bias_f32 ? " bias f32" : "",
+           pr->out_f32 ? " y f32" : "", pr->grad_f32 ? " dw f32" : "", pr->packed ? " packed" : "",
+           pr->ids_i64 ? " i64" : "");
   return text;
 }
 
@@ -393,7 +428,7 @@ static bool wants_contiguous(const problem *pr, const operand *o) {
 
 static kind kind_of(const problem *pr, const operand *o, bool f32) {
   if (o->marks & INDEX) return pr->ids_i64 ? I64 : I32;
-  return !pr->bf16 || f32 || (o->marks & VALUE) ? F32 : BF16;
+  return !pr->bf16 || f32 || (o->marks & VALUE) ? F32 : pr->f16 ? F16 : BF16;
 }
 
 typedef struct shard {

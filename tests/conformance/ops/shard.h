@@ -7,6 +7,7 @@
 #include "tests/place.h"
 
 double bf16_value(float v); /* v rounded to bf16 */
+double f16_value(float v);
 num *copy_numbers(const num *a, int64_t n);
 int row_attrs(uint32_t op, char names[16][16]);
 int64_t along_size(const problem *pr); /* of the dimension that ALONG operands are split along */
