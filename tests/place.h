@@ -1,5 +1,5 @@
-/* place.h: where the tensors of a test lie: in the host's memory, or on the device that the environment
- * names (LAMELLA_TEST_DEVICE=cuda).
+/* place.h: where the tensors of a test lie: in the host's memory, or on the device that the
+ * environment names (LAMELLA_TEST_DEVICE=cuda).
  *
  *   place_write(p, host, bytes); ... a call on place_stream() ... place_read(host, p, bytes);
  *

@@ -1,5 +1,6 @@
-/* call_bench.c: what a call of linear costs the host on the CUDA device, beside cublasLtMatmul called
- * straight with descriptors and an algorithm made before: small products, so that the device keeps up.
+/* call_bench.c: what a call of linear costs the host on the CUDA device, beside cublasLtMatmul
+ * called straight with descriptors and an algorithm made before: small products, so that the device
+ * keeps up.
  *
  *   call_bench ROUNDS      prints `name figure unit`, a line for each round
  * Leaves what the device takes to figures.py. */

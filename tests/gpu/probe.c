@@ -1,4 +1,5 @@
-/* probe.c: says which CUDA device Lamella finds here, and what with; or why it finds none (status 2). */
+/* probe.c: says which CUDA device Lamella finds here, and what with; or why it finds none (status
+ * 2). */
 #include <stdio.h>
 
 #include "kernels/device.h"

@@ -26,7 +26,7 @@ static void run_random(ranks *all, uint32_t op, int bits, int n) {
 }
 
 /* On a device without peers' collectives groups have one rank; and what runs there costs more.
- * LAMELLA_TEST_RANKS is the most ranks: a sanitizer runs one kernel at a time, so peers cannot meet. */
+ * LAMELLA_TEST_RANKS is the most ranks: sanitizers run one kernel at a time, so none can wait. */
 static bool can_run(int p) {
   const lam_device *d = place_device();
   const char *most = getenv("LAMELLA_TEST_RANKS");

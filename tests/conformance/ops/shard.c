@@ -1,5 +1,5 @@
 /* shard.c: one rank's tensors cut out of whole operands, the call, and the comparison. They are
- * made and looked at in the host's memory; for a call on a device they go there and come back whole.
+ * made and looked at in the host's memory; for a call on a device they go there and come back.
  * Invariant: a tensor's memory outside of its elements holds a pattern before and after the
  * call. */
 #include "tests/conformance/ops/shard.h"
