@@ -54,6 +54,8 @@ share/doc/lamella/example/main.cc
 share/doc/lamella/example/pool.hpp
 share/doc/lamella/example/server.hpp
 END
+  # the CUDA device, where nvcc was to build it with
+  [ ! -e "$tree/abi/liblamella_cuda.so.0" ] || echo lib/liblamella_cuda.so.0
 }
 
 puts_there_what_help_names() {
@@ -61,7 +63,7 @@ puts_there_what_help_names() {
   printed=$(install_to "$prefix") || return 1
   files=$(cd "$prefix" && find . ! -type d -printf '%P\n' | grep -v lamella/libdlpack-dev |
     LC_ALL=C sort)
-  diff <(the_files) <(echo "$files") || return 1
+  diff <(the_files | LC_ALL=C sort) <(echo "$files") || return 1
   diff <(echo "$printed" | sort) <(find "$prefix" ! -type d | sort) || return 1
   same liblamella.so.0.1.0 readlink "$prefix/lib/liblamella.so.0" &&
     same liblamella.so.0 readlink "$prefix/lib/liblamella.so" &&
