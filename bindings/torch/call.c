@@ -22,6 +22,7 @@ typedef struct frame {
   DLTensor in_view[LAM_TORCH_MAX_TENSORS], out_view[LAM_TORCH_MAX_TENSORS];
   const DLTensor *in_given[LAM_TORCH_MAX_TENSORS];
   DLTensor *out_given[LAM_TORCH_MAX_TENSORS];
+  lam_shape shapes[LAM_TORCH_MAX_TENSORS]; /* of new results, whose views point here */
   lam_attr attrs[LAM_TORCH_MAX_ATTRS];
   lam_torch_string strings[LAM_TORCH_MAX_ATTRS];
   int64_t ints[LAM_TORCH_MAX_DIMS + 1]; /* one too many is refused by the library */
@@ -160,13 +161,12 @@ static bool make_output(frame *f, int i, const lam_shape *s, DLDevice device) {
 
 static bool make_outputs(frame *f, const lam_call *call) {
   const DLDevice device = f->in_view[0].device;
-  lam_shape shapes[LAM_TORCH_MAX_TENSORS];
   lam_inferred inferred = LAM_INFERRED_INIT;
-  inferred.outputs = shapes;
+  inferred.outputs = f->shapes;
   inferred.n_outputs = (uint32_t)f->row->n_out;
   if (!holds(f, lam_infer(NULL, call, &inferred))) return false;
   for (int i = 0; i < f->row->n_out; i++)
-    if (!make_output(f, i, &shapes[i], device)) return false;
+    if (!make_output(f, i, &f->shapes[i], device)) return false;
   return true;
 }
 
