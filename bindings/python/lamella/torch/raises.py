@@ -35,7 +35,7 @@ def raising(kind):
 def own_errors(packet):
     """torch.ops.lamella.NAME and its overloads raise lamella.Error from now on. On a torch whose
     objects are made in another way they go on to raise RuntimeError; lamella.errors.of reads it."""
-    for one in (*(getattr(packet, name) for name in packet.overloads()), packet):
+    for one in (packet.default, getattr(packet, "out", None), packet):
         kind = type(one)
         if callable(getattr(one, "_op", None)):
             try:
