@@ -270,6 +270,15 @@ static void try_all(product shape, uint64_t chance) {
   }
 }
 
+static product eight_cubed(cudaDataType dtype) {
+  return (product){.in = dtype,
+                   .out = dtype,
+                   .m = 8,
+                   .n = 8,
+                   .k = 8,
+                   .epilogue = CUBLASLT_EPILOGUE_DEFAULT};
+}
+
 TEST(matmul, every_form_epilogue_and_type_gives_the_sums) {
   FOR_EACH(in, CUDA_R_32F, CUDA_R_16BF, CUDA_R_16F)
   FOR_EACH(form, 0, 1, 2, 3)
@@ -410,12 +419,7 @@ TEST(matmul, heuristics_name_only_what_alignment_and_card_allow) {
 TEST(matmul, operands_outside_of_device_memory_are_refused) {
   rng r = {seed()};
   begin_with_handle(seed());
-  product p = {.in = CUDA_R_32F,
-               .out = CUDA_R_32F,
-               .m = 8,
-               .n = 8,
-               .k = 8,
-               .epilogue = CUBLASLT_EPILOGUE_DEFAULT};
+  product p = eight_cubed(CUDA_R_32F);
   make_product(&p, &r, 4);
   product bad = p;
   bad.a.device = p.a.host;
@@ -435,12 +439,7 @@ TEST(matmul, an_algorithm_for_aligned_operands_refuses_others) {
   cublasLtMatmulHeuristicResult_t named[8];
   int n, first = 0;
   begin_with_handle(seed());
-  product p = {.in = CUDA_R_16BF,
-               .out = CUDA_R_16BF,
-               .m = 8,
-               .n = 8,
-               .k = 8,
-               .epilogue = CUBLASLT_EPILOGUE_DEFAULT};
+  product p = eight_cubed(CUDA_R_16BF);
   make_product(&p, &r, 16);
   CHECK_LT(name_algos(&p, 0, 256, named, &n));
   while (first < n && named[first].algo.data[1] != 1) first++;
@@ -456,12 +455,7 @@ TEST(matmul, an_algorithm_for_aligned_operands_refuses_others) {
 TEST(matmul, what_was_destroyed_is_refused) {
   rng r = {seed()};
   begin_with_handle(seed());
-  product p = {.in = CUDA_R_32F,
-               .out = CUDA_R_32F,
-               .m = 8,
-               .n = 8,
-               .k = 8,
-               .epilogue = CUBLASLT_EPILOGUE_DEFAULT};
+  product p = eight_cubed(CUDA_R_32F);
   make_product(&p, &r, 4);
   CHECK_LT(cublasLtMatrixLayoutDestroy(p.a.layout));
   CHECK_EQ(run(&p, NULL, NULL, 0), CUBLAS_STATUS_INVALID_VALUE);
@@ -533,12 +527,7 @@ TEST(matmul, a_workspace_shared_by_two_streams_shows) {
 TEST(matmul, fails_when_asked_to) {
   rng r = {seed()};
   begin_with_handle(seed());
-  product p = {.in = CUDA_R_32F,
-               .out = CUDA_R_32F,
-               .m = 8,
-               .n = 8,
-               .k = 8,
-               .epilogue = CUBLASLT_EPILOGUE_DEFAULT};
+  product p = eight_cubed(CUDA_R_32F);
   make_product(&p, &r, 4);
   standin_fail_nth(STANDIN_MATMUL, 1);
   CHECK_EQ(run(&p, NULL, NULL, 0), CUBLAS_STATUS_EXECUTION_FAILED);
