@@ -1,7 +1,9 @@
 """Calls Bazel and reads what it did from its own event file, not from what it prints."""
 
 import json
+import re
 import subprocess
+import sys
 import tempfile
 from collections import namedtuple
 from urllib.parse import unquote, urlparse
@@ -11,6 +13,13 @@ from bindings.cli.common import ROOT, Problem
 TestRun = namedtuple("TestRun", "target status log cached")
 Outcome = namedtuple("Outcome", "status tests broken output")  # broken: targets that do not build
 BUILT = (0, 3, 4)  # exit statuses: all well, some test failed, no test there
+
+# What Bazel tells whoever sits and waits: that another command is at work, whose (the lines after
+# it), or that its server starts.
+WAITING = re.compile(
+    r"Another command |Waiting for it to complete|(pid|owner|cwd|tty)="
+    r"|Starting local |Extracting |\.\.\. still trying to connect "
+)
 
 
 def call(arguments, **kwargs):
@@ -25,8 +34,15 @@ def shutdown():
 
 
 def build(targets, options=()):
-    """Errors go to the terminal as Bazel prints them."""
-    return call(["build", "--ui_event_filters=-info,-debug", *options, *targets]).returncode
+    """Errors go to stderr as Bazel prints them; where that is no terminal, no word of waiting does."""
+    command = ["build", "--ui_event_filters=-info,-debug", *options, *targets]
+    if sys.stderr.isatty():
+        return call(command).returncode
+    done = call(command, stderr=subprocess.PIPE, text=True, errors="replace")
+    said = done.stderr.splitlines(keepends=True)
+    sys.stderr.writelines(line for line in said if not WAITING.match(line))
+    sys.stderr.flush()
+    return done.returncode
 
 
 def query(expression):
