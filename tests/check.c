@@ -34,6 +34,7 @@ typedef struct verdict {
 static check_test *first_test, **next_test = &first_test;
 static verdict *now;              /* the running test's, MAP_SHARED */
 static const check_test *running; /* named when the process dies */
+static pid_t harness;
 static uint64_t run_seed;
 static _Thread_local int my_rank = -1;
 static _Thread_local char note[200];
@@ -335,6 +336,11 @@ static void name_the_dying(void) {
   running = NULL;
 }
 
+/* A library may give up with exit(); so may a child, which is not the test. */
+static void name_the_leaving(void) {
+  if (getpid() == harness) name_the_dying();
+}
+
 static void on_deadly(int signal_number) {
   name_the_dying();
   signal(signal_number, SIG_DFL);
@@ -385,7 +391,10 @@ int main(int argc, char **argv) {
   now = mmap(NULL, sizeof *now, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (now == MAP_FAILED) return perror("check: mmap"), 2;
   run_seed = pick_seed();
+  harness = getpid();
+  dprintf(STDOUT_FILENO, "seed %llu\n", (unsigned long long)run_seed);
   watch_death(1);
+  atexit(name_the_leaving);
 
   for (const check_test *test = first_test; test; test = test->next)
     if (is_wanted(test, filter)) counts[run_test(test)]++;

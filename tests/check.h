@@ -8,8 +8,9 @@
  *
  * A failing CHECK is recorded and the test goes on; a failing REQUIRE returns from the function it
  * stands in. Both may be used by every thread and child that run_threads and run_processes start.
- * Output: `ok area.claim`; `FAIL area.claim (seed N)` below the checks that failed; `skip
- * area.claim: reason`; last `N passed, N failed`, with `, N skipped` where there are any.
+ * Output: `seed N`, known whatever ends the program; `ok area.claim`; `FAIL area.claim (seed N)`
+ * below the checks that failed; `skip area.claim: reason`; last `N passed, N failed`, with
+ * `, N skipped` where there are any.
  * Exit status 1 when something failed. argv[1] keeps the tests whose area.claim contains it;
  * LAMELLA_TEST_SEED=N repeats a run. Leaves main() to check.c. */
 #ifndef LAMELLA_TESTS_CHECK_H_

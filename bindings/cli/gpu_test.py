@@ -43,9 +43,7 @@ def main(args):
     gpu.keep("test.json", document)
     if args.json:
         write(args.json, document)
-    for line in total.skips:
-        print(line)
-    print(total.line(), flush=True)
+    total.show()
     return 1 if total.failed else 0
 
 

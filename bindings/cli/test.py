@@ -5,12 +5,13 @@ behaviour sanitizers, and (those that use threads) with the thread sanitizer; cl
 everything too. Then the Python tests run under pytest, in .venv. What did not change is answered
 from Bazel's cache, and counts too.
 Invariant: the last line is `N passed, N failed[, N skipped]`, and what could not be built or ended
-early counts as failed.
+early counts as failed; whatever failed is named right above that line, however long ago it was.
 """
 
 import os
 import re
 import subprocess
+import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
@@ -25,7 +26,8 @@ CONFIGS = [
     Config("asan", ["--config=asan", "--build_tests_only", "--test_tag_filters=-nosan"]),
     Config("tsan", ["--config=tsan", "--build_tests_only", "--test_tag_filters=threads,-nosan"]),
 ]
-LOG_LINES = 200
+LOG_LINES = 200  # of a program that failed, where it failed
+LAST_LINES = 12  # of it, at the end of everything
 
 
 def add_arguments(parser):
@@ -54,23 +56,29 @@ def main(args):
         if not args.fast:
             total.add(build_with_clang())
     total.add(run_python(args.filter))
-    for line in total.skips:
-        print(line)
-    print(total.line(), flush=True)
+    total.show()
     return 1 if total.failed else 0
 
 
 class Count:
-    """How many passed, failed and were skipped; one line for each skip."""
+    """How many passed, failed and were skipped; one line for each skip, a few for what failed."""
 
-    def __init__(self, passed=0, failed=0, skipped=0):
+    def __init__(self, passed=0, failed=0, skipped=0, failures=()):
         self.passed, self.failed, self.skipped, self.skips = passed, failed, skipped, []
+        self.failures = list(failures)
 
     def add(self, other):
         self.passed += other.passed
         self.failed += other.failed
         self.skipped += other.skipped
         self.skips += [line for line in other.skips if line not in self.skips]
+        self.failures += other.failures
+
+    def show(self):
+        """The end of a run, for whoever reads no more than that."""
+        for line in [*self.skips, *self.failures, self.line()]:
+            print(line)
+        sys.stdout.flush()
 
     def line(self):
         return "%d passed, %d failed%s" % (
@@ -86,13 +94,15 @@ def run_config(config):
     jobs = max(1, len(os.sched_getaffinity(0)) // 2)  # a test is often several busy ranks
     outcome = bazel.test(["//..."], [*config.options, "--local_test_jobs=%d" % jobs])
     for test in outcome.tests:
-        count.add(judge(test.target, test.log, test.status == "PASSED", test.status.lower()))
+        name = "%s: %s" % (config.name, test.target)
+        count.add(judge(name, test.log, test.status == "PASSED", test.status.lower()))
     broken = outcome.broken or ([] if outcome.status in bazel.BUILT else ["bazel: something above"])
     if broken:
         print(outcome.output.rstrip())
     for target in broken:
-        print("FAIL %s does not build" % target)
-        count.failed += 1
+        line = "FAIL %s: %s does not build" % (config.name, target)
+        print(line)
+        count.add(Count(failed=1, failures=[line]))
     print(
         "%s: %s; %d programs, %d from cache, %.0f s"
         % (
@@ -117,10 +127,17 @@ def judge(name, log, ended_well, how):
     if not ended_well and not count.failed:
         count.failed = 1
     if count.failed:
-        print("---- %s (%s)" % (name, how))
-        lines = [line for line in log.splitlines() if not line.startswith("ok ")]
-        print("\n".join(lines[-LOG_LINES:]))
+        lines = log.splitlines()
+        lines = [line for line in lines if not line.startswith("ok ") or line == lines[-1]]
+        print("\n".join(["---- %s (%s)" % (name, how), *lines[-LOG_LINES:]]))
+        count.failures = [in_short("%s (%s)" % (name, how), lines)]
     return count
+
+
+def in_short(name, lines):
+    """What failed, and what was said last: the claims, where they are not among that."""
+    claims = [line for line in lines[:-LAST_LINES] if line.startswith("FAIL ")]
+    return "\n".join(["---- " + name, *claims, *lines[-LAST_LINES:]])
 
 
 def build_with_clang():
@@ -130,7 +147,9 @@ def build_with_clang():
         "clang: %s; %.0f s" % ("builds everything" if builds else "FAIL", time.monotonic() - began),
         flush=True,
     )
-    return Count(passed=1) if builds else Count(failed=1)
+    if builds:
+        return Count(passed=1)
+    return Count(failed=1, failures=["FAIL clang does not build everything"])
 
 
 def run_filtered(wanted):
@@ -139,7 +158,7 @@ def run_filtered(wanted):
     Bazel keeps one result for each test: a filtered one would push out that of the whole test.
     """
     if bazel.build(["//..."]) != 0:
-        return Count(failed=1)
+        return Count(failed=1, failures=["FAIL something does not build"])
     count, bin_dir = Count(), bazel.info("bazel-bin")
     for label in bazel.query("tests(//...)"):
         path = os.path.join(bin_dir, label.lstrip("/").replace(":", "/"))
@@ -192,10 +211,11 @@ def run_python(wanted):
             errors="replace",
         )
         count = read_junit(report.name)
+    lines = done.stdout.splitlines()
     if done.returncode not in (0, 5) and not count.failed:  # 5: no test was selected
-        count.failed = 1
+        count.add(Count(failed=1, failures=[in_short("python", lines)]))
     if count.failed:
-        print("\n".join(done.stdout.splitlines()[-LOG_LINES:]))
+        print("\n".join(lines[-LOG_LINES:]))
     print("python: %s; %.0f s" % (count.line(), time.monotonic() - began))
     return count
 
@@ -207,9 +227,11 @@ def read_junit(path):
     except ElementTree.ParseError:
         return count
     for case in cases:
-        skip = case.find("skipped")
-        if case.find("failure") is not None or case.find("error") is not None:
-            count.failed += 1
+        skip, failure = case.find("skipped"), case.find("failure")
+        failure = case.find("error") if failure is None else failure
+        if failure is not None:
+            name = "python: %s.%s" % (case.get("classname"), case.get("name"))
+            count.add(Count(failed=1, failures=[in_short(name, (failure.text or "").splitlines())]))
         elif skip is not None:
             count.skipped += 1
             count.skips.append("skip %s: %s" % (case.get("name"), skip.get("message")))

@@ -67,6 +67,46 @@ def test_the_last_line_adds_everything_up():
     assert total.skips == ["skip a.d: no GPU"]
 
 
+def test_the_end_names_what_failed_long_before(capsys):
+    total = test.Count()
+    log = "seed 1\nok a.b\n  x.c:1: 1 is 1, 2 is 2\nFAIL a.c (seed 1)\n%s1 passed, 1 failed\n"
+    total.add(test.judge("tsan: //a:b", log % ("more\n" * 50), False, "failed"))
+    total.add(test.judge("asan: //a:d", "seed 2\nok a.e\n", False, "timeout"))
+    total.add(test.Count(5))
+    capsys.readouterr()
+    total.show()
+    said = capsys.readouterr().out.splitlines()
+    assert said[:3] == ["---- tsan: //a:b (failed)", "FAIL a.c (seed 1)", "more"]
+    assert said[-5:] == [
+        "1 passed, 1 failed",
+        "---- asan: //a:d (timeout)",
+        "seed 2",
+        "ok a.e",  # and what came next did not end
+        "7 passed, 2 failed",
+    ]
+
+
+REPORT = """<testsuites><testsuite>
+<testcase classname="tests.a" name="good"/>
+<testcase classname="tests.a" name="bad"><failure message="no">def bad():
+E   assert 1 == 2</failure></testcase>
+<testcase classname="tests.b" name="broken"><error message="no">E   no fixture</error></testcase>
+<testcase classname="tests.b" name="left"><skipped message="no GPU"/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_pythons_report_is_counted_and_names_what_failed(tmp_path):
+    (tmp_path / "report.xml").write_text(REPORT)
+    count = test.read_junit(tmp_path / "report.xml")
+    assert counts(count) == (1, 2, 1)
+    assert count.failures == [
+        "---- python: tests.a.bad\ndef bad():\nE   assert 1 == 2",
+        "---- python: tests.b.broken\nE   no fixture",
+    ]
+    (tmp_path / "report.xml").write_text("")
+    assert counts(test.read_junit(tmp_path / "report.xml")) == (0, 0, 0)
+
+
 def test_bazels_events_name_what_failed_to_build():
     events = [
         {"id": {"targetCompleted": {"label": "//a:good"}}, "completed": {"success": True}},

@@ -5,6 +5,8 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 static void fail_on_last_rank(int rank, int size, void *arg) {
   (void)arg;
@@ -35,4 +37,9 @@ TEST(broken, processes) { run_processes(3, fail_on_last_rank, NULL); }
 TEST(broken, dead_rank) { run_processes(2, die_on_first_rank, NULL); }
 TEST(broken, doomed_rank_lives) { run_processes_doomed(2, 1, do_nothing, NULL); }
 TEST(broken, crash) { abort(); }
+TEST(broken, exit) {
+  if (fork() == 0) exit(2); /* no word of it */
+  wait(NULL);
+  exit(3);
+}
 TEST(broken, skip) { SKIP("no reason"); }

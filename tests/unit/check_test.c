@@ -59,16 +59,18 @@ TEST(check, names_what_failed_with_both_sides_and_the_seed) {
   }
 }
 
-TEST(check, names_the_test_that_crashed) {
+TEST(check, names_the_test_that_crashed_or_left) {
   char out[65536];
   CHECK(run_broken("crash", out, sizeof out) != 0);
   CHECK_CONTAINS(out, "FAIL broken.crash (seed 7)");
+  CHECK_EQ(run_broken("exit", out, sizeof out), 3);
+  CHECK_STR(out, "seed 7\nFAIL broken.exit (seed 7): the process died here\n");
 }
 
 TEST(check, counts_a_skipped_test_apart) {
   char out[4096];
   CHECK_EQ(run_broken("skip", out, sizeof out), 0);
-  CHECK_STR(out, "skip broken.skip: no reason\n0 passed, 0 failed, 1 skipped\n");
+  CHECK_STR(out, "seed 7\nskip broken.skip: no reason\n0 passed, 0 failed, 1 skipped\n");
 }
 
 TEST(check, lets_doomed_ranks_die_or_stop) {
