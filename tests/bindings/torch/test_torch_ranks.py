@@ -17,7 +17,7 @@ ROOT = HERE.parents[2]
 DISORDERED = ["order_without_tokens", "order_without_inductors_part"]
 ALONE = {"opcheck_transfer", *DISORDERED}  # a world of their own
 TOGETHER = [name for name in CASES if name not in ALONE]
-NEED_PEERS = {"transfer", "transfer_compiled"}
+NEED_PEERS = {name for name in TOGETHER if name.startswith("transfer")}
 
 
 def start(ranks, names):

@@ -31,6 +31,7 @@ from rank_cases import (
     weigh,
     whole,
 )
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import lamella.torch
 
@@ -260,19 +261,19 @@ def gather_and_scatter_sequence(group):
 # -- transfer --
 
 
-def through_ranks(group, x, w, token, micro):
+def through_ranks(group, x, w, token, micro, loss=weigh):
     """rank 0: x w, sent on; others: what came, times w, sent on; the last one's loss. Tokens give
-    autograd its edges."""
+    autograd its edges. Other ranks' x is looked at for its shape."""
     h = x
     if group.rank > 0:
         h, token = ops.recv_activation(
-            token, group=group.handle, peer=group.rank - 1, tag=micro, shape=[T, K]
+            token, group=group.handle, peer=group.rank - 1, tag=micro, shape=x.shape
         )
     h = F.linear(h, w)
     if group.rank + 1 < group.size:
         token = ops.send_activation(h, token, group=group.handle, peer=group.rank + 1, tag=micro)
         return token.sum()
-    return weigh(h) + 0 * token.sum()
+    return loss(h) + 0 * token.sum()
 
 
 def pipeline(group, function):
@@ -303,6 +304,29 @@ def transfer_compiled(group):
         return torch.compile(stage, fullgraph=True)(x, w, token)
 
     pipeline(group, call)
+
+
+@case
+def transfer_of_a_length_that_was_marked_dynamic(group):
+    def loss(h):
+        return h.square().sum()  # weigh's weights are of one length
+
+    def stage(x, w, token):
+        return through_ranks(group, x, w, token, 0, loss)
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(stage, fullgraph=True, backend=counter)
+    for tokens in (4, 9, 17):
+        x, *ws = whole((tokens, K), *[(K, K)] * group.size)
+        h = x / K
+        for w in ws:
+            h = F.linear(h, w / K)
+        loss(h).backward()
+        mx, mw = as_f32(x / K, ws[group.rank] / K)
+        torch._dynamo.mark_dynamic(mx, 0)
+        compiled(mx, mw, torch.zeros(1, requires_grad=True)).backward()
+        check((mw.grad, ws[group.rank].grad * K))
+    assert counter.frame_count == 1
 
 
 @case
