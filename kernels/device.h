@@ -78,7 +78,8 @@ typedef struct lam_workers {
 /* d [M, N] = act(a [M, K] b [N, K]^T + bias [N]) (+ d where accumulate: then no act, and d is
  * f32 or a's dtype). All strides free as lam_matrix says, so dgrad and wgrad are the same call
  * with transposed views; b may be packed. aux [M, N]: where present receives the pre-activation.
- * f32 accumulation, one rounding. K = 0 gives bias. M = 0 or N = 0: nothing. */
+ * f32 accumulation; product and bias are rounded once, together. act, and z's factor, may come in a
+ * pass of their own, over what was rounded so. K = 0 gives bias. M = 0 or N = 0: nothing. */
 typedef struct lam_gemm {
   lam_matrix a, b, bias, d, aux;
   lam_act act;

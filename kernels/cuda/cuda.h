@@ -55,7 +55,7 @@ void lam_cuda_give_back(void *p, void *stream);
 
 /* -- products (gemm_plain.cu, gemv.cu) -- */
 
-/* d = a b^T, scaled (+ d where accumulate); nothing that follows it. */
+/* All but z and sums. */
 lam_status lam_cuda_gemm_plain_run(const lam_gemm *g, void *stream);
 /* Few rows of a, K innermost and aligned to 16 bytes, without z and sums. */
 bool lam_cuda_gemv_takes(const lam_gemm *g);
@@ -65,6 +65,9 @@ lam_status lam_cuda_gemv_run(const lam_gemm *g, void *stream);
 
 lam_status lam_cuda_act_run(const lam_workers *w, lam_act act, bool gated, lam_matrix z,
                             lam_matrix y, void *stream);
+/* y = act(z + bias), aux = z + bias, each rounded once; bias and aux may be absent. */
+lam_status lam_cuda_bias_act_run(lam_matrix z, lam_matrix bias, lam_act act, lam_matrix aux,
+                                 lam_matrix y, void *stream);
 lam_status lam_cuda_act_bwd_run(const lam_workers *w, lam_act act, bool gated, lam_matrix dy,
                                 lam_matrix z, lam_matrix dz, void *stream);
 lam_status lam_cuda_act_bwd_again_run(const lam_workers *w, lam_act act, bool gated, lam_matrix dy,

@@ -80,6 +80,47 @@ extern "C" lam_status lam_cuda_act_run(const lam_workers *w, lam_act act, bool g
   return lam_cuda_each_piece(t ? y.cols : y.rows, t ? y.rows : y.cols, piece, stream, "act");
 }
 
+/* -- what a product leaves to do: of f32 sums 6 bytes an element of bf16, with aux 8 -- */
+
+struct bias_act_piece {
+  enum { BLOCKS = 5 };
+  int32_t act;
+  lam_view z, bias, aux, y; /* data NULL: absent */
+
+  __device__ void operator()(int64_t row, int64_t col, int n) const {
+    lam_vec v = lam_vec_load(z, row, col, n);
+    if (bias.data) v = lam_vec_plus(v, lam_vec_load(bias, row, col, n));
+    if (aux.data) lam_vec_store(aux, row, col, n, v);
+    act_of(act, &v);
+    lam_vec_store(y, row, col, n, v);
+  }
+};
+
+static lam_view view_if_here(lam_matrix m, bool transposed) {
+  const lam_view none = {};
+  return lam_matrix_here(m) ? view_of(m, transposed) : none;
+}
+
+/* The same number all along a column of what it is added to, or, transposed, along a row. */
+static lam_view bias_view(lam_matrix m, bool transposed) {
+  lam_view v = lam_matrix_here(m) ? lam_view_of_vector(m) : view_if_here(m, false);
+  if (!transposed) return v;
+  v.row_stride = v.col_stride, v.col_stride = 0;
+  v.wide = false;
+  return v;
+}
+
+extern "C" lam_status lam_cuda_bias_act_run(lam_matrix z, lam_matrix bias, lam_act act,
+                                            lam_matrix aux, lam_matrix y, void *stream) {
+  const lam_matrix all[] = {z, bias, aux, y};
+  for (const lam_matrix &m : all)
+    if (!lam_cuda_is_float(m.dtype)) return refuse("bias_act", m.dtype);
+  const bool t = by_cols(y);
+  const bias_act_piece piece = {act, view_of(z, t), bias_view(bias, t), view_if_here(aux, t),
+                                view_of(y, t)};
+  return lam_cuda_each_piece(t ? y.cols : y.rows, t ? y.rows : y.cols, piece, stream, "bias_act");
+}
+
 /* v becomes dy act'(z), or dy up act'(z) where it is gated; then dup becomes dy act(z). dy becomes
  * what act makes of z where that is wanted again. */
 typedef struct bwd_vecs {

@@ -2,12 +2,13 @@
  *
  *   few rows of a                     gemv.cu: bound by memory, each weight read once
  *   what cuBLASLt takes               with as much of what follows the product as its epilogues
- *                                     have; the rest in passes of our own over d
+ *                                     have; the rest in a pass of our own
  *   fp8 with K not innermost          the same, of operands that were turned
  *   the rest                          gemm_plain.cu: odd strides, K = 0, mixed dtypes
  *
- * Invariant: every shape, stride and dtype that device.h allows has a path. A NaN stays one: so
- * cuBLASLt's relu, which may make 0 of it, is not used.
+ * Invariant: every shape, stride and dtype that device.h allows has a path, and on each of them a
+ * product and its bias are rounded once, together. A NaN stays one: so cuBLASLt's relu, which may
+ * make 0 of it, is not used.
  * Leaves products themselves to those files, and algorithms to algos.c. */
 #include <string.h>
 
@@ -183,18 +184,16 @@ static lam_status sum_columns(const lam_workers *w, const lam_gemm *g, int left,
   return LAM_OK;
 }
 
-/* target: where the product lies, d or aux. */
-static lam_status finish(const lam_workers *w, const lam_gemm *g, lam_matrix target, int left,
-                         void *stream) {
+/* z: where the product lies: d, aux, or memory of its own. */
+static lam_status finish(const lam_gemm *g, lam_matrix z, int left, void *stream) {
   const lam_matrix none = {0};
-  const bool in_d = target.data == g->d.data;
-  if (left & BIAS) LAM_TRY(lam_cuda_sum_run(w, &target, 1, g->bias, none, target, stream));
-  if (left & AUX && in_d) LAM_TRY(lam_cuda_copy_run(w, target, g->aux, stream));
-  if (left & ACT) LAM_TRY(lam_cuda_act_run(w, g->act, false, target, g->d, stream));
-  if (!(left & ACT) && !in_d) LAM_TRY(lam_cuda_copy_run(w, target, g->d, stream));
-  if (left & Z)
-    LAM_TRY(lam_cuda_act_bwd_run(w, more_of(g)->z_act, false, g->d, more_of(g)->z, g->d, stream));
-  return sum_columns(w, g, left, stream);
+  const bool lacks_aux = left & AUX && (left & BIAS || z.data != g->aux.data);
+  if (left & (BIAS | ACT | AUX))
+    LAM_TRY(lam_cuda_bias_act_run(z, left & BIAS ? g->bias : none,
+                                  left & ACT ? g->act : LAM_ACT_NONE, lacks_aux ? g->aux : none,
+                                  g->d, stream));
+  if (!(left & Z)) return LAM_OK;
+  return lam_cuda_act_bwd_run(NULL, more_of(g)->z_act, false, g->d, more_of(g)->z, g->d, stream);
 }
 
 /* -- paths -- */
@@ -203,6 +202,46 @@ static lam_status finish(const lam_workers *w, const lam_gemm *g, lam_matrix tar
 static lam_matrix target_of(const lam_gemm *g, int left) {
   const bool fits = left & AUX && is_by_rows(g->aux) && is_by_rows(g->d);
   return fits && g->aux.dtype == g->d.dtype ? g->aux : g->d;
+}
+
+static lam_status run_narrow(const lam_cuda_card *card, const lam_gemm *g, int fused, int left,
+                             void *stream, bool *out_refused) {
+  const lam_matrix target = target_of(g, left);
+  LAM_TRY(ask(card, g, target, fused, stream, out_refused));
+  return *out_refused ? LAM_OK : finish(g, target, left, stream);
+}
+
+static lam_gemm rows_of(const lam_gemm *g, int64_t first, int64_t n) {
+  lam_gemm some = *g;
+  some.a = lam_matrix_rows(g->a, first, n);
+  some.d = lam_matrix_rows(g->d, first, n);
+  if (has(g->aux)) some.aux = lam_matrix_rows(g->aux, first, n);
+  return some;
+}
+
+/* How many rows of f32 stay in a large card's second-level cache; whole blocks of a product. */
+static int64_t wide_rows(int64_t rows, int64_t stride) {
+  enum { BYTES = 32 << 20, BLOCK = 128 };
+  const int64_t fit = BYTES / 4 / stride / BLOCK * BLOCK;
+  return rows < BLOCK || rows < fit ? rows : fit < BLOCK ? BLOCK : fit;
+}
+
+/* A bias that no epilogue takes, and d not f32: the product goes to memory of its own in f32, some
+ * rows at a time, so that its sum with the bias is rounded once. */
+static lam_status run_wide(const lam_cuda_card *card, const lam_gemm *g, int left, void *stream,
+                           bool *out_refused) {
+  const int64_t stride = (g->d.cols + 7) / 8 * 8, most = wide_rows(g->d.rows, stride);
+  lam_matrix sums = {NULL, most, g->d.cols, stride, 1, LAM_F32, false};
+  lam_status status = lam_cuda_borrow((uint64_t)(most * stride * 4), stream, &sums.data);
+  *out_refused = g->accumulate;
+  for (int64_t i = 0; i < g->d.rows && status == LAM_OK && !*out_refused; i += most) {
+    const lam_gemm some = rows_of(g, i, g->d.rows - i < most ? g->d.rows - i : most);
+    sums.rows = some.d.rows;
+    status = ask(card, &some, sums, 0, stream, out_refused);
+    if (status == LAM_OK && !*out_refused) status = finish(&some, sums, left, stream);
+  }
+  lam_cuda_give_back(sums.data, stream);
+  return status;
 }
 
 /* As much as may be fused; where that is refused the bias alone, then nothing. */
@@ -215,9 +254,10 @@ static lam_status run_library(const lam_workers *w, const lam_gemm *g, void *str
   for (int i = 0; i < 3; i++) {
     if (i > 0 && tries[i] == tries[i - 1]) continue;
     const int left = wishes & ~tries[i];
-    const lam_matrix target = target_of(g, left);
-    LAM_TRY(ask(card, g, target, tries[i], stream, out_refused));
-    if (!*out_refused) return finish(w, g, target, left, stream);
+    const bool wide = left & BIAS && g->d.dtype != LAM_F32;
+    LAM_TRY(wide ? run_wide(card, g, left, stream, out_refused)
+                 : run_narrow(card, g, tries[i], left, stream, out_refused));
+    if (!*out_refused) return sum_columns(w, g, left, stream);
   }
   return LAM_OK;
 }
@@ -249,8 +289,10 @@ static lam_status run_f8(const lam_workers *w, const lam_gemm *g, void *stream, 
 }
 
 static lam_status run_plain(const lam_workers *w, const lam_gemm *g, void *stream) {
+  const int left = wishes_of(g) & ~(BIAS | ACT | AUX);
   LAM_TRY(lam_cuda_gemm_plain_run(g, stream));
-  return finish(w, g, g->d, wishes_of(g), stream);
+  LAM_TRY(finish(g, g->d, left, stream));
+  return sum_columns(w, g, left, stream);
 }
 
 static lam_status check(const lam_gemm *g) {

@@ -1,21 +1,19 @@
-/* gemm_plain.cu: the product alone, for operands that cuBLASLt does not take: odd strides, mixed
- * dtypes, fp8 in sizes that it has not, K = 0.
+/* gemm_plain.cu: the product, for operands that cuBLASLt does not take: odd strides, mixed dtypes,
+ * fp8 in sizes that it has not, K = 0.
  *
  * The ladder: one thread an element -> tiles of a and b in shared memory, each thread 4 x 4 elements
  * of d in registers. No tensor cores: predicted to reach 8-15 TFLOP/s on an H100, a sixtieth of
  * cuBLASLt: right everywhere, fast nowhere.
- * Invariant: f32 inside, k in order, one rounding: an element's bits depend on its row of a and of b
- * alone.
- * Leaves all that follows a product to gemm.c. */
-#include "kernels/cuda/kernel.cuh"
+ * Invariant: f32 inside, k in order: an element's bits depend on its row of a and of b alone.
+ * Leaves bias, aux and activation to epilogue.cuh, z and sums to gemm.c. */
+#include "kernels/cuda/epilogue.cuh"
 
 enum { TILE = 64, DEPTH = 16, SIDE = 16, EACH = TILE / SIDE, THREADS = SIDE * SIDE };
 
 typedef struct plain_gemm {
-  lam_view a, b, d;
-  const float *a_scale, *b_scale; /* NULL: 1 */
+  lam_view a, b;
+  lam_epilogue then;
   int64_t m, n, k;
-  bool accumulate;
 } plain_gemm;
 
 /* Rows [row, row + TILE) and columns [k, k + DEPTH) of x [rows, depth], as tile[k][row], 0 outside.
@@ -39,13 +37,10 @@ LAM_DEVICE void add_products(const float (*a)[TILE + 1], const float (*b)[TILE +
 }
 
 LAM_DEVICE void store_sums(const plain_gemm &p, int64_t row, int64_t col, float (*sum)[EACH]) {
-  const float scale = (p.a_scale ? *p.a_scale : 1.0f) * (p.b_scale ? *p.b_scale : 1.0f);
   for (int i = 0; i < EACH; i++)
     for (int j = 0; j < EACH; j++) {
       const int64_t r = row + i * SIDE, c = col + j * SIDE;
-      if (r >= p.m || c >= p.n) continue;
-      const float before = p.accumulate ? lam_view_get(p.d, r, c) : 0.0f;
-      lam_element_set(lam_view_at(p.d, r, c), p.d.dtype, fmaf(sum[i][j], scale, before));
+      if (r < p.m && c < p.n) lam_epilogue_store(p.then, r, c, sum[i][j]);
     }
 }
 
@@ -67,17 +62,8 @@ static __global__ void __launch_bounds__(THREADS) multiply(plain_gemm p) {
 }
 
 extern "C" lam_status lam_cuda_gemm_plain_run(const lam_gemm *g, void *stream) {
-  const lam_gemm_more none = {};
-  const lam_gemm_more *m = g->more ? g->more : &none;
-  const plain_gemm p = {lam_view_of(g->a),
-                        lam_view_of(g->b),
-                        lam_view_of(g->d),
-                        (const float *)m->a_scale.data,
-                        (const float *)m->b_scale.data,
-                        g->d.rows,
-                        g->d.cols,
-                        g->a.cols,
-                        g->accumulate};
+  const plain_gemm p = {lam_view_of(g->a), lam_view_of(g->b), lam_epilogue_of(g),
+                        g->d.rows,         g->d.cols,         g->a.cols};
   const dim3 grid((unsigned)lam_cuda_cuts(p.n, TILE),
                   (unsigned)lam_cuda_least(lam_cuda_cuts(p.m, TILE), LAM_GRID_Y));
   return lam_cuda_launch(multiply, grid, dim3(THREADS), 0, stream, p, "gemm_plain");

@@ -6,9 +6,9 @@
  * warps share the rows' K and add up in shared memory. Predicted, not measured: 0.85 of a device
  * copy's bandwidth from N K = 16 Mi elements of bf16 on.
  * Invariant: f32 inside; K is added up in an order that shapes alone decide, so a call gives the same
- * bits every time. With a bias, aux and activation d is rounded once.
- * Leaves z and sums to gemm.c. */
-#include "kernels/cuda/kernel.cuh"
+ * bits every time.
+ * Leaves bias, aux and activation to epilogue.cuh, z and sums to gemm.c. */
+#include "kernels/cuda/epilogue.cuh"
 
 #ifdef __CUDACC__
 #define UNROLLED _Pragma("unroll")
@@ -19,38 +19,11 @@
 enum { WARPS = 8, COLS = 2, MOST_ROWS = 4, FULL_WARPS = 132 * 16 };
 
 typedef struct few_rows {
-  lam_view a, b, bias, d, aux; /* data NULL: absent */
-  const float *a_scale, *b_scale;
+  lam_view a, b;
+  lam_epilogue then;
   int64_t n, k;
-  int32_t act, warps; /* that share a row's K */
-  bool accumulate;
+  int32_t warps; /* that share a row's K */
 } few_rows;
-
-LAM_DEVICE float act_of(int act, float x) {
-  switch (act) {
-    case LAM_ACT_GELU:
-      return lam_gelu(x);
-    case LAM_ACT_GELU_TANH:
-      return lam_gelu_tanh(x);
-    case LAM_ACT_SILU:
-      return lam_silu(x);
-    case LAM_ACT_RELU:
-      return lam_relu(x);
-    case LAM_ACT_RELU2:
-      return lam_relu2(x);
-    default:
-      return x;
-  }
-}
-
-LAM_DEVICE void store(const few_rows &p, int row, int64_t col, float sum) {
-  sum *= (p.a_scale ? *p.a_scale : 1.0f) * (p.b_scale ? *p.b_scale : 1.0f);
-  if (p.bias.data) sum += lam_view_get(p.bias, 0, col);
-  if (p.aux.data) lam_element_set(lam_view_at(p.aux, row, col), p.aux.dtype, sum);
-  sum = act_of(p.act, sum);
-  if (p.accumulate) sum += lam_view_get(p.d, row, col);
-  lam_element_set(lam_view_at(p.d, row, col), p.d.dtype, sum);
-}
 
 /* This lane's part of COLS columns of d, from `col` on. */
 template <int ROWS>
@@ -84,7 +57,7 @@ static __global__ void __launch_bounds__(WARPS * 32) multiply(few_rows p) {
   if (part != 0 || lane >= ROWS * COLS || col + lane % COLS >= p.n) return;
   float total = 0.0f;
   for (int i = 0; i < p.warps; i++) total += parts[warp + i][lane];
-  store(p, lane / COLS, col + lane % COLS, total);
+  lam_epilogue_store(p.then, lane / COLS, col + lane % COLS, total);
 }
 
 /* As many warps for a row's K as fill the card, each with at least one piece to read. */
@@ -94,11 +67,6 @@ static int warps_for(int64_t n, int64_t k) {
          k >= 2 * warps * 32 * LAM_VEC)
     warps *= 2;
   return warps;
-}
-
-static lam_view view_if_here(lam_matrix m) {
-  const lam_view none = {};
-  return lam_matrix_here(m) ? lam_view_of(m) : none;
 }
 
 static bool is_wide(lam_matrix m) { return lam_view_of(m).wide; }
@@ -113,14 +81,9 @@ extern "C" bool lam_cuda_gemv_takes(const lam_gemm *g) {
 extern "C" lam_status lam_cuda_gemv_run(const lam_gemm *g, void *stream) {
   static void (*const kernels[MOST_ROWS])(few_rows) = {multiply<1>, multiply<2>, multiply<3>,
                                                        multiply<4>};
-  const lam_gemm_more none = {}, *m = g->more ? g->more : &none;
   few_rows p = {};
-  p.a = lam_view_of(g->a), p.b = lam_view_of(g->b), p.d = lam_view_of(g->d);
-  p.aux = view_if_here(g->aux);
-  if (lam_matrix_here(g->bias)) p.bias = lam_view_of_vector(g->bias);
-  p.a_scale = (const float *)m->a_scale.data, p.b_scale = (const float *)m->b_scale.data;
+  p.a = lam_view_of(g->a), p.b = lam_view_of(g->b), p.then = lam_epilogue_of(g);
   p.n = g->d.cols, p.k = g->a.cols;
-  p.act = g->act, p.accumulate = g->accumulate;
   p.warps = warps_for(p.n, p.k);
   const int64_t columns_a_block = WARPS / p.warps * COLS;
   const dim3 grid((unsigned)lam_cuda_cuts(p.n, columns_a_block));

@@ -125,20 +125,18 @@ static void product(view a, view b, const num *bias, int64_t m, int64_t n, int64
     for (int64_t j = 0; j < n; j++) c[i * n + j] = cell(a, i, b, j, k, bias);
 }
 
-/* z = what act is given. In steps: the product is rounded, then its sum with the bias. */
-static void biased_product(const problem *pr, view a, view b, const num *bias, int64_t m, int64_t n,
-                           int64_t k, bool bf16, num *z) {
-  product(a, b, pr->in_steps ? NULL : bias, m, n, k, z);
-  for (int64_t i = 0; pr->in_steps && i < m * n; i++) {
-    z[i] = rounded(pr, z[i], bf16);
-    if (bias) z[i] = rounded(pr, computed(z[i].v + bias[i % n].v, z[i].e), bf16);
-  }
-}
-
 static num *numbers(int64_t n) { return calloc((size_t)(n > 0 ? n : 1), sizeof(num)); }
 
 static void round_all(const problem *pr, num *a, int64_t n, bool bf16) {
   for (int64_t i = 0; i < n; i++) a[i] = rounded(pr, a[i], bf16);
+}
+
+/* z = x w^T + b, which act is given: as it is, or, in steps, rounded. */
+static void product_for_act(const problem *pr, const num *x, const num *w, const num *b, int64_t N,
+                            bool bf16, num *z) {
+  const int64_t T = pr->S * pr->B;
+  product((view){x, pr->K, 1}, (view){w, pr->K, 1}, b, T, N, pr->K, z);
+  if (pr->in_steps && pr->act != ACT_NONE) round_all(pr, z, T * N, bf16);
 }
 
 int64_t ref_size(const problem *pr, char letter) {
@@ -172,8 +170,7 @@ static bool y_bf16(const problem *pr) { return pr->bf16 && !pr->out_f32; }
 static void linear(const problem *pr) {
   const int64_t T = tokens(pr), n = T * pr->N;
   num *z = numbers(n);
-  biased_product(pr, (view){pr->in[0], pr->K, 1}, (view){pr->in[1], pr->K, 1}, pr->in[2], T, pr->N,
-                 pr->K, pr->save ? pr->bf16 : y_bf16(pr), z);
+  product_for_act(pr, pr->in[0], pr->in[1], pr->in[2], pr->N, pr->save ? pr->bf16 : y_bf16(pr), z);
   for (int64_t i = 0; i < n; i++) {
     if (pr->save) z[i] = pr->out[1][i] = rounded(pr, z[i], pr->bf16); /* act may be that of aux */
     pr->out[0][i] = rounded(pr, act_of((ref_act)pr->act, z[i]), y_bf16(pr));
@@ -243,13 +240,11 @@ static num *hidden(const problem *pr, const num *z) {
 static void ffn(const problem *pr) {
   const int64_t T = tokens(pr), G = ref_size(pr, 'G');
   num *z = numbers(T * G);
-  biased_product(pr, (view){pr->in[0], pr->K, 1}, (view){pr->in[1], pr->K, 1}, pr->in[2], T, G,
-                 pr->K, pr->bf16, z);
+  product_for_act(pr, pr->in[0], pr->in[1], pr->in[2], G, pr->bf16, z);
   if (pr->gated || pr->save) round_all(pr, z, T * G, pr->bf16);
   if (pr->save) memcpy(pr->out[1], z, sizeof *z * (size_t)(T * G));
   num *h = hidden(pr, z);
-  biased_product(pr, (view){h, pr->F, 1}, (view){pr->in[3], pr->F, 1}, pr->in[4], T, pr->N, pr->F,
-                 y_bf16(pr), pr->out[0]);
+  product((view){h, pr->F, 1}, (view){pr->in[3], pr->F, 1}, pr->in[4], T, pr->N, pr->F, pr->out[0]);
   round_all(pr, pr->out[0], T * pr->N, y_bf16(pr));
   free(h);
   free(z);

@@ -57,7 +57,7 @@ typedef struct problem {
   int64_t S, B, K, N, F;
   bool bf16, f16; /* of 16 bits; and these are f16's, not bf16's */
   bool bias, bias_f32, out_f32, grad_f32, packed, ids_i64;
-  bool in_steps; /* a device may round the product, then with bias, then act's: what is not fused */
+  bool in_steps; /* a device may round what act is given: it may have a pass of its own */
   int64_t act, save, gather, split, acc, gated, dim, root, seq, total, unit, chunks, ignore;
   double eps;
   num *in[8], *out[8]; /* whole; PARTS: one after the other */
