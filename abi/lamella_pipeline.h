@@ -115,7 +115,7 @@ typedef struct lam_stage_io {
   /* The stage may lower the shape of `out`, down from the capacity it finds there. */
   const DLTensor *in; /* forward: activations; backward: gradients of the outputs */
   DLTensor *out;      /* forward: activations; backward: gradients of the inputs */
-  void *stream;
+  void *stream; /* NULL where tensors are the host's */
   double *loss; /* the last stage adds to it */
 } lam_stage_io;
 typedef lam_status (*lam_stage_fn)(void *user, const lam_stage_io *io);
@@ -176,8 +176,13 @@ typedef struct lam_pipeline_desc {
   double edge_bytes_per_second;
   uint32_t split, n_tied;       /* LAM_SPLIT_... */
   const lam_tied *tied;         /* shared weights, in the same order on all ranks */
+  /* Where the tensors of edges and shared weights lie (DLDeviceType, 0 = the host's memory; the
+   * same type on all ranks), and the stream of a step's work there: "Stages on a device" below. */
+  int32_t device_type, device_id;
+  void *stream;
 } lam_pipeline_desc;
-#define LAM_PIPELINE_DESC_INIT {sizeof(lam_pipeline_desc), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define LAM_PIPELINE_DESC_INIT \
+  {sizeof(lam_pipeline_desc), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 #define LAM_SPLIT_AUTO 0u /* where it is faster, by edge_bytes_per_second and a timed gather */
 #define LAM_SPLIT_NEVER 1u
 #define LAM_SPLIT_ALWAYS 2u
@@ -186,6 +191,22 @@ typedef struct lam_pipeline_desc {
  * which it does not (W, B, or I of a stage that does not split) is refused without this flag. */
 #define LAM_PIPELINE_ANY_ORDER 2u
 
+/* Stages on a device that queues its work (CUDA). All that a step does there is queued on `stream`,
+ * in the order of this rank's list: a wait for the message that an action needs, the stage's own
+ * work, the message it makes. A stage function is called when it is its turn on the host, which
+ * says nothing of the device; it queues its work on io->stream, which is that stream, and returns.
+ * - Work on the stream finds `in` there and may write `out`; what is queued there before the
+ *   function returns, and nothing later, may use them (KEEPS_INPUT: `in` also what later functions
+ *   queue, up to that micro-batch's last backward action). The host never looks at either.
+ * - A function that uses streams of its own lets them wait for io->stream first, and io->stream for
+ *   them before it returns. It need not wait for the device; if it does, nothing is lost but time.
+ * - Shapes, `loss` and the io are the host's memory: a loss that is made on the device is the
+ *   stage's to keep, and *loss stays what functions added to it.
+ * - lam_pipeline_run returns when all is queued: results are there once the stream has come so far.
+ *   A message that does not come ends its wait at the group's deadline; the next call says so.
+ * - Where report.capturable is 1 and shapes stay as they are, a step may be captured on the stream
+ *   (one step was run before; all ranks capture the same, each on its own stream) and replayed by
+ *   all ranks equally often, as long as pipeline and group live. */
 LAM_API lam_status lam_pipeline_create(lam_context *ctx, const lam_pipeline_desc *desc,
                                        lam_pipeline **out_pipeline);
 /* One step: this rank's list, in order. *out_loss (may be NULL) is what the last stage added on
@@ -250,7 +271,7 @@ LAM_API lam_status lam_pipeline_get_edge(const lam_pipeline *p, int32_t edge, in
 
 /* A C symbol of any library as a stage function: signature "p:in0.data i64:in0.dim0 f32:$0
  * p:out0.data -> i32"; types p i32 i64 f32 f64; names in<i>.data in<i>.dim<j> in<i>.numel,
- * out<i>..., micro, stage, step, user, loss, $<i> (values, in order). lib NULL = the process's own
+ * out<i>..., micro, stage, step, user, loss, stream, $<i> (values, in order). lib NULL = the process's own
  * symbols. A result other than 0 = failed; "-> void" never fails. */
 typedef struct lam_foreign lam_foreign;
 LAM_API lam_status lam_foreign_create(const char *lib, const char *symbol, const char *signature,

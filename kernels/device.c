@@ -64,6 +64,16 @@ void lam_device_leave(const lam_device *d, int32_t was) {
   if (d->order && d->order->leave) d->order->leave(was);
 }
 
+lam_status lam_device_alloc(const lam_device *d, const lam_workers *w, uint64_t bytes, void **out) {
+  *out = NULL;
+  LAM_TRY(enter(d, d->memory->alloc, "alloc", true));
+  return d->memory->alloc(w, bytes, out);
+}
+
+void lam_device_free(const lam_device *d, const lam_workers *w, void *p, uint64_t bytes) {
+  if (p) d->memory->free(w, p, bytes);
+}
+
 lam_status lam_device_borrow(const lam_device *d, uint64_t bytes, void *stream, void **out) {
   *out = NULL;
   LAM_TRY(enter(d, d->order && d->order->borrow, "borrow", true));

@@ -266,6 +266,8 @@ static inline bool lam_device_computes(const lam_device *d, lam_dtype t) {
  * nothing is captured. */
 lam_status lam_device_enter(const lam_device *d, int32_t device_id, int32_t *out_was);
 void lam_device_leave(const lam_device *d, int32_t was);
+lam_status lam_device_alloc(const lam_device *d, const lam_workers *w, uint64_t bytes, void **out);
+void lam_device_free(const lam_device *d, const lam_workers *w, void *p, uint64_t bytes);
 lam_status lam_device_borrow(const lam_device *d, uint64_t bytes, void *stream, void **out);
 void lam_device_give_back(const lam_device *d, void *p, void *stream);
 lam_status lam_device_capturing(const lam_device *d, void *stream, bool *out);

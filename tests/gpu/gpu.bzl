@@ -3,15 +3,16 @@
     gpu_test(name, srcs, deps)   srcs: as of a test for the CPU
 
 makes `name`, a plain program for machines with a GPU (./lamella pack-gpu), and `name`_emulated_N, tests
-of the same sources on the stand-in, one for each seed. There each rank is alone: ranks that share an
-emulated card are tests/distributed/peers' own.
+of the same sources on the stand-in, one for each seed. There a test may have so many ranks (`ranks`):
+what every rank computes is emulated, so more of them only take longer where they share nothing but
+collectives, which tests/distributed/peers tests.
 """
 
 load("//.bazel:lamella.bzl", "lam_binary", "lam_test")
 
 _SEEDS = [1, 2]
 
-def gpu_test(name, srcs, deps, seeds = _SEEDS, size = "medium"):
+def gpu_test(name, srcs, deps, seeds = _SEEDS, size = "medium", ranks = 1):
     lam_binary(
         name = name,
         testonly = True,
@@ -24,7 +25,7 @@ def gpu_test(name, srcs, deps, seeds = _SEEDS, size = "medium"):
             size = size,
             srcs = srcs,
             env = {
-                "LAMELLA_TEST_RANKS": "1",
+                "LAMELLA_TEST_RANKS": str(ranks),
                 "LAMELLA_TEST_SEED": str(seed),
             },
             needs = [

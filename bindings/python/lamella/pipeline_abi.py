@@ -98,6 +98,9 @@ class PipelineDesc(Sized):
         ("split", c_uint32),
         ("n_tied", c_uint32),
         ("tied", POINTER(Tied)),
+        ("device_type", c_int32),
+        ("device_id", c_int32),
+        ("stream", c_void_p),
     ]
 
 

@@ -128,6 +128,7 @@ static lam_status read_all(lam_pipeline *p, const lam_pipeline_desc *d) {
                     "more",
                     d->split, d->edge_bytes_per_second, LAM_SPLIT_ALWAYS);
   LAM_TRY(read_ranks(p, d));
+  LAM_TRY(lam_place_read(p, d));
   LAM_TRY(read_edges(p, d));
   LAM_TRY(read_stages(p, d));
   LAM_TRY(lam_tied_read(p, d));
@@ -170,7 +171,7 @@ typedef struct edge_row {
 /* Then come edge_row[n_edges], then one byte per stage: the traits of those of this rank. */
 typedef struct rank_row {
   uint64_t schedule, machine;
-  uint64_t forward_only, tied;
+  uint64_t forward_only, tied, device_type;
   uint64_t part, n_parts; /* of the tensor-parallel group: ranks of one pipeline hold one part */
 } rank_row;
 
@@ -217,6 +218,7 @@ static void fill_row(const lam_pipeline *p, void *row) {
                                 machine_id(),
                                 p->forward_only,
                                 p->tied_hash,
+                                (uint64_t)p->where.device_type,
                                 p->tensor ? (uint64_t)p->tensor->rank : 0,
                                 p->tensor ? (uint64_t)p->tensor->size : 1};
   for (int e = 0; e < p->schedule->n_stages - 1; e++) {
@@ -236,6 +238,10 @@ static lam_status compare_rows(lam_pipeline *p, void *first, void *row, int rank
                     a->forward_only ? "set" : "clear", b->forward_only ? "set" : "clear", rank);
   if (a->tied != b->tied)
     return lam_fail(LAM_MISMATCH, WHO ": rank %d's tied weights are not those of rank 0", rank);
+  if (a->device_type != b->device_type)
+    return lam_fail(LAM_MISMATCH,
+                    WHO ": tensors are of device type %d on rank 0 and of %d on rank %d",
+                    (int)a->device_type, (int)b->device_type, rank);
   if (a->part != b->part || a->n_parts != b->n_parts)
     return lam_fail(LAM_MISMATCH,
                     WHO

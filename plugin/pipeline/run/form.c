@@ -58,23 +58,22 @@ static lam_status move(const lam_pipeline *p, const lam_form *f, const part *r,
                        unsigned char *tensor, unsigned char *wire, bool pack) {
   const lam_workers *w = lam_context_workers(p->ctx);
   if (r->n == 0 || r->cols == 0) return LAM_OK;
-  if (!r->coded) {
-    memcpy(pack ? wire : tensor, pack ? tensor : wire, (size_t)(r->n * r->row));
-    return LAM_OK;
-  }
+  if (!r->coded)
+    return lam_place_copy(p, pack ? tensor : wire, pack ? wire : tensor, (uint64_t)(r->n * r->row));
+  const lam_device *d = p->device ? p->device : &lam_device_cpu;
   const lam_matrix rows = rows_at(r, tensor);
-  return pack ? lam_device_encode(&lam_device_cpu, w, f->codec, rows, wire, NULL)
-              : lam_device_decode(&lam_device_cpu, w, f->codec, wire, rows, NULL);
+  return pack ? lam_device_encode(d, w, f->codec, rows, wire, p->stream)
+              : lam_device_decode(d, w, f->codec, wire, rows, p->stream);
 }
 
-lam_status lam_form_pack(const lam_pipeline *p, const lam_port *port, unsigned char *slot,
-                         unsigned char *wire, uint64_t *out_bytes) {
+lam_status lam_form_pack(const lam_pipeline *p, const lam_port *port, uint64_t *out_bytes) {
   const lam_edge_plan *plan = port->plan;
   const lam_form *f = port->form;
-  memcpy(wire, slot, plan->offsets[0]);
+  if (!port->notes) memcpy(port->wire, port->front, plan->offsets[0]);
   for (int t = 0; t < plan->n_tensors; t++) {
-    const part r = part_of(f, &plan->tensors[t], lam_slot_dims(slot, t));
-    LAM_TRY(move(p, f, &r, slot + plan->offsets[t] + r.first * r.row, wire + f->offsets[t], true));
+    const part r = part_of(f, &plan->tensors[t], lam_slot_dims(port->front, t));
+    unsigned char *rows = port->slot + plan->offsets[t] + r.first * r.row;
+    LAM_TRY(move(p, f, &r, rows, port->wire + f->offsets[t], true));
     *out_bytes = f->offsets[t] + (uint64_t)(r.n * r.line);
   }
   return LAM_OK;
@@ -90,16 +89,19 @@ static lam_status gather(const lam_pipeline *p, const lam_shape *s, const part *
   const lam_parts parts = {.outer = 1, .inner = r->row, .first = first, .dtype = LAM_U8};
   lam_comm_op op = {.op = LAM_COMM_PIPELINE, .dtype = LAM_U8, .ndim = 2, .dims = {r->all, r->row}};
   op.extra = s->ndim;
-  return lam_group_all_gather(g, &op, &parts, mine, tensor);
+  lam_place_tell(p, g);
+  const lam_status status = lam_group_all_gather(g, &op, &parts, mine, tensor);
+  g->device = NULL;
+  return status;
 }
 
-lam_status lam_form_unpack(const lam_pipeline *p, const lam_port *port, unsigned char *wire,
-                           unsigned char *slot) {
+lam_status lam_form_unpack(const lam_pipeline *p, const lam_port *port, unsigned char *front,
+                           unsigned char *wire, unsigned char *slot) {
   const lam_edge_plan *plan = port->plan;
   const lam_form *f = port->form;
-  memcpy(slot, wire, plan->offsets[0]);
+  if (!port->notes) memcpy(slot, front, plan->offsets[0]);
   for (int t = 0; t < plan->n_tensors; t++) {
-    const part r = part_of(f, &plan->tensors[t], lam_slot_dims(slot, t));
+    const part r = part_of(f, &plan->tensors[t], lam_slot_dims(front, t));
     unsigned char *tensor = slot + plan->offsets[t], *mine = f->n_parts > 1 ? port->part : tensor;
     LAM_TRY(move(p, f, &r, mine, wire + f->offsets[t], false));
     if (f->n_parts > 1) LAM_TRY(gather(p, &plan->tensors[t], &r, mine, tensor));

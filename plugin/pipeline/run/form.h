@@ -24,11 +24,10 @@ static inline const lam_form *lam_form_of(const lam_edge_plan *plan, int kind) {
   return &plan->forms[kind != LAM_KIND_F];
 }
 
-/* The message in `slot` into `wire`, a slot of the channel's; its bytes. */
-lam_status lam_form_pack(const lam_pipeline *p, const lam_port *port, unsigned char *slot,
-                         unsigned char *wire, uint64_t *out_bytes);
-/* And back. The dims in `wire` were checked. */
-lam_status lam_form_unpack(const lam_pipeline *p, const lam_port *port, unsigned char *wire,
-                           unsigned char *slot);
+/* The message in port->slot into port->wire, a slot of the channel's; its bytes. */
+lam_status lam_form_pack(const lam_pipeline *p, const lam_port *port, uint64_t *out_bytes);
+/* And back. The dims in `front`, which is wire's or a note's, were checked. */
+lam_status lam_form_unpack(const lam_pipeline *p, const lam_port *port, unsigned char *front,
+                           unsigned char *wire, unsigned char *slot);
 
 #endif

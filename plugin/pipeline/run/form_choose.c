@@ -33,8 +33,9 @@ static int by_value(const void *a, const void *b) {
 }
 
 /* Seconds to gather `bytes`, a share of them from each rank. */
-static lam_status time_gather(lam_group *g, unsigned char *mine, unsigned char *whole,
+static lam_status time_gather(const lam_pipeline *p, unsigned char *mine, unsigned char *whole,
                               int64_t bytes, double *out) {
+  lam_group *g = p->tensor;
   int64_t first[LAM_GROUP_RANKS + 1];
   double took[TRIES];
   for (int r = 0; r <= g->size; r++) first[r] = lam_share_begin(bytes, 1, r, g->size);
@@ -42,7 +43,11 @@ static lam_status time_gather(lam_group *g, unsigned char *mine, unsigned char *
   const lam_parts parts = {.outer = 1, .inner = 1, .first = first, .dtype = LAM_U8};
   for (int i = 0; i < TRIES; i++) {
     const int64_t start = lam_clock_ns();
-    LAM_TRY(lam_group_all_gather(g, &op, &parts, mine, whole));
+    lam_place_tell(p, g);
+    lam_status status = lam_group_all_gather(g, &op, &parts, mine, whole);
+    g->device = NULL;
+    if (status == LAM_OK && p->device) status = lam_device_finish(p->device, p->stream);
+    LAM_TRY(status);
     took[i] = (double)(lam_clock_ns() - start) * 1e-9;
   }
   qsort(took, TRIES, sizeof *took, by_value);
@@ -55,9 +60,9 @@ static lam_status time_edges(lam_pipeline *p, int n_edges, double *seconds) {
   unsigned char *data = NULL;
   for (int e = 0; e < n_edges; e++)
     if (p->edges[e].bytes > most) most = p->edges[e].bytes;
-  LAM_TRY(lam_pipeline_alloc(p, 2, most, &data));
+  LAM_TRY(lam_place_alloc(p, 2, most, &data));
   for (int e = 0; e < n_edges; e++)
-    LAM_TRY(time_gather(p->tensor, data, data + most, (int64_t)p->edges[e].bytes, &seconds[e]));
+    LAM_TRY(time_gather(p, data, data + most, (int64_t)p->edges[e].bytes, &seconds[e]));
   return LAM_OK;
 }
 

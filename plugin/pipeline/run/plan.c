@@ -64,7 +64,9 @@ static lam_status open_local(lam_pipeline *p, const flow *f, lam_port *port) {
   LAM_TRY(lam_pipeline_alloc(p, n_micro, 1, &used));
   LAM_TRY(lam_pipeline_alloc(p, n_micro, sizeof *port->place, &port->place));
   port->depth = place_local(p, f, port->place, used);
-  LAM_TRY(lam_pipeline_alloc(p, (uint64_t)port->depth, port->plan->bytes, &port->memory));
+  LAM_TRY(lam_place_alloc(p, (uint64_t)port->depth, port->plan->bytes, &port->memory));
+  if (p->device)
+    LAM_TRY(lam_pipeline_alloc(p, (uint64_t)port->depth, port->plan->offsets[0], &port->fronts));
   LAM_TRY(
       lam_pipeline_alloc(p, (uint64_t)port->depth * n_tensors, sizeof *port->views, &port->views));
   p->slot_bytes += (uint64_t)port->depth * port->plan->bytes;
@@ -80,8 +82,8 @@ static lam_status open_form(lam_pipeline *p, const flow *f, lam_port *port) {
   if (lam_form_is_plain(form)) return LAM_OK;
   port->form = form;
   p->slot_bytes += slots * port->plan->bytes;
-  LAM_TRY(lam_pipeline_alloc(p, slots, port->plan->bytes, &port->beside));
-  return port->sends ? LAM_OK : lam_pipeline_alloc(p, 1, form->part_bytes, &port->part);
+  LAM_TRY(lam_place_alloc(p, slots, port->plan->bytes, &port->beside));
+  return port->sends ? LAM_OK : lam_place_alloc(p, 1, form->part_bytes, &port->part);
 }
 
 /* One slot more than eager ranks with equal costs need, so that a sender whose receiver is a
@@ -108,6 +110,19 @@ static lam_status follow_sender(lam_pipeline *p, const flow *f, const int32_t *o
   return LAM_OK;
 }
 
+static lam_status open_channels(lam_pipeline *p, uint64_t key, lam_port *port) {
+  const uint64_t bytes = port->form ? port->form->bytes : port->plan->bytes;
+  LAM_TRY(lam_channel_open(p->group, port->peer, port->sends, key, port->depth, bytes,
+                           &port->channel));
+  if (!p->device) return LAM_OK;
+  p->group->device = NULL; /* notes are the host's */
+  const lam_status status =
+      lam_channel_open(p->group, port->peer, port->sends, lam_mix(key, 1), port->depth,
+                       port->plan->offsets[0], &port->notes);
+  lam_place_tell(p, p->group);
+  return status;
+}
+
 static lam_status open_ring(lam_pipeline *p, const flow *f, const int32_t *order, uint64_t serial,
                             lam_port *port) {
   const int32_t *rank_of = p->schedule->rank_of_stage;
@@ -120,9 +135,7 @@ static lam_status open_ring(lam_pipeline *p, const flow *f, const int32_t *order
   LAM_TRY(lam_pipeline_alloc(p, rows * (uint64_t)port->plan->n_tensors, sizeof *port->views,
                              &port->views));
   const uint64_t key = lam_mix(serial, (uint64_t)f->edge << 1 | (f->kind != LAM_KIND_F));
-  const uint64_t bytes = port->form ? port->form->bytes : port->plan->bytes;
-  const lam_status status =
-      lam_channel_open(p->group, port->peer, port->sends, key, port->depth, bytes, &port->channel);
+  const lam_status status = open_channels(p, key, port);
   return status
              ? lam_fail_within(
                    status, "lam_pipeline_create: rank %d opens edge %d (%s) with rank %d", p->rank,

@@ -51,16 +51,24 @@ static lam_status read_and_agree(lam_pipeline *p, const lam_pipeline_desc *desc,
   return lam_pipeline_agree(p, *out_traits);
 }
 
-static lam_status prepare(lam_pipeline *p, const lam_pipeline_desc *desc) {
-  uint8_t *traits = NULL;
-  LAM_TRY(lam_pipeline_share_verdict(p, desc->tensor, read_and_agree(p, desc, &traits)));
-  lam_pipeline_tell_of_fallbacks(p, traits);
+static lam_status open_all(lam_pipeline *p, const lam_pipeline_desc *desc, const uint8_t *traits) {
   LAM_TRY(lam_forms_choose(p, desc));
   LAM_TRY(lam_pipeline_plan(p, traits));
   LAM_TRY(lam_tied_open(p));
   /* An action waits for its input, waits for a slot, and runs. */
   p->meter.room = 3 * (uint64_t)p->n_actions;
   return lam_pipeline_alloc(p, p->meter.room, sizeof *p->meter.events, &p->meter.events);
+}
+
+static lam_status prepare(lam_pipeline *p, const lam_pipeline_desc *desc) {
+  uint8_t *traits = NULL;
+  int32_t was;
+  LAM_TRY(lam_pipeline_share_verdict(p, desc->tensor, read_and_agree(p, desc, &traits)));
+  lam_pipeline_tell_of_fallbacks(p, traits);
+  LAM_TRY(lam_place_enter(p, &was));
+  const lam_status status = open_all(p, desc, traits);
+  lam_place_leave(p, was);
+  return status;
 }
 
 lam_status lam_pipeline_create(lam_context *ctx, const lam_pipeline_desc *desc,
@@ -83,9 +91,12 @@ lam_status lam_pipeline_create(lam_context *ctx, const lam_pipeline_desc *desc,
 
 void lam_pipeline_destroy(lam_pipeline *p) {
   if (!p) return;
-  for (int i = 0; i < p->n_ports; i++)
-    if (p->ports[i].channel) lam_channel_close(p->ports[i].channel);
+  for (int i = 0; i < p->n_ports; i++) {
+    lam_channel_close(p->ports[i].channel);
+    lam_channel_close(p->ports[i].notes);
+  }
   lam_tied_close(p);
+  lam_place_free(p);
   lam_context *ctx = p->ctx;
   for (lam_pipeline_block *b = p->blocks, *next; b; b = next) {
     next = b->next;
@@ -134,7 +145,7 @@ static lam_status take_slots(lam_pipeline *p, visit *v) {
     v->io.in = in, v->io.n_in = v->in->plan->n_tensors;
   }
   if (v->out) {
-    const lam_status status = lam_port_acquire(v->out, micro, &v->io.out);
+    const lam_status status = lam_port_acquire(p, v->out, micro, &v->io.out);
     if (status) return fail_at_port(p, v, v->out, status, "waiting for a slot for");
     lam_meter_waited(p, v->out, v->action->stage, micro);
     v->io.n_out = v->out->plan->n_tensors;
@@ -149,6 +160,7 @@ static lam_status arrive(lam_pipeline *p, const lam_action *a, visit *v) {
                          .stage = a->stage,
                          .micro = a->micro,
                          .step = p->step,
+                         .stream = p->stream,
                          .loss = a->stage == p->schedule->n_stages - 1 ? &p->loss : NULL};
   find_ports(v);
   return take_slots(p, v);
@@ -209,6 +221,7 @@ static lam_status work(lam_pipeline *p, visit *v, visit *pair, int part) {
   lam_meter_own(&p->meter);
   const int64_t start = p->meter.mark, cpu = reads_cpu ? lam_clock_cpu_ns() : 0;
   const lam_status status = pair ? call_pair(v, pair) : call_functions(v);
+  if (p->group) lam_place_tell(p, p->group);
   if (status) return fail_stage(p, v->action, status);
   lam_meter_worked(p, v->action, pair ? pair->action : NULL, part,
                    reads_cpu ? lam_clock_cpu_ns() - cpu : -1);
@@ -255,6 +268,14 @@ static lam_status run_list(lam_pipeline *p) {
   return lam_tied_reduce(p);
 }
 
+static lam_status run_placed(lam_pipeline *p) {
+  int32_t was;
+  LAM_TRY(lam_place_enter(p, &was));
+  const lam_status status = run_list(p);
+  lam_place_leave(p, was);
+  return status;
+}
+
 /* -- one step -- */
 
 static void begin_step(lam_pipeline *p, int64_t step) {
@@ -297,7 +318,7 @@ lam_status lam_pipeline_run(lam_pipeline *p, int64_t step, double *out_loss) {
   if (!p) return lam_fail(LAM_INVALID_ARGUMENT, "lam_pipeline_run: pipeline is NULL");
   LAM_TRY(check_world(p));
   begin_step(p, step);
-  const lam_status status = run_list(p);
+  const lam_status status = run_placed(p);
   end_step(p);
   if (status) return lam_pipeline_end_world(p, status);
   if (out_loss) *out_loss = p->loss;

@@ -19,11 +19,26 @@ typedef struct lam_pipeline_block lam_pipeline_block;
 /* `n` zeroed elements of `size` bytes, 64-byte aligned, counted; `out` points to a pointer. */
 lam_status lam_pipeline_alloc(lam_pipeline *p, uint64_t n, uint64_t size, void *out);
 
+/* ---- Where tensors lie (place.c) ---------------------------------------------------------------- */
+
+typedef struct lam_place_block lam_place_block;
+/* The device that the host asked for, and whether these ranks' messages can be queued there. */
+lam_status lam_place_read(lam_pipeline *p, const lam_pipeline_desc *desc);
+/* The pipeline's device is this thread's, and its group's operands lie there, until leave. */
+lam_status lam_place_enter(const lam_pipeline *p, int32_t *out_was);
+void lam_place_leave(const lam_pipeline *p, int32_t was);
+/* As lam_pipeline_alloc, where tensors lie; what it holds on a device is any bytes. */
+lam_status lam_place_alloc(lam_pipeline *p, uint64_t n, uint64_t size, void *out);
+void lam_place_free(lam_pipeline *p); /* all of it that is on a device */
+lam_status lam_place_copy(const lam_pipeline *p, const void *from, void *to, uint64_t bytes);
+
 /* ---- Edges and ports (slots.c) --------------------------------------------------------------- */
 
 /* A slot holds one message: a head, a row of eight dims per tensor, then the tensors, each 64-byte
  * aligned. The tensors' places are those of their capacities; the rows say what is there. DLTensors
- * point at the rows, so a stage that lowers out[i].shape writes what in[i].shape shows there. */
+ * point at the rows, so a stage that lowers out[i].shape writes what in[i].shape shows there.
+ * Head and rows are the front of a slot. On a device the front is not used: another one is in the
+ * host's memory, and goes from host to host as a note beside the message. */
 typedef struct lam_slot_head { /* 64 bytes */
   int64_t origin;              /* when the earliest rank known began the step: sender's clock, ns */
   int64_t reserved[7];
@@ -69,8 +84,10 @@ typedef struct lam_port {
   bool sends;
   int depth;             /* slots */
   lam_channel *channel;  /* NULL: local */
+  lam_channel *notes;    /* on a device, beside a channel: the fronts */
   unsigned char *memory; /* local: the slots */
-  unsigned char *slot;   /* being written */
+  unsigned char *fronts; /* local, on a device: theirs */
+  unsigned char *slot, *front; /* being written */
   /* Where messages travel in another form than as they are, else NULL: slots for the stages (a
    * sender's one, a receiver's [depth]); the channel's slot being written; rows to be gathered. */
   const lam_form *form;
@@ -91,7 +108,7 @@ static inline int64_t *lam_slot_dims(unsigned char *slot, int t) {
 /* Wait for the message of `micro`, and check that it is that. */
 lam_status lam_port_pull(lam_pipeline *p, lam_port *port, int micro, DLTensor **out_in);
 /* Wait for a free slot. */
-lam_status lam_port_acquire(lam_port *port, int micro, DLTensor **out_out);
+lam_status lam_port_acquire(const lam_pipeline *p, lam_port *port, int micro, DLTensor **out_out);
 /* `out`, as acquire gave it, is written: send it. */
 lam_status lam_port_push(lam_pipeline *p, lam_port *port, int micro, DLTensor *out);
 /* The message of `micro` was read for the last time. */
@@ -155,6 +172,10 @@ struct lam_pipeline {
   lam_group *group;  /* NULL, or more than one rank */
   lam_group *tensor; /* the same: ranks that hold the same activations */
   const lam_schedule *schedule;
+  const lam_device *device; /* NULL: tensors are the host's */
+  DLDevice where;           /* as tensors say it */
+  void *stream;
+  lam_place_block *placed;
   int rank;
   bool forward_only, one_clock; /* one_clock: all ranks share CLOCK_MONOTONIC */
   const lam_action *actions;    /* this rank's list */
@@ -177,6 +198,12 @@ struct lam_pipeline {
   lam_status broken;      /* what ended the group's world, and why */
   char error[LAM_MESSAGE_BYTES];
 };
+
+/* A group is told before each operation where operands lie: a stage's own calls tell it otherwise. */
+static inline void lam_place_tell(const lam_pipeline *p, lam_group *g) {
+  g->device = p->device;
+  g->stream = p->stream;
+}
 
 /* Does this run heed the action? Transfers of a lowered table are the channels' business. */
 static inline bool lam_pipeline_runs(const lam_pipeline *p, const lam_action *a) {

@@ -131,24 +131,30 @@ uint64_t lam_edge_plan_hash(const lam_edge_plan *e) {
 
 /* Points a row of DLTensors at a slot. Their strides are NULL: compact, whatever their shape is
  * lowered to. */
-static void bind_views(const lam_port *port, DLTensor *views, unsigned char *slot) {
+static void bind_views(const lam_pipeline *p, const lam_port *port, DLTensor *views,
+                       unsigned char *front, unsigned char *slot) {
   for (int t = 0; t < port->plan->n_tensors; t++) {
     const lam_shape *s = &port->plan->tensors[t];
     views[t] = (DLTensor){.data = slot + port->plan->offsets[t],
-                          .device = {kDLCPU, 0},
+                          .device = p->where,
                           .ndim = s->ndim,
                           .dtype = s->dtype,
-                          .shape = lam_slot_dims(slot, t)};
+                          .shape = lam_slot_dims(front, t)};
   }
 }
 
-static void set_capacities(const lam_port *port, unsigned char *slot) {
+static void set_capacities(const lam_port *port, unsigned char *front) {
   for (int t = 0; t < port->plan->n_tensors; t++)
-    memcpy(lam_slot_dims(slot, t), port->plan->tensors[t].dims, sizeof(int64_t[MAX_DIMS]));
+    memcpy(lam_slot_dims(front, t), port->plan->tensors[t].dims, sizeof(int64_t[MAX_DIMS]));
 }
 
 static unsigned char *local_slot(const lam_port *port, int micro) {
   return port->memory + (uint64_t)port->place[micro] * port->plan->bytes;
+}
+
+static unsigned char *local_front(const lam_port *port, int micro) {
+  if (!port->fronts) return local_slot(port, micro);
+  return port->fronts + (uint64_t)port->place[micro] * port->plan->offsets[0];
 }
 
 static DLTensor *view_row(const lam_port *port, uint64_t row) {
@@ -157,28 +163,33 @@ static DLTensor *view_row(const lam_port *port, uint64_t row) {
 
 /* -- sending -- */
 
-lam_status lam_port_acquire(lam_port *port, int micro, DLTensor **out_out) {
-  void *slot = NULL;
+static lam_status acquire(lam_port *port) {
+  void *wire = NULL, *note = NULL;
+  LAM_TRY(lam_channel_acquire(port->channel, &wire));
+  if (port->notes) LAM_TRY(lam_channel_acquire(port->notes, &note));
+  port->wire = wire;
+  port->slot = port->form ? port->beside : wire;
+  port->front = note ? note : port->slot;
+  return LAM_OK;
+}
+
+lam_status lam_port_acquire(const lam_pipeline *p, lam_port *port, int micro, DLTensor **out_out) {
   if (port->channel)
-    LAM_TRY(lam_channel_acquire(port->channel, &slot));
+    LAM_TRY(acquire(port));
   else
-    slot = local_slot(port, micro);
-  port->wire = slot;
-  if (port->form) slot = port->beside;
-  port->slot = slot;
+    port->slot = local_slot(port, micro), port->front = local_front(port, micro);
   *out_out = view_row(port, port->channel ? 0 : (uint64_t)port->place[micro]);
-  bind_views(port, *out_out, slot);
-  set_capacities(port, slot);
+  bind_views(p, port, *out_out, port->front, port->slot);
+  set_capacities(port, port->front);
   return LAM_OK;
 }
 
 /* A stage may lower dimensions, in place or by a shape of its own; everything else must be as it
  * was handed out. */
-static lam_status take_shape(const lam_port *port, int t, const DLTensor *out,
-                             unsigned char *slot) {
+static lam_status take_shape(const lam_port *port, int t, const DLTensor *out) {
   const lam_shape *most = &port->plan->tensors[t];
-  int64_t *dims = lam_slot_dims(slot, t);
-  if (out->data != slot + port->plan->offsets[t] || out->ndim != most->ndim || out->byte_offset ||
+  int64_t *dims = lam_slot_dims(port->front, t);
+  if (out->data != port->slot + port->plan->offsets[t] || out->ndim != most->ndim || out->byte_offset ||
       !out->shape)
     return lam_fail(LAM_INVALID_ARGUMENT,
                     "out[%d] was replaced, expected its data, ndim and byte_offset as handed out",
@@ -215,17 +226,20 @@ static lam_wire wire_of(const lam_pipeline *p, const lam_port *port, int micro) 
 }
 
 lam_status lam_port_push(lam_pipeline *p, lam_port *port, int micro, DLTensor *out) {
-  unsigned char *slot = port->slot;
   const int n = port->plan->n_tensors;
-  for (int t = 0; t < n; t++) LAM_TRY(take_shape(port, t, &out[t], slot));
+  for (int t = 0; t < n; t++) LAM_TRY(take_shape(port, t, &out[t]));
   if (!port->channel) return LAM_OK;
 
   lam_wire w = wire_of(p, port, micro);
-  w.bytes = port->plan->offsets[n - 1] + tensor_bytes(port, n - 1, lam_slot_dims(slot, n - 1));
-  memcpy(w.shape, lam_slot_dims(slot, 0), sizeof w.shape);
-  ((lam_slot_head *)(void *)slot)->origin = p->meter.origin;
-  if (port->form) LAM_TRY(lam_form_pack(p, port, slot, port->wire, &w.bytes));
-  return lam_channel_push(port->channel, &w);
+  w.bytes =
+      port->plan->offsets[n - 1] + tensor_bytes(port, n - 1, lam_slot_dims(port->front, n - 1));
+  memcpy(w.shape, lam_slot_dims(port->front, 0), sizeof w.shape);
+  ((lam_slot_head *)(void *)port->front)->origin = p->meter.origin;
+  if (port->form) LAM_TRY(lam_form_pack(p, port, &w.bytes));
+  LAM_TRY(lam_channel_push(port->channel, &w));
+  if (!port->notes) return LAM_OK;
+  w.bytes = port->plan->offsets[0];
+  return lam_channel_push(port->notes, &w);
 }
 
 /* -- receiving -- */
@@ -250,10 +264,10 @@ static lam_status check_header(const lam_pipeline *p, const lam_port *port, cons
                   wire_text(got, sent), p->rank, wire_text(&want, expected));
 }
 
-static lam_status check_dims(const lam_port *port, unsigned char *slot) {
+static lam_status check_dims(const lam_port *port, unsigned char *front) {
   for (int t = 0; t < port->plan->n_tensors; t++) {
     const lam_shape *most = &port->plan->tensors[t];
-    const int64_t *dims = lam_slot_dims(slot, t);
+    const int64_t *dims = lam_slot_dims(front, t);
     for (int d = 0; d < most->ndim; d++)
       if (dims[d] < 0 || dims[d] > most->dims[d])
         return lam_fail(LAM_MISMATCH,
@@ -264,10 +278,22 @@ static lam_status check_dims(const lam_port *port, unsigned char *slot) {
   return LAM_OK;
 }
 
+/* DLTensor knows no const; a stage does not write its inputs. */
+static unsigned char *unconst(const void *data) { return (unsigned char *)(uintptr_t)data; }
+
+static lam_status pull_front(lam_port *port, unsigned char *slot, unsigned char **out) {
+  lam_wire got;
+  const void *note = slot;
+  if (port->notes) LAM_TRY(lam_channel_pull(port->notes, &got, &note));
+  *out = unconst(note);
+  return check_dims(port, *out);
+}
+
 /* The next message in the sender's order, wherever in the own order it is needed. */
 static lam_status pull_next(lam_pipeline *p, lam_port *port) {
   lam_wire got;
   const void *data = NULL;
+  unsigned char *front = NULL;
   LAM_TRY(lam_channel_pull(port->channel, &got, &data));
   LAM_TRY(check_header(p, port, &got, port->order[port->taken - port->base]));
   if ((uintptr_t)data % LINE)
@@ -277,17 +303,17 @@ static lam_status pull_next(lam_pipeline *p, lam_port *port) {
   if (got.bytes > most)
     return lam_fail(LAM_MISMATCH, "rank %d sent %" PRIu64 " bytes, expected at most %" PRIu64,
                     port->peer, got.bytes, most);
-  unsigned char *slot = (unsigned char *)(uintptr_t)
-      data; /* DLTensor knows no const; a stage does not write its inputs */
-  LAM_TRY(check_dims(port, slot));
+  unsigned char *slot = unconst(data);
+  LAM_TRY(pull_front(port, slot, &front));
   const uint64_t row = port->taken % (uint64_t)port->depth;
   if (port->form) {
     unsigned char *beside = port->beside + row * port->plan->bytes;
-    LAM_TRY(lam_form_unpack(p, port, slot, beside));
+    LAM_TRY(lam_form_unpack(p, port, front, slot, beside));
     slot = beside;
   }
-  bind_views(port, view_row(port, row), slot);
-  const int64_t origin = ((lam_slot_head *)(void *)slot)->origin;
+  if (!port->notes) front = slot;
+  bind_views(p, port, view_row(port, row), front, slot);
+  const int64_t origin = ((lam_slot_head *)(void *)front)->origin;
   if (p->one_clock && origin < p->meter.origin) p->meter.origin = origin;
   port->taken++;
   return LAM_OK;
@@ -296,7 +322,7 @@ static lam_status pull_next(lam_pipeline *p, lam_port *port) {
 lam_status lam_port_pull(lam_pipeline *p, lam_port *port, int micro, DLTensor **out_in) {
   if (!port->channel) { /* views anew: the stage that wrote them had them in its hands */
     *out_in = view_row(port, (uint64_t)port->place[micro]);
-    bind_views(port, *out_in, local_slot(port, micro));
+    bind_views(p, port, *out_in, local_front(port, micro), local_slot(port, micro));
     return LAM_OK;
   }
   const uint64_t message = port->base + (uint64_t)port->place[micro];
@@ -313,6 +339,7 @@ lam_status lam_port_finish(lam_port *port, int micro) {
   for (; port->freed < port->taken && port->done[port->freed % depth]; port->freed++) {
     port->done[port->freed % depth] = 0;
     LAM_TRY(lam_channel_release(port->channel));
+    if (port->notes) LAM_TRY(lam_channel_release(port->notes));
   }
   return LAM_OK;
 }

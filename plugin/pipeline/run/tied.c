@@ -31,14 +31,17 @@ static lam_status check_stages(const lam_pipeline *p, int number, const lam_tied
   return LAM_OK;
 }
 
-static lam_status read_shape(int number, const lam_tied *given, lam_tied_plan *out) {
+static bool is_summed(const lam_pipeline *p, lam_dtype t) {
+  return p->device ? t == LAM_F32 || t == LAM_BF16 || t == LAM_F16 : lam_add_supported(t);
+}
+
+static lam_status read_shape(const lam_pipeline *p, int number, const lam_tied *given,
+                             lam_tied_plan *out) {
   const lam_shape *s = &given->shape;
-  if (!lam_dtype_from_dlpack(s->dtype, &out->dtype) || !lam_add_supported(out->dtype))
-    return lam_fail(LAM_UNIMPLEMENTED,
-                    WHO
-                    "tied[%d]: its dtype cannot be summed here, only f32, bf16, f64, i32 and "
-                    "i64",
-                    number);
+  if (!lam_dtype_from_dlpack(s->dtype, &out->dtype) || !is_summed(p, out->dtype))
+    return lam_fail(LAM_UNIMPLEMENTED, WHO "tied[%d]: its dtype cannot be summed %s", number,
+                    p->device ? "on a device, only f32, bf16 and f16"
+                              : "here, only f32, bf16, f64, i32 and i64");
   if (s->ndim < 0 || s->ndim > 8)
     return lam_fail(LAM_INVALID_ARGUMENT, WHO "tied[%d].shape.ndim is %d, expected 0 to 8", number,
                     s->ndim);
@@ -68,7 +71,7 @@ static lam_status read_tied(lam_pipeline *p, int number, const lam_tied *given,
                             lam_tied_plan *out) {
   LAM_TRY(lam_struct_check("lam_pipeline_create", "lam_tied", given, sizeof *given));
   LAM_TRY(check_stages(p, number, given));
-  LAM_TRY(read_shape(number, given, out));
+  LAM_TRY(read_shape(p, number, given, out));
   find_holders(p, given, out);
   if ((out->stage >= 0) != (given->gradient != NULL))
     return lam_fail(LAM_INVALID_ARGUMENT,
@@ -121,8 +124,10 @@ lam_status lam_tied_reduce(lam_pipeline *p) {
                             .ndim = 1,
                             .dims = {t->n},
                             .extra = i};
+    lam_place_tell(p, t->group);
     const lam_status status =
         lam_group_all_reduce(t->group, &op, t->gradient, t->gradient, t->n, t->dtype);
+    t->group->device = NULL;
     if (status)
       return lam_fail_within(status, "rank %d, step %lld, tied[%d] of stage %d", p->rank,
                              (long long)p->step, i, t->stage);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "tests/distributed/pipeline/model.h"
+#include "tests/place.h"
 
 int model_rows(const model *m, int micro) {
   return m->varies ? (micro * 5 + 2) % (m->rows + 1) : m->rows;
@@ -67,6 +68,8 @@ model_stage *model_stage_create(const model *m, int number, model_stage **all) {
   model_stage *s = all[number] = calloc(1, sizeof *s);
   const size_t n = (size_t)m->width * (size_t)m->width, rows = (size_t)m->rows * (size_t)m->width;
   *s = (model_stage){.m = m, .all = all, .number = number, .w = doubles(n), .dw = doubles(n)};
+  s->from = doubles(rows), s->to = doubles(rows);
+  s->numbers = calloc((size_t)m->rows + 1, sizeof *s->numbers);
   fill_weights(m, number, s->w);
   for (int i = 0; i < m->n_micro; i++) {
     s->x[i] = doubles(rows);
@@ -78,6 +81,7 @@ model_stage *model_stage_create(const model *m, int number, model_stage **all) {
 
 void model_stage_destroy(model_stage *s) {
   for (int i = 0; i < s->m->n_micro; i++) free(s->x[i]), free(s->y[i]), free(s->dz[i]);
+  free(s->from), free(s->to), free(s->numbers);
   free(s->w);
   free(s->dw);
   free(s);
@@ -94,7 +98,19 @@ static void check_view(const DLTensor *t, int rows, int dtype_bits) {
   CHECK_EQ(t->shape[0], rows);
   CHECK_EQ((uintptr_t)t->data % 64, 0);
   CHECK_EQ(t->dtype.bits, dtype_bits);
-  CHECK(t->device.device_type == kDLCPU && t->byte_offset == 0 && t->strides == NULL);
+  CHECK_EQ(t->device.device_type, place_device_type());
+  CHECK(t->byte_offset == 0 && t->strides == NULL);
+}
+
+/* Where a device has the tensors, the stages compute on the host all the same. */
+static void fetch(void *host, const void *from, size_t bytes) {
+  place_read(host, from, bytes);
+  place_finish();
+}
+
+static void put(void *to, const void *host, size_t bytes) {
+  place_write(to, host, bytes);
+  place_finish(); /* the host's memory may change */
 }
 
 static void check_inputs(const model_stage *s, const lam_stage_io *io, int from, int kind) {
@@ -103,10 +119,11 @@ static void check_inputs(const model_stage *s, const lam_stage_io *io, int from,
   if (io->n_in < 3) return;
   check_view(&io->in[1], rows, 64);
   check_view(&io->in[2], 3, 32);
-  for (int r = 0; r < rows; r++)
-    CHECK_EQ(((const int64_t *)io->in[1].data)[r], 1000 * io->micro + r);
-  for (int i = 0; i < 3; i++)
-    CHECK(((const float *)io->in[2].data)[i] == mark(from, kind, io->micro));
+  float tally[3];
+  fetch(s->numbers, io->in[1].data, (size_t)rows * sizeof *s->numbers);
+  fetch(tally, io->in[2].data, sizeof tally);
+  for (int r = 0; r < rows; r++) CHECK_EQ(s->numbers[r], 1000 * io->micro + r);
+  for (int i = 0; i < 3; i++) CHECK(tally[i] == mark(from, kind, io->micro));
 }
 
 /* Writes everything but out[0]'s data. */
@@ -117,8 +134,11 @@ static void fill_outputs(const model_stage *s, const lam_stage_io *io, int kind)
   if (io->n_out < 3) return;
   check_view(&io->out[1], s->m->rows, 64);
   io->out[1].shape[0] = rows;
-  for (int r = 0; r < rows; r++) ((int64_t *)io->out[1].data)[r] = 1000 * io->micro + r;
-  for (int i = 0; i < 3; i++) ((float *)io->out[2].data)[i] = mark(s->number, kind, io->micro);
+  float tally[3];
+  for (int r = 0; r < rows; r++) s->numbers[r] = 1000 * io->micro + r;
+  for (int i = 0; i < 3; i++) tally[i] = mark(s->number, kind, io->micro);
+  put(io->out[1].data, s->numbers, (size_t)rows * sizeof *s->numbers);
+  put(io->out[2].data, tally, sizeof tally);
 }
 
 static lam_status enter(model_stage *s, const lam_stage_io *io, int kind) {
@@ -140,41 +160,50 @@ static lam_status enter(model_stage *s, const lam_stage_io *io, int kind) {
   return fails ? LAM_FAILED_PRECONDITION : LAM_OK;
 }
 
+static size_t rows_bytes(const model_stage *s, int micro) {
+  return (size_t)(model_rows(s->m, micro) * s->m->width) * sizeof(double);
+}
+
 static lam_status forward(void *user, const lam_stage_io *io) {
   model_stage *s = user;
   const int micro = io->micro;
-  const size_t bytes = (size_t)(model_rows(s->m, micro) * s->m->width) * sizeof(double);
+  const size_t bytes = rows_bytes(s, micro);
   LAM_TRY(enter(s, io, LAM_KIND_F));
-  s->kept[micro] = s->x[micro];
+  s->kept[micro] = NULL;
   if (io->n_in) {
     check_inputs(s, io, s->number - 1, LAM_KIND_F);
-    if (s->m->keeps)
-      s->kept[micro] = io->in[0].data;
-    else
-      memcpy(s->x[micro], io->in[0].data, bytes);
+    if (s->m->keeps) s->kept[micro] = io->in[0].data;
+    fetch(s->x[micro], io->in[0].data, bytes);
   } else {
     fill_input(s->m, io->step, micro, s->x[micro]);
   }
-  forward_math(s->m, micro, s->w, s->kept[micro], s->y[micro]);
+  forward_math(s->m, micro, s->w, s->x[micro], s->y[micro]);
   if (io->loss) *io->loss += loss_math(s->m, micro, s->y[micro]);
   if (io->n_out) {
     fill_outputs(s, io, LAM_KIND_F);
-    memcpy(io->out[0].data, s->y[micro], bytes);
+    put(io->out[0].data, s->y[micro], bytes);
   }
   return LAM_OK;
 }
 
 static void give_input_gradient(model_stage *s, const lam_stage_io *io) {
-  const double *dy = io->n_in ? io->in[0].data : s->y[io->micro];
-  if (io->n_in) check_inputs(s, io, s->number + 1, LAM_KIND_I);
+  const size_t bytes = rows_bytes(s, io->micro);
+  const double *dy = io->n_in ? s->from : s->y[io->micro];
+  if (io->n_in) {
+    check_inputs(s, io, s->number + 1, LAM_KIND_I);
+    fetch(s->from, io->in[0].data, bytes);
+  }
   dz_math(s->m, io->micro, dy, s->y[io->micro], s->dz[io->micro]);
   if (!io->n_out) return;
   fill_outputs(s, io, LAM_KIND_I);
-  input_math(s->m, io->micro, s->w, s->dz[io->micro], io->out[0].data);
+  input_math(s->m, io->micro, s->w, s->dz[io->micro], s->to);
+  put(io->out[0].data, s->to, bytes);
 }
 
+/* An input that is kept in its slot is read there again. */
 static void add_weight_gradient(model_stage *s, int micro) {
-  weight_math(s->m, micro, s->dz[micro], s->kept[micro], s->dw);
+  if (s->kept[micro]) fetch(s->x[micro], s->kept[micro], rows_bytes(s, micro));
+  weight_math(s->m, micro, s->dz[micro], s->x[micro], s->dw);
 }
 
 static lam_status backward(void *user, const lam_stage_io *io) {

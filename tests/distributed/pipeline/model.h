@@ -37,7 +37,9 @@ typedef struct model_stage {
   int number;
   double *w, *dw;                        /* [width, width] */
   double *x[MODEL_MICRO_MAX], *y[MODEL_MICRO_MAX], *dz[MODEL_MICRO_MAX];
-  const double *kept[MODEL_MICRO_MAX];   /* with keeps: the input in its slot */
+  double *from, *to;                     /* [rows, width]: what crosses an edge, on the host */
+  int64_t *numbers;                      /* [rows], likewise */
+  const void *kept[MODEL_MICRO_MAX];     /* with keeps: the input in its slot, wherever that is */
   int calls[4], pairs, reduced;          /* calls by kind */
 } model_stage;
 

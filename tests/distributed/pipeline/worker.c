@@ -4,6 +4,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "tests/place.h"
+
 static void make_stages(worker *w, const setup *at, int rank) {
   for (int i = 0; i < at->m.n_stages; i++)
     if (at->s->rank_of_stage[i] == rank)
@@ -32,6 +34,7 @@ void worker_prepare(worker *w, const setup *at, int rank, int size) {
   w->desc.flags = at->flags;
   w->desc.group = w->group, w->desc.schedule = at->s;
   w->desc.stages = w->stages, w->desc.n_stages = (uint32_t)w->n_stages;
+  w->desc.device_type = place_device_type(), w->desc.stream = place_stream();
   w->desc.edges = w->edges, w->desc.n_edges = (uint32_t)(at->m.n_stages - 1);
 }
 

@@ -1,5 +1,6 @@
 /* worker.h: one rank of a pipeline over the toy model: its stages, context, group and pipeline,
  * opened and closed together.
+ * On a device (tests/place.h) its slots are there, and its stages move what they need.
  * Leaves what is run on it to the tests. */
 #ifndef LAMELLA_TESTS_DISTRIBUTED_PIPELINE_WORKER_H_
 #define LAMELLA_TESTS_DISTRIBUTED_PIPELINE_WORKER_H_
