@@ -6,11 +6,17 @@ One limit is on private writable memory (RLIMIT_DATA): what there is once all is
 mapped files (private mappings count by their length, though they take none), this rank's part,
 the largest tensor, and SLACK for Python's own objects. First the whole checkpoint is read, as a
 program without lamella.torch.load would: that must not fit. The other is on memory that is no
-file's, looked at after every call: a loader that reads files and maps none exceeds that.
+file's, looked at after every call: a loader that reads files and maps none exceeds that. Pages of
+the mapped files that have nothing of this rank's pieces cannot be read at all: who does, dies.
 """
 
+import ctypes
+import json
+import math
+import mmap
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -22,10 +28,13 @@ import torch  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 
 import lamella.torch  # noqa: E402
+from lamella.torch import checkpoint  # noqa: E402
+from lamella.torch.modules import Split  # noqa: E402
 from plain_model import FAMILY, Decoder  # noqa: E402
 
 SLACK = 12 << 20
 SIZES = dict(vocab=4096, width=512, heads=8, kv_heads=4, ffn=2048, layers=10)
+PROT_NONE = 0
 torch.set_num_threads(1)
 
 
@@ -66,6 +75,70 @@ def most_anonymous(load, *arguments):
     return most - begin, found
 
 
+def allow(data):
+    """Bytes of private writable memory, until further notice."""
+    resource.setrlimit(resource.RLIMIT_DATA, (data, resource.RLIM_INFINITY))
+
+
+def pieces(model):
+    """(name, first row, end) of each piece of an unsplit tensor that this rank holds; one of
+    columns lies in all rows."""
+    for root in checkpoint.roots(model):
+        for path, module in root.named_modules():
+            for name, parameter in module._parameters.items():
+                if isinstance(module, Split) and parameter is not None:
+                    for key, dim, begin, end in module.sources(name):
+                        rows = (begin, end) if dim == 0 else (0, module.unsplit_shape(name)[0])
+                        yield "%s.%s" % (path, key), *rows
+                elif parameter is not None:
+                    yield "%s.%s" % (path, name), 0, len(parameter)
+
+
+def pages_of(file, wanted, shared):
+    """Whether each page of a safetensors file has some of its header, or of a wanted piece; or the
+    first byte of a tensor that has one, which torch looks at when it makes a view."""
+    with open(file, "rb") as opened:
+        start = 8 + int.from_bytes(opened.read(8), "little")
+        here = json.loads(opened.read(start - 8))
+    parts, found = [(0, start)], bytearray(-(-file.stat().st_size // mmap.PAGESIZE))
+    for name, first, end in wanted:
+        for name in {name, *shared.get(name, ())} & here.keys():
+            begin = start + here[name]["data_offsets"][0]
+            row = 4 * math.prod(here[name]["shape"][1:])
+            parts += [(begin + first * row, begin + end * row), (begin, begin + 1)]
+    for begin, end in parts:
+        for page in range(begin // mmap.PAGESIZE, -(-end // mmap.PAGESIZE)):
+            found[page] = 1
+    return found
+
+
+def forbid_others(files, model):
+    """No page of the mapped files can be read that has none of this rank's pieces. Gives the number
+    of those pages."""
+    protect, count = ctypes.CDLL(None, use_errno=True).mprotect, 0
+    wanted, shared = list(pieces(model)), model.lamella.shared
+    pages = {str(file): pages_of(file, wanted, shared) for file in files}
+    for line in open("/proc/self/maps").readlines():
+        where, _, offset, _, _, *path = line.split()
+        if path and path[0] in pages:
+            assert int(offset, 16) == 0, line
+            for page, is_wanted in enumerate(pages[path[0]]):
+                if not is_wanted:
+                    at = int(where.split("-")[0], 16) + page * mmap.PAGESIZE
+                    assert protect(ctypes.c_void_p(at), mmap.PAGESIZE, PROT_NONE) == 0
+                    count += 1
+    return count
+
+
+def dies_of_reading(source, names):
+    child = os.fork()
+    if child == 0:
+        for name in names:
+            source.read(name, 0, 0, source.shape(name)[0]).sum()
+        os._exit(0)
+    return os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGSEGV
+
+
 def load_bytes(model, files):
     """Right, but for the memory that it needs."""
     data = [Path(file).read_bytes() for file in files]
@@ -82,16 +155,20 @@ def main(folder, tp, pp):
     model = lamella.torch.parallelize(empty(), plan, group)
     assert all(p.is_meta for p in model.parameters())
     own = sum(held(model.parameters()))
-    limit = begin + mapped + own + largest + SLACK
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
+    allow(begin + mapped + own + largest + SLACK)
     try:
         read_whole(files)
     except (RuntimeError, MemoryError):
         print("whole: no memory", flush=True)
+    source = checkpoint.Files(folder)
+    checkpoint.Files = lambda _: source  # whose mapping is already there
+    assert forbid_others(files, model) * mmap.PAGESIZE > 0.4 * mapped
+    allow(status("VmData") + own + largest + SLACK)
     most, unknown = most_anonymous(lamella.torch.load, model, folder)
     assert unknown == [] and most <= own + largest + SLACK, (most, own, largest)
     assert not any(t.is_meta for t in [*model.parameters(), *model.buffers()])
-    resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY,) * 2)
+    assert dies_of_reading(source, source.names())
+    allow(resource.RLIM_INFINITY)
     most, _ = most_anonymous(load_bytes, model, files)
     assert most > own + largest + SLACK, most  # or the other would not tell
     print("split: ok, %d bytes held, largest %d, whole %d" % (own, largest, mapped), flush=True)
