@@ -17,7 +17,8 @@ _WARNINGS = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
 
 # gcc's -O2 joins neighbouring numbers into vectors. They come from registers and are read again one by
 # one: a call takes 12 to 14 ns longer. Targets of numeric loops take it back (-ftree-slp-vectorize).
-_OPTIMIZED = ["-O2", "-fno-tree-slp-vectorize", "-g"]
+# Where functions begin anywhere, a call's time moves by 10 ns with whatever was edited elsewhere.
+_OPTIMIZED = ["-O2", "-fno-tree-slp-vectorize", "-falign-functions=64", "-g"]
 _COMMON = _WARNINGS + ["-D_GNU_SOURCE", "-fvisibility=hidden"] + _OPTIMIZED
 _PUBLIC = ["//visibility:public"]
 _LINK = ["-Wl,--as-needed", "-lm", "-lpthread", "-ldl"]

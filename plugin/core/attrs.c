@@ -58,8 +58,8 @@ static lam_status set_dtype(lam_who who, const lam_attr_field *f, const lam_attr
 
 static lam_status set_shape(lam_who who, const lam_attr_field *f, const lam_attr *given, void *to) {
   lam_op_attrs *all = (lam_op_attrs *)((char *)to - f->offset);
-  if (given->n > (uint32_t)f->most)
-    return lam_refuse(who, "found %u dimensions, expected at most %d", given->n, (int)f->most);
+  if (given->n > LAM_MAX_DIMS)
+    return lam_refuse(who, "found %u dimensions, expected at most %d", given->n, LAM_MAX_DIMS);
   for (uint32_t i = 0; i < given->n; i++)
     if (given->v.ints[i] < 0 || given->v.ints[i] > LARGEST)
       return lam_refuse(who, "dimension %u is %lld, expected at least 0", i,
@@ -72,7 +72,7 @@ static lam_status set_shape(lam_who who, const lam_attr_field *f, const lam_attr
 #define AT(name) offsetof(lam_op_attrs, name)
 static const lam_attr_field fields[] = {
     {"group", 'i', AT(group), 0, INT64_MAX, NULL},
-    {"act", 's', AT(act), 0, 0, set_act},
+    {"act", 's', AT(act), 1, 0, set_act},
     {"save", 'i', AT(save), 0, 1, NULL},
     {"gather", 'i', AT(gather), 0, 1, NULL},
     {"split", 'i', AT(split), 0, 1, NULL},
@@ -82,18 +82,18 @@ static const lam_attr_field fields[] = {
     {"total", 'i', AT(total), 0, LARGEST, NULL},
     {"unit", 'i', AT(unit), 0, LARGEST, NULL},
     {"chunks", 'i', AT(chunks), 0, 1 << 20, NULL},
-    {"dtype", 'i', AT(dtype), 0, 0, set_dtype},
+    {"dtype", 'i', AT(dtype), 1, 0, set_dtype},
     {"dim", 'i', AT(dim), 0, LAM_MAX_DIMS - 1, NULL},
     {"root", 'i', AT(root), 0, INT32_MAX, NULL},
     {"peer", 'i', AT(peer), 0, INT32_MAX, NULL},
     {"kind", 'i', AT(kind), 0, 1, NULL},
     {"tag", 'i', AT(tag), -1, INT32_MAX, NULL},
     {"codec", 'i', AT(codec), 0, LAM_CODEC_INT8, NULL},
-    {"shape", 'I', AT(shape), 0, LAM_MAX_DIMS, set_shape},
+    {"shape", 'I', AT(shape), 1, 0, set_shape},
     {"side", 'i', AT(side), 0, 1, NULL},
     {"cols", 'i', AT(cols), 0, LARGEST, NULL},
     {"ignore", 'i', AT(ignore), INT64_MIN, INT64_MAX, NULL},
-    {"eps", 'f', AT(eps), 0, 0, set_double},
+    {"eps", 'f', AT(eps), 1, 0, set_double},
 };
 
 const lam_attr_field *lam_attr_field_find(const char *name) {

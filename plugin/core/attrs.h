@@ -12,8 +12,8 @@ struct lam_attr_field { /* one attribute name of the operator table */
   const char *name;
   char type;       /* i f s I, as in the table */
   uint16_t offset; /* in lam_op_attrs */
-  int64_t least, most;
-  /* NULL: an int, stored as it is */
+  int64_t least, most; /* least > most: no int is stored as it is */
+  /* NULL: an int in that range */
   lam_status (*set)(lam_who who, const lam_attr_field *f, const lam_attr *given, void *to);
 };
 
@@ -31,9 +31,10 @@ static inline bool lam_attr_is_nothing(const lam_attr_field *f, const lam_attr *
  * the same result. */
 static inline bool lam_attr_bind_plain(const lam_attr_field *f, const lam_attr *given,
                                        lam_op_attrs *out) {
-  if (f->set) return lam_attr_is_nothing(f, given);
-  if (given->type != LAM_ATTR_INT || given->v.i < f->least || given->v.i > f->most) return false;
-  *(int64_t *)((char *)out + f->offset) = given->v.i;
+  const int64_t v = given->v.i;
+  if (given->type != LAM_ATTR_INT || v < f->least || v > f->most)
+    return f->set && lam_attr_is_nothing(f, given);
+  *(int64_t *)((char *)out + f->offset) = v;
   return true;
 }
 

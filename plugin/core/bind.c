@@ -125,10 +125,14 @@ static lam_status bind_place(lam_binding *b) {
   return b->op.device ? LAM_OK : open_place(b, t);
 }
 
-static lam_status bind_absent(lam_binding *b, int i) {
-  if (!b->row->in[i].optional) return lam_refuse(who_input(b, i), "found NULL, expected a tensor");
+static inline void clear_input(lam_binding *b, int i) {
   b->op.in_tensor[i] = NULL;
   b->op.in[i] = (lam_matrix){0};
+}
+
+static lam_status bind_absent(lam_binding *b, int i) {
+  if (!b->row->in[i].optional) return lam_refuse(who_input(b, i), "found NULL, expected a tensor");
+  clear_input(b, i);
   return LAM_OK;
 }
 
@@ -139,7 +143,8 @@ static lam_status bind_inputs(lam_binding *b) {
     const DLTensor *t = b->call->inputs[i];
     LAM_TRY(t ? bind_input(b, i, t) : bind_absent(b, i));
   }
-  for (int i = given; i < n; i++) LAM_TRY(bind_absent(b, i));
+  for (int i = given; i < b->row->n_must; i++) LAM_TRY(bind_absent(b, i));
+  for (int i = given; i < n; i++) clear_input(b, i);
   return b->row->scaled && lam_dtype_is_f8(b->first) ? lam_bind_scales(b) : LAM_OK;
 }
 

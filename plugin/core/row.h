@@ -43,6 +43,7 @@ struct lam_row {
   uint32_t id;
   const char *name;
   int n_in, n_out, n_attrs;
+  int n_must; /* the inputs behind these are all optional */
   bool communicates;
   bool scaled; /* it takes scales, and so fp8 */
   int packed_side; /* which packing its weights want: rows that start from dy want 1 */

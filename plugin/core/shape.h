@@ -32,6 +32,7 @@ typedef enum lam_shape_step {
   LAM_SHAPE_MUL,
   LAM_SHAPE_DIV,
   LAM_SHAPE_EMIT,      /* pop a dimension of the output */
+  LAM_SHAPE_EMIT_ROWS, /* emit N(input): most rules end with it */
   LAM_SHAPE_SLICE,     /* pop end and begin, emit input[begin:end] */
   LAM_SHAPE_SLICE_AT,  /* the same with two numbers: begin and end are the halves of value */
   LAM_SHAPE_INTS,      /* emit the attribute `shape` */

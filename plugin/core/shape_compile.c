@@ -208,6 +208,16 @@ static lam_status put_slice(parser *p, uint8_t input) {
   return put(p, (lam_shape_code){.step = LAM_SHAPE_SLICE_AT, .input = input, .value = both});
 }
 
+/* What the steps from `first` on push becomes a dimension. */
+static lam_status put_dim(parser *p, int first) {
+  lam_shape_code *last = &p->row->code[p->row->n_code - 1];
+  if (p->row->n_code - first != 1 || last->step != LAM_SHAPE_ROWS)
+    return put_step(p, LAM_SHAPE_EMIT);
+  last->step = LAM_SHAPE_EMIT_ROWS;
+  p->depth--;
+  return LAM_OK;
+}
+
 static lam_status parse_slice(parser *p) {
   uint8_t input;
   LAM_TRY(parse_input(p, &input));
@@ -269,8 +279,9 @@ static lam_status parse_piece(parser *p) {
   }
   if (at_ints(p)) return parse_ints(p);
   if (at_slice(p)) return parse_slice(p);
+  const int first = p->row->n_code;
   LAM_TRY(parse_expr(p));
-  return put_step(p, LAM_SHAPE_EMIT);
+  return put_dim(p, first);
 }
 
 static lam_status parse_shape(parser *p) {

@@ -10,8 +10,7 @@
 /* x [T, K]  w1 [F_r, K]  b1 [F_r]?  w2 [N, F_r]  b2 [N]?  y [T, N]  aux [T, F_r]?
  * gated: w1 [2 F_r, K], b1 and aux alike: gate first, then up.  seq: x [T_r, K], y [T_r, N] */
 typedef struct ffn {
-  lam_matrix x; /* all rows */
-  const lam_matrix *aux;
+  lam_matrix x;         /* all rows */
   lam_matrix h, z;      /* scratch, one chunk: act(z), and z where gated without aux */
   lam_matrix h8, scale; /* fp8: h again, and its scale */
 } ffn;
@@ -48,6 +47,13 @@ static __attribute__((noinline)) lam_status through_w2_in_f8(const lam_op_call *
   return lam_op_product(call, &g);
 }
 
+static lam_status through_w2(const lam_op_call *call, const ffn *f, const lam_matrix *h,
+                             const lam_matrix *bias, const lam_matrix *d) {
+  if (is_f8(call)) return through_w2_in_f8(call, f, h, bias, d);
+  const lam_gemm g = lam_op_gemm(h, &call->in[3], bias, d);
+  return lam_op_product(call, &g);
+}
+
 static lam_status ffn_part(const lam_part_sum *s, int64_t first, const lam_matrix *bias,
                            const lam_matrix *d) {
   const ffn *f = s->user;
@@ -55,10 +61,15 @@ static lam_status ffn_part(const lam_part_sum *s, int64_t first, const lam_matri
   lam_matrix room[4];
   const lam_matrix *h = lam_op_rows(&f->h, 0, n, &room[0]);
   LAM_TRY(hidden(s->call, lam_op_rows(&f->x, first, n, &room[1]), h,
-                 lam_op_rows(f->aux, first, n, &room[2]), lam_op_rows(&f->z, 0, n, &room[3])));
-  if (is_f8(s->call)) return through_w2_in_f8(s->call, f, h, bias, d);
-  const lam_gemm g = lam_op_gemm(h, &s->call->in[3], bias, d);
-  return lam_op_product(s->call, &g);
+                 lam_op_rows(&s->call->out[1], first, n, &room[2]),
+                 lam_op_rows(&f->z, 0, n, &room[3])));
+  return through_w2(s->call, f, h, bias, d);
+}
+
+/* All rows at once, with nobody to sum with. */
+static lam_status ffn_alone(const lam_op_call *call, const ffn *f) {
+  LAM_TRY(hidden(call, &call->in[0], &f->h, &call->out[1], &f->z));
+  return through_w2(call, f, &f->h, &call->in[4], &call->out[0]);
 }
 
 /* From w1, whose rows are known even where lam_infer cannot look into a packed weight. */
@@ -66,9 +77,9 @@ static int64_t hidden_cols(const lam_op_call *call) {
   return call->attr.gated ? call->in[1].rows / 2 : call->in[1].rows;
 }
 
-static int64_t z_cols(const lam_op_call *call) {
-  return call->attr.gated && !call->attr.save ? call->in[1].rows : 0;
-}
+static bool needs_z(const lam_op_call *call) { return call->attr.gated && !call->attr.save; }
+
+static int64_t z_cols(const lam_op_call *call) { return needs_z(call) ? call->in[1].rows : 0; }
 
 /* What is between the two products: as x, where that is fp8 as aux would be. */
 static lam_dtype hidden_dtype(const lam_op_call *call) {
@@ -84,11 +95,12 @@ static lam_status forward(const lam_op_call *call, lam_scratch *s) {
   const lam_chunks chunks = chunks_of(call);
   const int64_t most = lam_chunk_most_rows(chunks);
   ffn f;
-  f.aux = &call->out[1];
   f.h = lam_op_take(s, most, hidden_cols(call), hidden_dtype(call));
-  f.z = lam_op_take(s, most, z_cols(call), hidden_dtype(call));
+  f.z = lam_op_absent;
+  if (needs_z(call)) f.z = lam_op_take(s, most, z_cols(call), f.h.dtype);
   if (is_f8(call)) f.h8 = lam_op_take(s, most, hidden_cols(call), LAM_F8E4M3);
   if (is_f8(call)) f.scale = lam_op_take(s, 1, 1, LAM_F32);
+  if (chunks.n == 1 && !lam_op_peers(call)) return ffn_alone(call, &f);
   LAM_TRY(lam_seq_gather(call, 0, s, &f.x));
 
   const lam_part_sum sum = {.call = call,
