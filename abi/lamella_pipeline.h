@@ -226,9 +226,13 @@ typedef struct lam_pipeline_report { /* of the last step, this rank; nanoseconds
   uint64_t slot_bytes; /* held for activations and gradients on this rank */
   lam_event *events;   /* caller's array or NULL */
   uint64_t n_events;   /* in: room; out: how many there are */
+  uint32_t capturable; /* 1: all that the library does in a step is queued, and may be captured */
+  /* 1: times are the device's, between events on the stream; to ask waits for the step's end. 0:
+   * the host's, which on a device are those of queueing (so of a step that was captured). */
+  uint32_t device_times;
 } lam_pipeline_report;
 #define LAM_PIPELINE_REPORT_INIT \
-  {sizeof(lam_pipeline_report), 0, 0, 0, 0, 0, 0, 0, 0, -1, -1, 0, 0, 0}
+  {sizeof(lam_pipeline_report), 0, 0, 0, 0, 0, 0, 0, 0, -1, -1, 0, 0, 0, 0, 0}
 LAM_API lam_status lam_pipeline_get_report(const lam_pipeline *p, lam_pipeline_report *out_report);
 
 /* One rank's part of the last step, ns; work to other add up to the step: from the first rank's

@@ -23,6 +23,12 @@ PARTS = [  # what, a part of test --gpu, what it is until that has run
     ("every operator against double precision, poisoned outputs (f32, bf16, f16)", "ops_test", EMULATED),
     ("the same, memcheck", "memcheck", COMPILED),
     ("the same, racecheck", "racecheck", COMPILED),
+    ("every schedule, 2 and 4 ranks as threads, stages of the library's rows, against one process",
+     "rows_schedules_test", EMULATED),
+    ("every schedule and tables by hand, shapes that vary, inputs that are kept", "runtime_schedules_test",
+     EMULATED),
+    ("pipelines of random tables", "pipeline_test", EMULATED),
+    ("whole steps of a pipeline in graphs, 1, 2 and 4 ranks, replayed with other data", "graph_test", EMULATED),
     ("the PyTorch adapter on the card: numbers, streams, memory, graphs, ranks as threads", "torch", COMPILED),
     ("the JAX adapter on the card", "jax", COMPILED),
 ]

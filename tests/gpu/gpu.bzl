@@ -1,22 +1,37 @@
 """Test programs whose tensors may lie on a CUDA device.
 
-    gpu_test(name, srcs, deps)   srcs: as of a test for the CPU
+    gpu_test(name, srcs, deps)   srcs: as of a test for the CPU; cudart: they call CUDA's runtime
 
-makes `name`, a plain program for machines with a GPU (./lamella pack-gpu), and `name`_emulated_N, tests
-of the same sources on the stand-in, one for each seed. There a test may have so many ranks (`ranks`):
-what every rank computes is emulated, so more of them only take longer where they share nothing but
-collectives, which tests/distributed/peers tests.
+makes `name`, a plain program for machines with a GPU (./lamella pack-gpu), and `name`_emulated_N, tests of
+the same sources on the stand-in, one for each seed. There a test may have so many ranks (`ranks`):
+more of them only take longer where they share nothing but collectives, which tests/distributed/peers
+tests.
 """
 
+load("@lamella_config//:defs.bzl", "CUDA")
 load("//.bazel:lamella.bzl", "lam_binary", "lam_test")
 
 _SEEDS = [1, 2]
 
-def gpu_test(name, srcs, deps, seeds = _SEEDS, size = "medium", ranks = 1):
+_CUDART = [
+    "-L%s/lib64" % CUDA,
+    "-lcudart_static",
+    "-Wl,-Bstatic,-lstdc++,-Bdynamic",
+    "-lrt",
+]
+
+_NEEDS = [
+    "cuda_headers",
+    "cublas_headers",
+]
+
+def gpu_test(name, srcs, deps, seeds = _SEEDS, size = "medium", ranks = 1, cudart = False):
     lam_binary(
         name = name,
         testonly = True,
         srcs = srcs,
+        linkopts = _CUDART if cudart else [],
+        needs = ["cuda"] if cudart else [],
         deps = deps + ["//tests:check"],
     )
     for seed in seeds:
@@ -28,9 +43,6 @@ def gpu_test(name, srcs, deps, seeds = _SEEDS, size = "medium", ranks = 1):
                 "LAMELLA_TEST_RANKS": str(ranks),
                 "LAMELLA_TEST_SEED": str(seed),
             },
-            needs = [
-                "cuda_headers",
-                "cublas_headers",
-            ],
+            needs = _NEEDS,
             deps = deps + [":emulated"],
         )

@@ -127,6 +127,8 @@ class PipelineReport(Sized):
         ("slot_bytes", c_uint64),
         ("events", POINTER(Event)),
         ("n_events", c_uint64),
+        ("capturable", c_uint32),
+        ("device_times", c_uint32),
     ]
 
 

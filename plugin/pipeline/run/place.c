@@ -1,8 +1,8 @@
-/* place.c: where the tensors of a pipeline lie: in the host's memory, or on a device that queues its
- * work.
+/* place.c: where the tensors of a pipeline lie: in the host's memory, or on a device that queues
+ * its work.
  *
- * There a step queues on one stream, in its list's order, so that slots, stages and messages need no
- * event between them on this rank; between ranks the engine's channels order their slots.
+ * There a step queues on one stream, in its list's order, so that slots, stages and messages need
+ * no event between them on this rank; between ranks the engine's channels order their slots.
  * Invariant: a pipeline on the host takes the way that it would take if there were no devices.
  * Leaves what a device does to kernels/, how ranks reach each other's memory to comm/. */
 #include <string.h>

@@ -110,6 +110,7 @@ lam_status lam_pipeline_get_report(const lam_pipeline *p, lam_pipeline_report *o
   r->drain = m->n_actions ? m->end - m->last_end : 0;
   r->overhead = r->step_time - r->busy - r->warm_up - r->waiting - r->drain;
   r->slot_bytes = p->slot_bytes;
+  r->capturable = p->device != NULL;
   find_worst(p, r);
   copy_events(m, r);
   return LAM_OK;

@@ -19,7 +19,7 @@ typedef struct lam_pipeline_block lam_pipeline_block;
 /* `n` zeroed elements of `size` bytes, 64-byte aligned, counted; `out` points to a pointer. */
 lam_status lam_pipeline_alloc(lam_pipeline *p, uint64_t n, uint64_t size, void *out);
 
-/* ---- Where tensors lie (place.c) ---------------------------------------------------------------- */
+/* ---- Where tensors lie (place.c) ------------------------------------------------------------- */
 
 typedef struct lam_place_block lam_place_block;
 /* The device that the host asked for, and whether these ranks' messages can be queued there. */
@@ -34,9 +34,10 @@ lam_status lam_place_copy(const lam_pipeline *p, const void *from, void *to, uin
 
 /* ---- Edges and ports (slots.c) --------------------------------------------------------------- */
 
-/* A slot holds one message: a head, a row of eight dims per tensor, then the tensors, each 64-byte
- * aligned. The tensors' places are those of their capacities; the rows say what is there. DLTensors
- * point at the rows, so a stage that lowers out[i].shape writes what in[i].shape shows there.
+/* A slot holds one message: a head, a row of eight dims per tensor, then the tensors, each aligned
+ * to 64 bytes, on a device to 256. The tensors' places are those of their capacities; the rows say
+ * what is there. DLTensors point at the rows, so a stage that lowers out[i].shape writes what
+ * in[i].shape shows there.
  * Head and rows are the front of a slot. On a device the front is not used: another one is in the
  * host's memory, and goes from host to host as a note beside the message. */
 typedef struct lam_slot_head { /* 64 bytes */
@@ -199,7 +200,7 @@ struct lam_pipeline {
   char error[LAM_MESSAGE_BYTES];
 };
 
-/* A group is told before each operation where operands lie: a stage's own calls tell it otherwise. */
+/* A group is told before operations where operands lie: a stage's own calls tell it otherwise. */
 static inline void lam_place_tell(const lam_pipeline *p, lam_group *g) {
   g->device = p->device;
   g->stream = p->stream;

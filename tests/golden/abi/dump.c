@@ -237,6 +237,8 @@ static const line lines[] = {
     F(lam_pipeline_report, slot_bytes),
     F(lam_pipeline_report, events),
     F(lam_pipeline_report, n_events),
+    F(lam_pipeline_report, capturable),
+    F(lam_pipeline_report, device_times),
     S(lam_idle),
     F(lam_idle, work),
     F(lam_idle, warm_up),
