@@ -253,8 +253,8 @@ static lam_status run_library(const lam_workers *w, const lam_gemm *g, void *str
   LAM_TRY(lam_cuda_card_for_products(stream, &card));
   for (int i = 0; i < 3; i++) {
     if (i > 0 && tries[i] == tries[i - 1]) continue;
-    const int left = wishes & ~tries[i];
-    const bool wide = left & BIAS && g->d.dtype != LAM_F32;
+    const bool wide = wishes & ~tries[i] & BIAS && g->d.dtype != LAM_F32; /* nothing is fused */
+    const int left = wide ? wishes : wishes & ~tries[i];
     LAM_TRY(wide ? run_wide(card, g, left, stream, out_refused)
                  : run_narrow(card, g, tries[i], left, stream, out_refused));
     if (!*out_refused) return sum_columns(w, g, left, stream);

@@ -243,6 +243,16 @@ TEST(cuda_gemm, every_activation_with_and_without_aux) {
       }
 }
 
+/* Neither is an epilogue's there, though each alone would be. */
+TEST(cuda_gemm, a_bias_of_another_dtype_and_the_sum_of_a_come_beside_any_form_of_d) {
+  rng r = {seed()};
+  for (int d = 0; d < N_FORMS; d++) {
+    kind q = kind_of(40, 48, 64, 3);
+    q.bias = q.a_sum = true, q.a = q.b = BY_COLS, q.d = (form)d;
+    run_kind(&r, q);
+  }
+}
+
 /* No epilogue takes it, and there are more rows than go at once. */
 TEST(cuda_gemm, an_f32_bias_under_many_bf16_rows_is_rounded_once_with_its_product) {
   rng r = {seed()};
