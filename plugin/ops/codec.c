@@ -11,9 +11,9 @@ lam_status lam_op_codec_check(const lam_op_call *call, lam_dtype t) {
   if (!lam_codec_find(call->attr.codec))
     return lam_fail(LAM_INVALID_ARGUMENT, "%s: codec is %" PRId64 ", expected 1 to %d", call->name,
                     call->attr.codec, LAM_N_CODECS - 1);
-  if (t != LAM_F32 && t != LAM_BF16)
-    return lam_fail(LAM_INVALID_ARGUMENT, "%s: codec %s is for f32 and bf16, found %s", call->name,
-                    lam_codec_find(call->attr.codec)->name, lam_dtype_name(t));
+  if (t != LAM_F32 && t != LAM_BF16 && t != LAM_F16)
+    return lam_fail(LAM_INVALID_ARGUMENT, "%s: codec %s is for f32, bf16 and f16, found %s",
+                    call->name, lam_codec_find(call->attr.codec)->name, lam_dtype_name(t));
   return LAM_OK;
 }
 

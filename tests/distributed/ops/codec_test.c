@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/math.h"
 #include "tests/distributed/ops/member.h"
 
 enum { ROWS = 6, COLS = 300, TILE = 128, N = ROWS * COLS };
@@ -84,6 +85,43 @@ TEST(codec, rows_bring_back_what_they_declare) {
         run(LAM_OP_codec_unpack, &coded, &ty, (lam_attr[]){I(codec), I(COLS), TYPE(f32)}, 3));
     check_bounds(codec, x, y);
   }
+}
+
+static float to_16_bits(float v, int f16, uint16_t *out) {
+  *out = f16 ? lam_f16_of_f32(v) : lam_bf16_of_f32(v);
+  return f16 ? lam_f32_of_f16(*out) : lam_f32_of_bf16(*out);
+}
+
+/* Their bytes are those of the f32 numbers that they are; what comes back is that, rounded. */
+TEST(codec, rows_take_16_bits_as_the_numbers_that_they_are) {
+  static uint16_t x[N], y[N];
+  static float same[N], back[N];
+  static _Alignas(64) uint8_t bytes[ROWS * 2 * COLS], want[ROWS * 2 * COLS];
+  static const DLDataType f16 = {kDLFloat, 16, 1};
+  rng r = {seed()};
+  for (int codec = LAM_CODEC_BF16; codec <= LAM_CODEC_INT8; codec++) FOR_EACH(is_f16, 0, 1) {
+      const DLDataType type = is_f16 ? f16 : bf16;
+      const lam_attr attrs[] = {I(codec), I(COLS), TYPE(type)};
+      tensor tx, ty, coded, ts, ws;
+      for (int i = 0; i < N; i++) same[i] = to_16_bits(8 * rng_float(&r), is_f16, &x[i]);
+      TENSOR(&tx, x, type, ROWS, COLS);
+      TENSOR(&ty, y, type, ROWS, COLS);
+      TENSOR(&ts, same, f32, ROWS, COLS);
+      TENSOR(&coded, bytes, u8, ROWS, line_bytes[codec]);
+      TENSOR(&ws, want, u8, ROWS, line_bytes[codec]);
+      REQUIRE_OK(run(LAM_OP_codec_pack, &tx, &coded, attrs, 1));
+      REQUIRE_OK(run(LAM_OP_codec_pack, &ts, &ws, attrs, 1));
+      CHECK_SAME_BITS(bytes, want, (size_t)(ROWS * line_bytes[codec]));
+      REQUIRE_OK(run(LAM_OP_codec_unpack, &coded, &ty, attrs, 3));
+      TENSOR(&ts, back, f32, ROWS, COLS);
+      REQUIRE_OK(
+          run(LAM_OP_codec_unpack, &coded, &ts, (lam_attr[]){I(codec), I(COLS), TYPE(f32)}, 3));
+      for (int i = 0; i < N; i++) {
+        uint16_t rounded;
+        (void)to_16_bits(back[i], is_f16, &rounded);
+        if (!CHECK_EQ(y[i], rounded)) break;
+      }
+    }
 }
 
 TEST(codec, rows_refuse_what_they_cannot_code) {
@@ -188,7 +226,7 @@ static void refused(const member *m) {
   tensor tx;
   TENSOR(&tx, x, i32, 1, 4);
   CHECK_EQ(m->rank ? receive(m, &tx, 2) : send_to(m, &tx, 2), LAM_INVALID_ARGUMENT);
-  CHECK_CONTAINS(lam_last_error(), "codec f8e4m3 is for f32 and bf16, found i32");
+  CHECK_CONTAINS(lam_last_error(), "codec f8e4m3 is for f32, bf16 and f16, found i32");
   CHECK_EQ(m->rank ? receive(m, &tx, 7) : send_to(m, &tx, 7), LAM_INVALID_ARGUMENT);
   CHECK_OK(m->rank ? receive(m, &tx, 0) : send_to(m, &tx, 0));
 }
