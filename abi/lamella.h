@@ -172,6 +172,8 @@ typedef struct lam_call {
   void *scratch; /* where the operands lie; NULL = the context's own, or the stream's */
   uint64_t scratch_bytes;
 } lam_call;
+/* flags: this call's f32 products may be tf32, as if its context said so (lam_context_desc.tf32). */
+#define LAM_CALL_TF32 1u
 #define LAM_CALL_INIT {sizeof(lam_call), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 
 typedef struct lam_shape { /* frozen */

@@ -8,6 +8,7 @@
  * Leaves all checks to the library. */
 #include "bindings/torch/call.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -170,6 +171,18 @@ static bool make_outputs(frame *f, const lam_call *call) {
   return true;
 }
 
+typedef int (*ask_fn)(void);
+static _Atomic ask_fn ask_tf32;
+
+void lamella_torch_ask_tf32(int (*ask)(void)) { atomic_store(&ask_tf32, ask); }
+
+/* Torch has the setting in C++ and Python only, neither of which is stable C. */
+static uint32_t flags_of(const DLTensor *first) {
+  const bool f32 = first->dtype.code == kDLFloat && first->dtype.bits == 32;
+  const ask_fn ask = first->device.device_type == kDLCPU || !f32 ? NULL : atomic_load(&ask_tf32);
+  return ask && ask() ? LAM_CALL_TF32 : 0;
+}
+
 static bool run(frame *f) {
   const lam_torch_row *row = f->row;
   lam_call call = LAM_CALL_INIT;
@@ -180,6 +193,7 @@ static bool run(frame *f) {
   call.n_inputs = (uint32_t)row->n_in;
   call.attrs = f->attrs;
   call.n_attrs = (uint32_t)row->n_attrs;
+  call.flags = flags_of(&f->in_view[0]);
   /* every row's first input must be there */
   if (!ok(f, lam_torch_stream(f->in_view[0].device, &call.stream))) return false;
   if (!(f->into ? give_outputs_as_they_are(f) : make_outputs(f, &call))) return false;

@@ -6,7 +6,7 @@
  * (s32 [1]). Results are the row's outputs, then that token. An optional tensor of shape [0] is
  * absent; so are the last inputs where the attribute `given` says that there are fewer: each buffer
  * costs XLA some 50 ns a call. The attribute `transposed` is a bitmask over inputs, then outputs:
- * that buffer is [K, N] where the row speaks of [N, K].
+ * that buffer is [K, N] where the row speaks of [N, K]; `flags` is the call's.
  * On CUDA the work goes onto XLA's stream, the device is the one that holds the first buffer.
  * Invariant: nothing is copied or allocated; whatever is wrong becomes an XLA error with Lamella's
  * own message.
@@ -25,7 +25,7 @@ typedef struct xla_call {
   DLDevice device;
   void *stream;
   int n_token; /* 1: the binding's own token follows the row's tensors */
-  int64_t transposed, given; /* given: how many of the row's inputs are among the arguments */
+  int64_t transposed, given, flags; /* given: how many of the row's inputs are among the arguments */
   DLTensor tensors[2 * XLA_MAX_TENSORS];
   int64_t dims[2 * XLA_MAX_TENSORS][2], strides[2 * XLA_MAX_TENSORS][2];
   const DLTensor *inputs[XLA_MAX_TENSORS];
@@ -169,13 +169,14 @@ static int find_attr(const xla_row *row, const xla_span *name) {
 /* What is the binding's own among the attributes; NULL: the row's. */
 static int64_t *own_attr(xla_call *c, const xla_span *name) {
   if (is_named(name, "transposed", 10)) return &c->transposed;
+  if (is_named(name, "flags", 5)) return &c->flags;
   return is_named(name, "given", 5) ? &c->given : NULL;
 }
 
 static bool bind_attrs(xla_call *c, complaint *why) {
   const xla_attrs *given = &c->frame->attrs;
   for (int i = 0; i < c->row->n_attrs; i++) c->attrs[i] = lam_attr_default();
-  c->transposed = 0, c->given = c->row->n_in;
+  c->transposed = 0, c->given = c->row->n_in, c->flags = 0;
   for (int64_t i = 0; i < given->size; i++) {
     const xla_span *name = given->names[i];
     int64_t *ours = own_attr(c, name);
@@ -247,6 +248,7 @@ static lam_status run_bound(xla_call *c, uint32_t op) {
   call.outputs = c->outputs, call.n_outputs = (uint32_t)c->row->n_out;
   call.attrs = c->attrs, call.n_attrs = (uint32_t)c->row->n_attrs;
   call.stream = c->stream;
+  call.flags = (uint32_t)c->flags;
   return lam_run(NULL, &call);
 }
 

@@ -27,8 +27,9 @@ static lam_status check_counts(const lam_row *row, const lam_call *call) {
     return wrong_count(row, "outputs", call->n_outputs, row->n_out);
   if (!count_fits(call->n_attrs, row->n_attrs, call->attrs))
     return wrong_count(row, "attributes", call->n_attrs, row->n_attrs);
-  if (call->flags)
-    return lam_refuse((lam_who){row->name, "flags"}, "found 0x%x, expected 0", call->flags);
+  if (call->flags & ~LAM_CALL_TF32)
+    return lam_refuse((lam_who){row->name, "flags"}, "found 0x%x, expected 0 or 0x%x", call->flags,
+                      LAM_CALL_TF32);
   return LAM_OK;
 }
 
@@ -188,6 +189,7 @@ lam_status lam_bind_call(lam_binding *b, lam_context *ctx, const lam_call *call,
   b->op.stream = call->stream;
   b->op.scratch = call->scratch;
   b->op.scratch_bytes = call->scratch_bytes;
+  b->op.flags = call->flags;
   LAM_TRY(bind_inputs(b));
   LAM_TRY(bind_attrs(b));
   LAM_TRY(bind_group(b));

@@ -39,6 +39,7 @@ typedef struct lam_op_call {
   void *stream;
   void *scratch; /* the caller's, or NULL */
   uint64_t scratch_bytes;
+  uint32_t flags; /* LAM_CALL_... */
 } lam_op_call;
 
 typedef lam_status (*lam_op_fn)(const lam_op_call *call);

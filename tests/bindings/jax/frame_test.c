@@ -164,6 +164,16 @@ TEST(xla, takes_absent_inputs_at_the_end_as_left_out) {
   check_fails(&f, LAM_OP_linear, LAM_INVALID_ARGUMENT, "given: found 6, the row has 5 inputs");
 }
 
+TEST(xla, hands_on_a_calls_flags) {
+  frame f;
+  linear(&f);
+  add_int(&f, "transposed", 2);
+  add_int(&f, "flags", LAM_CALL_TF32);
+  CHECK(xla_call_run(LAM_OP_linear, XLA_PLATFORM_CPU, &f.f) == NULL);
+  f.ints[1] = 16;
+  check_fails(&f, LAM_OP_linear, LAM_INVALID_ARGUMENT, "flags: found 0x10, expected 0 or 0x1");
+}
+
 TEST(xla, does_nothing_before_the_execute_stage) {
   frame f;
   linear(&f);

@@ -84,6 +84,20 @@ def test_linear_in_bfloat16_rounds_once_and_keeps_float32_biases(draw):
     close(wide, want, bits=16)
 
 
+def test_f32_products_may_be_tf32_where_jaxs_precision_says_so(draw):
+    x, w = draw(5, 7), draw(7, 3)
+
+    def flags():
+        text = str(jax.make_jaxpr(jax.grad(lambda x, w: lj.linear(x, w).sum(), (0, 1)))(x, w))
+        return re.findall(r"'flags', (?:np\.int64\()?(\d+)", text)
+
+    assert not flags()
+    for precision, allows in ("tensorfloat32", 1), ("bfloat16", 1), ("highest", 0), ("float32", 0):
+        with jax.default_matmul_precision(precision):
+            assert flags() == ["1"] * 3 * allows, precision  # forward, and a gradient for each
+            close(lj.linear(x, w), jnp.asarray(np.asarray(x) @ np.asarray(w)))
+
+
 def test_a_saved_pre_activation_comes_out_and_carries_no_gradient(draw):
     x, w = draw(3, 5), draw(5, 4)
     y, aux = lj.linear(x, w, act="relu", save=1)

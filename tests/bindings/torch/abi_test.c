@@ -32,6 +32,7 @@ static _Thread_local jmp_buf thrown;
 static _Thread_local char what[512];
 static _Thread_local const void *seen[LAM_TORCH_MAX_TENSORS]; /* data of lam_run's inputs */
 static _Thread_local void *seen_stream;
+static _Thread_local uint32_t seen_flags;
 static int stream_of_device_1;
 
 static void *count(size_t bytes) {
@@ -153,6 +154,7 @@ lam_status __real_lam_infer(lam_context *ctx, const lam_call *call, lam_inferred
 lam_status __wrap_lam_infer(lam_context *ctx, const lam_call *call, lam_inferred *out);
 lam_status __wrap_lam_infer(lam_context *ctx, const lam_call *call, lam_inferred *out) {
   seen_stream = call->stream;
+  seen_flags = call->flags;
   return __real_lam_infer(ctx, call, out);
 }
 
@@ -329,6 +331,25 @@ TEST(torch_abi, a_cuda_tensor_goes_to_the_library_with_torchs_stream) {
     CHECK(seen_stream == (has_stream ? &stream_of_device_1 : NULL));
     CHECK_EQ(live, 0);
   }
+}
+
+static int yes(void) { return 1; }
+static int no(void) { return 0; }
+
+/* Asked for calls of f32 on CUDA alone: on the CPU it would cost, and mean nothing. */
+TEST(torch_abi, f32_on_cuda_may_be_tf32_where_torch_says_so) {
+  int (*const asks[])(void) = {NULL, no, yes};
+  read_linear();
+  FOR_EACH(device, CPU, CUDA) for (int i = 0; i < 3; i++) {
+    tensor *a = new_tensor(x, 2, 3, 3, 1), *b = new_tensor(w, 2, 3, 3, 1);
+    a->device = b->device = device;
+    lamella_torch_ask_tf32(asks[i]);
+    stack s = linear_of(a, b, "", 0);
+    if (run(&s)) drop_results(&s);
+    CHECK_EQ(seen_flags, device == CUDA && asks[i] == yes ? LAM_CALL_TF32 : 0);
+  }
+  lamella_torch_ask_tf32(NULL);
+  CHECK_EQ(live, 0);
 }
 
 static void call_often(int rank, int size, void *arg) {

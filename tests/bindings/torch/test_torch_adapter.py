@@ -80,7 +80,7 @@ def test_it_links_against_libc_and_lamella_only():
     torchs = nm(str(Path(torch.__file__).parent / "lib/libtorch_cpu.so"), "--defined-only")
     assert not undefined & torchs
     assert not [name for name in undefined if name.startswith("_Z")]  # no C++
-    assert nm(ADAPTER, "--defined-only") == {"lamella_torch_error"}
+    assert nm(ADAPTER, "--defined-only") == {"lamella_torch_ask_tf32", "lamella_torch_error"}
     needed = subprocess.run(["readelf", "-d", ADAPTER], capture_output=True, text=True).stdout
     assert set(re.findall(r"NEEDED.*\[(.*)\]", needed)) == {library.NAME, "libc.so.6"}
 
@@ -109,6 +109,27 @@ def test_kernels_are_there_for_cuda_too():
     for name in rows.table():
         for key in ("CPU", "CUDA", "Autograd"):
             assert torch._C._dispatch_has_kernel_for_dispatch_key("lamella::" + name, key), key
+
+
+def test_f32_products_on_cuda_follow_torchs_own_setting():
+    done = python(
+        "import sys, torch\n"
+        "sys.path[:0] = [%r]\n"
+        "import lamella.torch\n"
+        "from lamella.torch.register import tf32\n"
+        "cuda, seen = torch.backends.cuda.matmul, [tf32()]\n"
+        "for precision in ('high', 'medium', 'highest'):\n"
+        "    torch.set_float32_matmul_precision(precision)\n"
+        "    seen.append(tf32())\n"
+        "for allow in (True, False):\n"
+        "    cuda.allow_tf32 = allow\n"
+        "    seen.append(tf32())\n"
+        "for precision in ('tf32', 'ieee'):\n"
+        "    cuda.fp32_precision = precision\n"
+        "    seen.append(tf32())\n"
+        "print(seen)" % str(library.PACKAGE.parent)
+    )
+    assert done.stdout == "[0, 1, 1, 0, 1, 0, 1, 0]\n", done.stdout + done.stderr
 
 
 def test_without_torch_it_loads_and_says_what_it_needs():

@@ -156,7 +156,7 @@ TEST(queued_dtypes, an_ffn_of_fp8_scales_its_hidden_part_itself) {
 
 /* -- what a product is asked beside its operands -- */
 
-TEST(queued_dtypes, f32_products_may_be_tf32_where_the_context_says_so) {
+TEST(queued_dtypes, f32_products_may_be_tf32_where_the_context_or_the_call_says_so) {
   linear l;
   lam_context_desc desc = LAM_CONTEXT_DESC_INIT;
   lam_context *ctx;
@@ -165,10 +165,14 @@ TEST(queued_dtypes, f32_products_may_be_tf32_where_the_context_says_so) {
   CHECK_OK(lam_run(NULL, &l.call));
   CHECK_EQ(seen.products, 1);
   CHECK_EQ(seen.tf32, 0);
+  l.call.flags = LAM_CALL_TF32;
+  CHECK_OK(lam_run(NULL, &l.call));
+  CHECK_EQ(seen.tf32, 1);
+  l.call.flags = 0;
   desc.tf32 = 1;
   REQUIRE_OK(lam_context_create(&desc, &ctx));
   CHECK_OK(lam_run(ctx, &l.call));
-  CHECK_EQ(seen.tf32, 1);
+  CHECK_EQ(seen.tf32, 2);
   lam_context_destroy(ctx);
   check_queued();
 }

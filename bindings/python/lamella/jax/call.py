@@ -16,6 +16,13 @@ from lamella import errors
 from lamella.jax import chains, native, rows
 
 PREFIX = "lamella_"
+CALL_TF32 = 1  # lamella.h's LAM_CALL_TF32
+# Of jax.default_matmul_precision: those that ask for no more than tf32 has. Unset is not among them:
+# where nothing was asked for, f32 stays f32.
+TF32 = frozenset(
+    ["default", "high", "bfloat16", "tensorfloat32"]
+    + ["BF16_BF16_BF16", "BF16_BF16_F32", "TF32_TF32_F32"]
+)
 AS_NUMPY = {
     "i": numpy.int64,
     "f": numpy.float64,
@@ -55,6 +62,8 @@ def call(row, inputs, attrs, group=None, token=None, dtypes=None, skip=()):
     given = {a.name: AS_NUMPY[a.type](attrs[a.name]) for a in row.attributes if a.name in attrs}
     bits = sum(1 << i for i, turn in enumerate(transposed + turned) if turn)
     given.update(transposed=numpy.int64(bits), given=numpy.int64(n_given))
+    if jax.config.jax_default_matmul_precision in TF32:
+        given.update(flags=numpy.int64(CALL_TF32))
     found = bind(row, results, given, group, attrs)(*arguments)
     outputs = {
         t.name: None if shape is None or t.name in skip else value

@@ -4,6 +4,7 @@ Invariant: done once per process, at import; the adapter's schemas are the rows'
 Leaves shapes to lamella.shapes, gradients to gradients.py, order to order.py, errors to raises.py.
 """
 
+import atexit
 import ctypes
 
 import torch
@@ -23,6 +24,15 @@ def load():
     error = adapter.lamella_torch_error()
     if error:
         raise errors.Error("%s: %s" % (path, error.decode()))
+    adapter.lamella_torch_ask_tf32(tf32)
+    atexit.register(adapter.lamella_torch_ask_tf32, None)  # before there is no Python to ask
+
+
+@ctypes.CFUNCTYPE(ctypes.c_int)
+def tf32():
+    """Whether f32 products on CUDA may be tf32 now: what torch's own would be, by
+    torch.set_float32_matmul_precision or torch.backends.cuda.matmul."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def fake_of(row):
