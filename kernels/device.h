@@ -97,6 +97,7 @@ typedef struct lam_gemm_more {
   lam_matrix a_sum;      /* [M], f32 or a's dtype, overwritten: of each row of a: the bias gradient
                           * beside a weight gradient */
   bool tf32;             /* f32 operands may be rounded to 10 bits of fraction */
+  int32_t spares;        /* multiprocessors to leave to kernels that run beside it */
 } lam_gemm_more;
 
 /* For devices whose calls return before the work is done; others have none. Work is queued on a

@@ -75,6 +75,7 @@ static lam_status read_card(int id, lam_cuda_card *c) {
   LAM_TRY_CUDA(cudaGetDeviceProperties(&about, id), "ask what the GPU is");
   c->id = id;
   c->sm = about.major * 10 + about.minor;
+  c->n_sms = about.multiProcessorCount;
   snprintf(c->name, sizeof c->name, "%.*s", (int)sizeof c->name - 1, about.name);
   c->workspace_bytes = (uint64_t)(c->sm >= 90 ? 32 : 4) << 20; /* what NVIDIA recommends */
   if (c->sm >= LEAST_SM) return LAM_OK;

@@ -139,6 +139,11 @@ static lam_matrix vector_for(const lam_gemm *g, int fused) {
   return fused & A_SUM ? more_of(g)->a_sum : none;
 }
 
+/* How many multiprocessors a product is to take; 0: all. */
+static uint32_t sm_target(const lam_cuda_card *card, int32_t spares) {
+  return spares > 0 && spares < card->n_sms ? (uint32_t)(card->n_sms - spares) : 0;
+}
+
 /* d = a b^T by rows, or, asked for as d^T = b a^T, by columns. */
 static lam_status ask(const lam_cuda_card *card, const lam_gemm *g, lam_matrix d, int fused,
                       void *stream, bool *out_refused) {
@@ -156,6 +161,7 @@ static lam_status ask(const lam_cuda_card *card, const lam_gemm *g, lam_matrix d
   s.d_stride = stride_of(d, swap);
   s.aux_stride = has(aux) ? aux.row_stride : 0;
   s.epilogue = epilogue_of(fused, swap);
+  s.sm_target = sm_target(card, m->spares);
   s.a_dtype = (uint8_t)a.dtype, s.b_dtype = (uint8_t)b.dtype, s.d_dtype = (uint8_t)d.dtype;
   s.aux_dtype = (uint8_t)aux.dtype, s.vector_dtype = (uint8_t)vector.dtype;
   s.accumulate = g->accumulate, s.tf32 = m->tf32 && a.dtype == LAM_F32;

@@ -25,7 +25,7 @@ lam_status lam_cublas_status(cublasStatus_t status, const char *what);
 enum { LAM_CUDA_CARDS = 64 };
 
 typedef struct lam_cuda_card {
-  int id, sm;               /* sm: 90 for compute capability 9.0 */
+  int id, sm, n_sms;        /* sm: 90 for compute capability 9.0; n_sms: multiprocessors */
   char name[64];            /* "NVIDIA H100 80GB HBM3" */
   uint64_t workspace_bytes; /* what a product may use beside its operands */
   cublasLtHandle_t handle;

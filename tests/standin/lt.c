@@ -364,6 +364,7 @@ static cublasStatus_t multiply(const lt_problem *p, const lt_operands *o,
   if (si_lost(s->device) != cudaSuccess || si_fails_now(STANDIN_MATMUL))
     return CUBLAS_STATUS_EXECUTION_FAILED;
   si_counted.matmuls++;
+  si_counted.sm_target = p->desc.sm_target;
   return lt_queue(s, p, o, id) == cudaSuccess ? CUBLAS_STATUS_SUCCESS
                                               : CUBLAS_STATUS_EXECUTION_FAILED;
 }

@@ -149,27 +149,6 @@ TEST(cuda_algos, a_file_of_another_library_or_card_is_not_used) {
   }
 }
 
-TEST(cuda_algos, without_a_place_for_the_file_products_run) {
-  run_processes(1, multiply_twice, &(order_of){"/proc/no/such/folder", 1, 1});
-}
-
-static void multiply_untimed(int rank, int size, void *arg) {
-  (void)rank, (void)size, (void)arg;
-  setenv("LAMELLA_ALGORITHMS", "off", 1);
-  void *stream = stream_new();
-  const int64_t before = standin_count().matmuls;
-  CHECK_EQ(multiply(40, stream), 1);
-  CHECK_EQ(multiply(40, stream), 0);
-  CHECK_EQ(standin_count().matmuls, before + 2);
-  stream_drop(stream);
-}
-
-TEST(cuda_algos, off_takes_the_first_that_is_named_and_times_nothing) {
-  run_processes(1, multiply_untimed, NULL);
-}
-
-/* -- capture -- */
-
 typedef struct product {
   far a, b, d;
   lam_gemm g;
@@ -192,6 +171,61 @@ static void product_free(product *p) {
 static lam_status run(const product *p, void *stream) {
   return lam_device_gemm(CUDA, workers(ALONE), &p->g, stream);
 }
+
+static void multiply_sparing(int rank, int size, void *arg) {
+  static const int32_t spares[] = {0, 20, 20, 0, 16, 1000, -3};
+  int n_sms = 0;
+  (void)rank, (void)size;
+  setenv("LAMELLA_ALGORITHMS", arg, 1);
+  CHECK(cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, 0) == cudaSuccess);
+  void *stream = stream_new();
+  product p = product_new(40, stream);
+  for (int i = 0; i < 7; i++) {
+    const bool is_new = i < 2 || i == 4, none = spares[i] <= 0 || spares[i] >= n_sms;
+    const lam_gemm_more more = {.spares = spares[i]};
+    const int64_t before = standin_count().heuristics;
+    p.g.more = &more;
+    NOTE("%d to spare", spares[i]);
+    CHECK_OK(run(&p, stream));
+    CHECK_EQ(standin_count().heuristics - before, is_new);
+    CHECK_EQ(standin_count().sm_target, none ? 0 : n_sms - spares[i]);
+  }
+  CHECK_OK(CUDA->order->finish(stream));
+  product_free(&p);
+  stream_drop(stream);
+}
+
+/* Each number of multiprocessors has algorithms of its own, timed once. */
+TEST(cuda_algos, a_product_leaves_multiprocessors_to_what_runs_beside_it) {
+  folder f = folder_new();
+  char text[BYTES];
+  run_processes(1, multiply_sparing, f.path);
+  CHECK_EQ(look(&f), 1);
+  read_file(f.file, text);
+  CHECK_EQ(lines_in(text), 4);
+  folder_free(&f);
+}
+
+TEST(cuda_algos, without_a_place_for_the_file_products_run) {
+  run_processes(1, multiply_twice, &(order_of){"/proc/no/such/folder", 1, 1});
+}
+
+static void multiply_untimed(int rank, int size, void *arg) {
+  (void)rank, (void)size, (void)arg;
+  setenv("LAMELLA_ALGORITHMS", "off", 1);
+  void *stream = stream_new();
+  const int64_t before = standin_count().matmuls;
+  CHECK_EQ(multiply(40, stream), 1);
+  CHECK_EQ(multiply(40, stream), 0);
+  CHECK_EQ(standin_count().matmuls, before + 2);
+  stream_drop(stream);
+}
+
+TEST(cuda_algos, off_takes_the_first_that_is_named_and_times_nothing) {
+  run_processes(1, multiply_untimed, NULL);
+}
+
+/* -- capture -- */
 
 /* New operands; then what d should be and is. */
 static void replay_and_check(product *p, cudaGraphExec_t exec, void *stream) {
