@@ -117,7 +117,7 @@ static lam_status make_handle(lam_cuda_card *card, void *stream) {
 
 lam_status lam_cuda_card_here(const lam_cuda_card **out) {
   int id = 0;
-  LAM_TRY_CUDA(cudaGetDevice(&id), "ask for the thread's device");
+  LAM_TRY(lam_cuda_device_here(&id));
   *out = &cards[id];
   return lam_cuda_check_card(id);
 }

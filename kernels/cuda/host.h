@@ -58,6 +58,7 @@ const lam_cublaslt *lam_cublaslt_here(void);
 
 lam_status lam_cuda_enter(int32_t device_id, int32_t *out_was);
 void lam_cuda_leave(int32_t was);
+lam_status lam_cuda_device_here(int *out); /* the thread's */
 lam_status lam_cuda_capturing(void *stream, bool *out);
 /* What this thread may call while streams are captured; gives what it was. Relaxed: what waits for,
  * or allocates, nothing that is captured. */
@@ -92,6 +93,7 @@ typedef struct lam_product {
   cublasLtMatmulDesc_t desc;
   cublasLtMatrixLayout_t a, b, d;
   cublasLtMatmulAlgo_t algo;
+  lam_product_places set; /* what desc points to, where it does */
   uint64_t workspace_bytes;
   bool refused; /* cuBLASLt has nothing for it */
   bool settled; /* its algorithm was timed, or need not be */

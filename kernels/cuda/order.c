@@ -1,8 +1,11 @@
 /* order.c: a thread's device, and device memory for work that is queued on a stream.
  *
  * Blocks are kept per device. One that is given back is free for the next work on its stream at
- * once, for that runs later; any other stream first waits for the event that was recorded then. So
- * streams may come and go, and what they left is used again.
+ * once, for that runs later; any other stream first waits for an event that was recorded behind that
+ * work. So streams may come and go, and what they left is used again.
+ * Inside of a call, between enter and leave, CUDA is asked for the device and for what a stream is
+ * once, and one event, recorded as the call ends, stands for all blocks that it left: each question
+ * is some 50 ns, an event half a microsecond.
  * Invariant: a block is free or belongs to one borrower; one that a graph was captured with is never
  * freed, moved, or lent to work outside of captures: the graph may run at any time. Graphs captured on
  * one stream share blocks, as they share cuBLAS's workspace under PyTorch: they run one at a time.
@@ -11,6 +14,47 @@
 #include <stdio.h>
 
 #include "kernels/cuda/host.h"
+
+/* -- what a thread knows for the time of a call -- */
+
+enum { BLOCKS = 32, EMPTY = 0, FREE, TAKEN };
+
+typedef struct block {
+  _Atomic int state;
+  _Atomic bool captured;
+  _Atomic bool unmarked; /* no event is behind its last work yet: only its own stream may have it */
+  _Atomic uint64_t bytes, last_use;
+  _Atomic unsigned long long stream; /* its id: handles are used again, ids are not */
+  void *_Atomic data;
+  cudaEvent_t done;
+  struct block *_Atomic marked_by; /* whose `done` is behind its last work */
+} block;
+
+typedef struct stream_about {
+  cudaStream_t stream;
+  unsigned long long id;
+  bool captured;
+} stream_about;
+
+typedef struct left_block {
+  block *b;
+  stream_about on;
+} left_block;
+
+/* Nothing is taken as known where calls are nested, as in a callback of the host's. */
+typedef struct inside_call {
+  bool is, knows_stream;
+  int device;
+  stream_about about;
+  left_block left[BLOCKS];
+  int n_left;
+} inside_call;
+static _Thread_local inside_call inside;
+
+lam_status lam_cuda_device_here(int *out) {
+  *out = inside.device;
+  return inside.is ? LAM_OK : lam_cuda_status(cudaGetDevice(out), "ask for the thread's device");
+}
 
 /* -- the thread's device -- */
 
@@ -21,14 +65,22 @@ lam_status lam_cuda_enter(int32_t device_id, int32_t *out_was) {
   const bool known = cudaGetDevice(&was) == cudaSuccess;
   if (!known) (void)cudaGetLastError();
   *out_was = was;
-  if (known && was == device_id) return LAM_OK;
-  return lam_cuda_status(cudaSetDevice(device_id), "enter the device");
+  if (!known || was != device_id) LAM_TRY_CUDA(cudaSetDevice(device_id), "enter the device");
+  inside.is = true;
+  inside.knows_stream = false;
+  inside.device = device_id;
+  return LAM_OK;
 }
 
+static void mark_left(void);
+
 void lam_cuda_leave(int32_t was) {
-  int is = was;
-  if (cudaGetDevice(&is) == cudaSuccess && is == was) return;
-  if (cudaSetDevice(was) != cudaSuccess) (void)cudaGetLastError();
+  int is = inside.device;
+  const bool known = inside.is;
+  mark_left();
+  inside.is = false;
+  if (!known && cudaGetDevice(&is) != cudaSuccess) is = -1;
+  if (is != was && cudaSetDevice(was) != cudaSuccess) (void)cudaGetLastError();
 }
 
 lam_status lam_cuda_capturing(void *stream, bool *out) {
@@ -47,18 +99,19 @@ enum cudaStreamCaptureMode lam_cuda_set_capture_mode(enum cudaStreamCaptureMode 
   return mode;
 }
 
+/* For the rest of a call a stream stays what it is. */
+static lam_status find_about(cudaStream_t stream, stream_about *out) {
+  *out = inside.about;
+  if (inside.is && inside.knows_stream && out->stream == stream) return LAM_OK;
+  out->stream = stream;
+  LAM_TRY_CUDA(cudaStreamGetId(stream, &out->id), "use this stream");
+  LAM_TRY(lam_cuda_capturing(stream, &out->captured));
+  inside.about = *out;
+  inside.knows_stream = inside.is;
+  return LAM_OK;
+}
+
 /* -- blocks -- */
-
-enum { BLOCKS = 32, EMPTY = 0, FREE, TAKEN };
-
-typedef struct block {
-  _Atomic int state;
-  _Atomic bool captured;
-  _Atomic uint64_t bytes, last_use;
-  _Atomic unsigned long long stream; /* its id: handles are used again, ids are not */
-  void *_Atomic data;
-  cudaEvent_t done; /* recorded when it was last given back */
-} block;
 
 static block blocks[LAM_CUDA_CARDS][BLOCKS];
 static _Atomic uint64_t clock_ticks;
@@ -77,6 +130,7 @@ static int suits(const block *b, int state, const wish *w) {
   const bool own = b->stream == w->stream, fits = b->bytes >= w->bytes;
   if (state == EMPTY) return w->captured ? NOT : NEW;
   if (state != FREE || (b->captured && !(w->captured && own))) return NOT;
+  if (!own && b->unmarked) return NOT;
   if (!w->captured) return !own ? ANOTHER_STREAM : fits ? FITS : TOO_SMALL;
   if (!fits) return NOT;
   return b->captured ? FITS : own ? FITS_UNCAPTURED : FITS_ANOTHER_STREAM;
@@ -135,6 +189,7 @@ static lam_status grow(block *b, const wish *w, cudaStream_t stream) {
 
 static lam_status make_event(block *b) {
   if (b->done) return LAM_OK;
+  b->marked_by = b;
   return lam_cuda_status(cudaEventCreateWithFlags(&b->done, cudaEventDisableTiming),
                          "make an event");
 }
@@ -143,7 +198,7 @@ static lam_status make_event(block *b) {
 static lam_status settle(block *b, int how, const wish *w, cudaStream_t stream) {
   LAM_TRY(make_event(b));
   if (how == ANOTHER_STREAM && b->data)
-    LAM_TRY_CUDA(cudaStreamWaitEvent(stream, b->done, 0), "wait for another stream");
+    LAM_TRY_CUDA(cudaStreamWaitEvent(stream, b->marked_by->done, 0), "wait for another stream");
   b->stream = w->stream;
   return b->bytes >= w->bytes ? LAM_OK : grow(b, w, stream);
 }
@@ -172,7 +227,7 @@ static lam_status borrow_uncaptured(const wish *w, cudaStream_t stream, void **o
 /* Whether what was queued with it has ended. */
 static bool is_done(const block *b) {
   const enum cudaStreamCaptureMode mode = lam_cuda_set_capture_mode(cudaStreamCaptureModeRelaxed);
-  const bool done = cudaEventQuery(b->done) == cudaSuccess;
+  const bool done = cudaEventQuery(b->marked_by->done) == cudaSuccess;
   if (!done) (void)cudaGetLastError();
   (void)lam_cuda_set_capture_mode(mode);
   return done;
@@ -200,11 +255,13 @@ static lam_status borrow_captured(const wish *w, void **out) {
 
 lam_status lam_cuda_borrow(uint64_t bytes, void *stream, void **out) {
   int device = 0;
-  wish w = {.bytes = bytes ? (bytes + 511) / 512 * 512 : 512};
+  stream_about about;
   *out = NULL;
-  LAM_TRY_CUDA(cudaGetDevice(&device), "ask for the thread's device");
-  LAM_TRY_CUDA(cudaStreamGetId(stream, &w.stream), "use this stream");
-  LAM_TRY(lam_cuda_capturing(stream, &w.captured));
+  LAM_TRY(lam_cuda_device_here(&device));
+  LAM_TRY(find_about(stream, &about));
+  wish w = {.bytes = bytes ? (bytes + 511) / 512 * 512 : 512,
+            .stream = about.id,
+            .captured = about.captured};
   if (device >= LAM_CUDA_CARDS) return lam_fail(LAM_UNIMPLEMENTED, "cuda: device %d", device);
   w.all = blocks[device];
   if (w.bytes < bytes) return no_memory(&w, cudaErrorMemoryAllocation);
@@ -221,16 +278,58 @@ static block *find_taken(block *all, const void *p) {
 static block *find_anywhere(const void *p) {
   int device = 0;
   block *b = NULL;
-  if (cudaGetDevice(&device) == cudaSuccess && device < LAM_CUDA_CARDS)
+  if (lam_cuda_device_here(&device) == LAM_OK && device < LAM_CUDA_CARDS)
     b = find_taken(blocks[device], p);
   for (int i = 0; !b && i < LAM_CUDA_CARDS; i++) b = find_taken(blocks[i], p);
   return b;
 }
 
+/* by's event, where it is another block's, was recorded behind b's work just now. What later becomes
+ * of `by` waits for that event, and so its next one is behind b's work too. */
+static void mark(block *b, block *by, cudaStream_t stream) {
+  if (b == by && cudaEventRecord(b->done, stream) != cudaSuccess) (void)cudaGetLastError();
+  b->marked_by = by;
+  b->unmarked = false;
+}
+
+static bool is_left(block *b, const stream_about *on) {
+  int state = FREE;
+  if (!atomic_compare_exchange_strong(&b->state, &state, TAKEN)) return false;
+  if (b->unmarked && b->stream == on->id && !b->captured) return true;
+  atomic_store(&b->state, FREE);
+  return false;
+}
+
+/* Those that another thread of the same stream has taken meanwhile are its own to mark. */
+static void mark_left(void) {
+  block *by = NULL;
+  unsigned long long of = 0;
+  for (int i = 0; i < inside.n_left; i++) {
+    block *b = inside.left[i].b;
+    const stream_about *on = &inside.left[i].on;
+    if (!is_left(b, on)) continue;
+    if (!by || on->id != of) by = b, of = on->id;
+    mark(b, by, on->stream);
+    atomic_store(&b->state, FREE);
+  }
+  inside.n_left = 0;
+}
+
+/* Marked when the call ends; false: it must be now. */
+static bool leave_for_later(block *b, cudaStream_t stream) {
+  const bool later = inside.is && inside.knows_stream && inside.about.stream == stream &&
+                     inside.about.id == b->stream && inside.n_left < BLOCKS;
+  if (later) inside.left[inside.n_left++] = (left_block){b, inside.about};
+  return later;
+}
+
 void lam_cuda_give_back(void *p, void *stream) {
   block *b = p ? find_anywhere(p) : NULL;
   if (!b) return;
-  if (!b->captured && cudaEventRecord(b->done, stream) != cudaSuccess) (void)cudaGetLastError();
+  if (!b->captured) {
+    b->unmarked = leave_for_later(b, stream);
+    if (!b->unmarked) mark(b, b, stream);
+  }
   put_back(b);
 }
 

@@ -148,18 +148,26 @@ static lam_status find_product(const lam_product_shape *s, lam_product **out) {
 
 /* -- running -- */
 
+/* is: where it points now. */
 static lam_status point(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t what,
-                        const void *p) {
-  return set(desc, what, &p, sizeof p);
+                        const void *is, const void *to) {
+  return is == to ? LAM_OK : set(desc, what, &to, sizeof to);
 }
 
 /* Its A is our b. */
 static lam_status set_pointers(const lam_product_shape *s, const lam_product_places *at,
-                               cublasLtMatmulDesc_t desc) {
-  if (has_vector(s)) LAM_TRY(point(desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, at->vector));
-  if (has_aux(s)) LAM_TRY(point(desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, at->aux));
-  if (s->scales & 1) LAM_TRY(point(desc, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, at->a_scale));
-  if (s->scales & 2) LAM_TRY(point(desc, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, at->b_scale));
+                               lam_product *p) {
+  const lam_product_places is = p->set;
+  p->set = (lam_product_places){.a = NULL}; /* not known, should one fail */
+  if (has_vector(s))
+    LAM_TRY(point(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, is.vector, at->vector));
+  if (has_aux(s))
+    LAM_TRY(point(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, is.aux, at->aux));
+  if (s->scales & 1)
+    LAM_TRY(point(p->desc, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, is.a_scale, at->a_scale));
+  if (s->scales & 2)
+    LAM_TRY(point(p->desc, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, is.b_scale, at->b_scale));
+  p->set = *at;
   return LAM_OK;
 }
 
@@ -188,7 +196,7 @@ lam_status lam_product_run(const lam_cuda_card *card, const lam_product_shape *s
   lam_product *p = NULL;
   *out_refused = false;
   LAM_TRY(find_product(s, &p));
-  if (!p->refused) LAM_TRY(set_pointers(s, at, p->desc));
+  if (!p->refused) LAM_TRY(set_pointers(s, at, p));
   if (!p->settled) LAM_TRY(lam_algos_choose(card, s, at, p, stream));
   *out_refused = p->refused;
   return p->refused ? LAM_OK : run_chosen(card, s, at, p, stream);

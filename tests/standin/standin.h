@@ -56,6 +56,7 @@ typedef struct standin_counts {
   int64_t launches, matmuls, copies, fills;
   int64_t sm_target; /* of the last product; 0: it had none */
   int64_t syncs; /* calls in which the host waited */
+  int64_t calls; /* of CUDA's runtime and of cuBLASLt, launches and all else included */
   int64_t graph_launches, heuristics;
   uint64_t live_bytes; /* of device memory */
 } standin_counts;

@@ -68,34 +68,77 @@ TEST(cuda_order, blocks_of_streams_that_are_gone_are_used_again) {
 
 enum { ALL_BLOCKS = 32, SOME_STREAMS = 20 };
 
-static void pass_a_block_on(void) {
-  enum { BYTES = 1 << 12 };
+enum { PASSED = 2, PASSED_BYTES = 1 << 12 };
+
+/* Borrows, fills and reads blocks on a stream, between enter and leave as a call does or not. */
+static void use_blocks(void *s, int value, bool in_call, unsigned char seen[PASSED]) {
+  int32_t was;
+  void *p[PASSED];
+  if (in_call) CHECK_OK(order()->enter(0, &was));
+  for (int k = 0; k < PASSED; k++) {
+    p[k] = borrow(PASSED_BYTES, s);
+    CHECK(cudaMemsetAsync(p[k], value, PASSED_BYTES, s) == cudaSuccess);
+    CHECK_OK(order()->read((char *)p[k] + PASSED_BYTES - 1, &seen[k], 1, s));
+  }
+  for (int k = 0; k < PASSED; k++) order()->give_back(p[k], s);
+  if (in_call) order()->leave(was);
+}
+
+static void pass_blocks_on(bool in_calls) {
   void *streams[SOME_STREAMS];
-  unsigned char seen[SOME_STREAMS];
+  unsigned char seen[SOME_STREAMS][PASSED];
   for (int i = 0; i < SOME_STREAMS; i++) {
     streams[i] = stream_new();
-    void *p = borrow(BYTES, streams[i]);
-    CHECK(cudaMemsetAsync(p, i, BYTES, streams[i]) == cudaSuccess);
-    CHECK_OK(order()->read((char *)p + BYTES - 1, &seen[i], 1, streams[i]));
-    order()->give_back(p, streams[i]);
+    use_blocks(streams[i], i, in_calls, seen[i]);
   }
   for (int i = 0; i < SOME_STREAMS; i++) {
     CHECK_OK(order()->finish(streams[i]));
-    CHECK_EQ(seen[i], i);
+    for (int k = 0; k < PASSED; k++) CHECK_EQ(seen[i][k], i);
     stream_drop(streams[i]);
   }
 }
 
-/* All blocks but one are in use, so that one goes from stream to stream with work pending on it. */
+/* All other blocks are in use, so that these go from stream to stream with work pending on them. */
 TEST(cuda_order, work_in_a_block_ends_before_another_stream_has_it) {
-  void *holder = stream_new(), *held[ALL_BLOCKS - 1];
-  for (int i = 0; i < ALL_BLOCKS - 1; i++) held[i] = borrow(1 << 12, holder);
+  void *holder = stream_new(), *held[ALL_BLOCKS - PASSED];
+  for (int i = 0; i < ALL_BLOCKS - PASSED; i++) held[i] = borrow(1 << 12, holder);
   for (uint64_t i = 0; i < 8; i++) {
     standin_seed(seed() + i);
-    pass_a_block_on();
+    pass_blocks_on(i % 2);
   }
-  for (int i = 0; i < ALL_BLOCKS - 1; i++) order()->give_back(held[i], holder);
+  for (int i = 0; i < ALL_BLOCKS - PASSED; i++) order()->give_back(held[i], holder);
   stream_drop(holder);
+}
+
+/* What a block is marked with comes as the call ends. */
+TEST(cuda_order, within_a_call_a_block_that_was_given_back_is_its_streams_alone) {
+  void *s = stream_new(), *other = stream_new(), *held[ALL_BLOCKS - 1], *p = NULL;
+  int32_t was;
+  for (int i = 0; i < ALL_BLOCKS - 1; i++) held[i] = borrow(1 << 12, other);
+  CHECK_OK(order()->enter(0, &was));
+  void *own = borrow(1 << 12, s);
+  order()->give_back(own, s);
+  CHECK_STATUS(order()->borrow(1 << 12, other, &p), LAM_RESOURCE_EXHAUSTED);
+  CHECK(borrow(1 << 12, s) == own);
+  order()->give_back(own, s);
+  order()->leave(was);
+  CHECK(borrow(1 << 12, other) == own);
+  order()->give_back(own, other);
+  for (int i = 0; i < ALL_BLOCKS - 1; i++) order()->give_back(held[i], other);
+  stream_drop(other), stream_drop(s);
+}
+
+/* For the device; for what the stream is; an event; and nothing more, however often it borrows. */
+TEST(cuda_order, a_call_asks_cuda_once) {
+  unsigned char seen[PASSED];
+  void *s = stream_new();
+  use_blocks(s, 1, true, seen);
+  const standin_counts before = standin_count();
+  use_blocks(s, 2, true, seen);
+  const standin_counts after = standin_count();
+  CHECK_EQ(after.calls - before.calls, 1 + 2 + 1 + 2 * PASSED); /* of these PASSED fill, or read */
+  CHECK_OK(order()->finish(s));
+  stream_drop(s);
 }
 
 static cudaGraphExec_t end_capture(void *stream) {
