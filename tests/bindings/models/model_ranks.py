@@ -39,6 +39,7 @@ CONFIGS = {
     "llama": lambda: llama(tie_word_embeddings=True),
     "llama_biases": lambda: llama(attention_bias=True, mlp_bias=True),
     "llama_ten_heads": lambda: llama(hidden_size=40, **FOUR, hidden_act="gelu_new"),
+    "llama_two_keys": lambda: llama(num_attention_heads=8, num_key_value_heads=2),
     "llama_quick_gelu": lambda: llama(hidden_act="quick_gelu"),  # the ffn operator lacks it
     "mistral": lambda: like_llama(MistralConfig, sliding_window=6),
     "qwen2": lambda: like_llama(Qwen2Config, tie_word_embeddings=True),

@@ -1,5 +1,7 @@
 """A decoder of torch.nn layers alone, as a user writes one, and the row that describes it."""
 
+import dataclasses
+
 import torch
 from torch.nn import functional as F
 
@@ -23,20 +25,40 @@ class Layer(torch.nn.Module):
         x = x + self.drop(self.out(self.attend(self.norm1(x))))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
+    def project(self, x):
+        return self.q(x), self.kv(x)
+
     def attend(self, x):
         batch, n, _ = x.shape
-        q = self.q(x).view(batch, n, self.heads, -1).transpose(1, 2)
-        k, v = self.kv(x).view(batch, n, 2, self.kv_heads, -1).permute(2, 0, 3, 1, 4)
+        q, kv = self.project(x)
+        q = q.view(batch, n, self.heads, -1).transpose(1, 2)
+        k, v = kv.view(batch, n, 2, self.kv_heads, -1).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return y.transpose(1, 2).reshape(batch, n, -1)
 
 
+class FusedLayer(Layer):
+    """The same with one projection for queries, keys and values."""
+
+    def __init__(self, width, heads, kv_heads, ffn):
+        super().__init__(width, heads, kv_heads, ffn)
+        del self.q, self.kv
+        self.qkv = torch.nn.Linear(width, (heads + 2 * kv_heads) * (width // heads))
+
+    def project(self, x):
+        qkv = self.qkv(x)
+        size = qkv.shape[-1] // (self.heads + 2 * self.kv_heads)
+        return qkv.split([self.heads * size, 2 * self.kv_heads * size], -1)
+
+
 class Decoder(torch.nn.Module):
-    def __init__(self, vocab, width, heads, kv_heads, ffn, layers, length=64, tied=True):
+    def __init__(
+        self, vocab, width, heads, kv_heads, ffn, layers, length=64, tied=True, kind=Layer
+    ):
         super().__init__()
         self.words = torch.nn.Embedding(vocab, width)
         self.places = torch.nn.Embedding(length, width)
-        made = [Layer(width, heads, kv_heads, ffn) for _ in range(layers)]
+        made = [kind(width, heads, kv_heads, ffn) for _ in range(layers)]
         self.blocks = torch.nn.ModuleList(made)
         self.norm = torch.nn.LayerNorm(width)
         self.head = torch.nn.Linear(width, vocab, bias=False)
@@ -61,9 +83,15 @@ FAMILY = Family(
     block=Block(
         column={"q": "q", "kv": "kv kv", "up": "width"},
         row={"out": "q", "down": "width"},
-        scaled=("heads", "kv_heads"),
+        scaled={"heads": "q", "kv_heads": "kv"},
         whole=("norm1", "norm2"),
     ),
+)
+
+
+FUSED = dataclasses.replace(
+    FAMILY,
+    block=dataclasses.replace(FAMILY.block, column={"qkv": "q kv kv", "up": "width"}),
 )
 
 

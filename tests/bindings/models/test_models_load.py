@@ -48,7 +48,7 @@ def saved(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("tp, pp", [(1, 1), (3, 1), (1, 3), (2, 2)])
+@pytest.mark.parametrize("tp, pp", [(1, 1), (3, 1), (4, 1), (1, 3), (2, 2)])
 @pytest.mark.parametrize("name", ["llama", "llama_biases", "gpt2_eager"])
 def test_a_model_without_data_loads_and_saves_in_parts(saved, tmp_path, name, tp, pp):
     model, ids, expected, folder = saved[name]

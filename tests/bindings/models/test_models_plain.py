@@ -12,11 +12,13 @@ import lamella.torch
 from lamella.torch import families
 from lamella.torch.attention import ParallelAttention
 from model_ranks import VOCAB, close, close_gradients, gradients, run_ranks, seed, split
-from plain_model import ENCODER, FAMILY, Decoder, Encoder
+from plain_model import ENCODER, FAMILY, FUSED, Decoder, Encoder, FusedLayer
 
 MODELS = {
     "decoder": (lambda: Decoder(VOCAB, 40, 10, 5, 33, 3), FAMILY),
     "untied": (lambda: Decoder(VOCAB, 40, 10, 5, 33, 3, tied=False), FAMILY),
+    "two_keys": (lambda: Decoder(VOCAB, 40, 10, 2, 33, 3), FAMILY),
+    "fused": (lambda: Decoder(VOCAB, 40, 10, 2, 33, 3, kind=FusedLayer), FUSED),
     "encoder": (lambda: Encoder(VOCAB, 40, 5, 33, 3, norm_first=True), ENCODER),
     "encoder_gelu": (lambda: Encoder(VOCAB, 40, 4, 33, 3, activation="gelu"), ENCODER),
 }

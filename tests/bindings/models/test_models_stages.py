@@ -20,6 +20,7 @@ PLANS = {
     "zbv": (1, 2, dict(schedule="zbv", stages_per_rank=2, layers=(1, 1, 1, 1), micro_batches=4)),
     "tensor": (2, 2, {}),
     "columns": (2, 2, dict(gather_logits=False)),
+    "shared": (4, 2, dict(schedule="zb-h1", micro_batches=2)),  # key heads, by two ranks
 }
 
 
@@ -72,7 +73,7 @@ def test_a_step_gives_the_unsplit_models_loss_and_gradients(plan, name):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral"])
-@pytest.mark.parametrize("plan", ["1f1b", "gpipe", "zbv", "tensor"])
+@pytest.mark.parametrize("plan", ["1f1b", "gpipe", "zbv", "tensor", "shared"])
 def test_logits_and_words_are_the_unsplit_models(plan, name):
     model = model_for(plan, name)
     tp, pp, more = PLANS[plan]

@@ -8,12 +8,16 @@ zero.
 Leaves when gradients of data-parallel ranks are summed to who owns the step.
 """
 
+from collections import namedtuple
+
 import torch
 
 from lamella import errors, operators
 from lamella.torch import dtypes
 
-MARK = "_lamella_accumulates_into"  # (owner or None = itself, attribute's name, view or None)
+MARK = "_lamella_accumulates_into"
+# owner: None where a parameter marks itself; view: of it, or None; shared: modules.Shared, or None
+Mark = namedtuple("Mark", "owner name view shared")
 in_use = False  # no call pays for looking while nobody accumulates
 
 
@@ -30,10 +34,12 @@ def accumulate_grads(module, name="main_grad"):
     in_use = True
     found = []
     for split in module.modules():
-        if isinstance(split, Split):
-            found += [p for p in split.parameters(recurse=False) if p.requires_grad]
+        named = split.named_parameters(recurse=False) if isinstance(split, Split) else ()
+        for own, parameter in named:
+            if parameter.requires_grad:
+                setattr(parameter, MARK, Mark(None, name, None, split.shared(own)))
+                found.append(parameter)
     for parameter in found:
-        setattr(parameter, MARK, (None, name, None))  # no cycle: None is itself
         if getattr(parameter, name, None) is None:
             setattr(parameter, name, torch.zeros_like(parameter, dtype=torch.float32))
     return found
@@ -45,11 +51,15 @@ def refuse_compiling(parameter):
         raise errors.Unimplemented("accumulate_grads: not inside of torch.compile")
 
 
+def is_marked(parameter):
+    return in_use and hasattr(parameter, MARK)
+
+
 def seen(parameter, view):
     """view(parameter), whose gradient goes to the same view of where the parameter's does."""
     found = view(parameter)
-    if in_use and hasattr(parameter, MARK):
-        setattr(found, MARK, (parameter, getattr(parameter, MARK)[1], view))
+    if is_marked(parameter):
+        setattr(found, MARK, getattr(parameter, MARK)._replace(owner=parameter, view=view))
     return found
 
 
@@ -58,23 +68,25 @@ def marks(named):
     found = {}
     for tensor_name, t in named:
         mark = getattr(t, MARK, None)
-        if mark:
-            owner, name, view = mark
-            found[tensor_name] = t if owner is None else owner, name, view
+        if mark:  # a parameter's own names no owner: that would be a cycle
+            found[tensor_name] = mark if mark.owner is not None else mark._replace(owner=t)
     return found
 
 
 def target(mark):
-    """The tensor that a mark's gradient is added to."""
-    owner, name, view = mark
-    into = getattr(owner, name)
+    """The tensor that a mark's gradient is added to, and what is to be called then, or None."""
+    owner, into = mark.owner, getattr(mark.owner, mark.name)
     if into.shape != owner.shape:
         raise errors.InvalidArgument(
             "%s: found %s, expected the parameter's shape %s"
-            % (name, list(into.shape), list(owner.shape)),
+            % (mark.name, list(into.shape), list(owner.shape)),
             operators.INVALID_ARGUMENT,
         )
-    return view(into) if view else into
+    view = mark.view or (lambda t: t)
+    if mark.shared is None:
+        return view(into), None
+    own = torch.zeros_like(into)  # what is there already is a sum over the ranks
+    return view(own), lambda: into.add_(mark.shared.summed(own))
 
 
 def run(row, inputs, results, marks, needs, **attributes):
@@ -82,15 +94,18 @@ def run(row, inputs, results, marks, needs, **attributes):
     to their targets. -> {name: gradient} of the others in `needs`."""
     pairs = zip(inputs, row.inputs)
     inputs = [readable(t.detach(), tensor.name.startswith("w")) for t, tensor in pairs]
-    expected, outputs = operators.infer(row.name, inputs, **attributes), {}
+    expected, outputs, late = operators.infer(row.name, inputs, **attributes), {}, []
     for output, name, (shape, code) in zip(row.outputs, results, expected):
         if name in marks and name in needs:
-            outputs[name] = target(marks[name])
+            outputs[name], finish = target(marks[name])
+            late += [finish] if finish else []
         elif output.optional and name not in needs:
             outputs[name] = None
         else:  # zeros, where it would be added to
             outputs[name] = inputs[0].new_zeros(shape, dtype=dtypes.CODED[code])
     operators.run(row.name, inputs, list(outputs.values()), acc=1, **attributes)
+    for finish in late:
+        finish()
     return {name: t for name, t in outputs.items() if t is not None and name not in marks}
 
 

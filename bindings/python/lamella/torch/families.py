@@ -8,6 +8,8 @@ accident: what a row does not name is refused by parallelize.
 Leaves replacing modules to splitting.py, stages to cutting.py.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 
 import torch
@@ -32,7 +34,9 @@ class Block:
     row      linear layers whose inputs are split -> "q" or "width"
     ffn      feed-forward blocks that become one operator
     heads    torch.nn.MultiheadAttention, whole
-    scaled   attributes, such as a count of heads, of which each rank has its share
+    scaled   attributes, such as a count of heads, of which each rank has its share -> "q" or "kv":
+             of which heads; "group": query heads on each key head. Just their paths will do, where
+             ranks are not more than key heads
     inside   dropouts on what is split: ranks draw different masks there, and equal ones elsewhere
     whole    modules that every rank holds and runs whole
     """
@@ -41,7 +45,7 @@ class Block:
     row: dict = field(default_factory=dict)
     ffn: dict = field(default_factory=dict)
     heads: tuple = ()
-    scaled: tuple = ()
+    scaled: dict | tuple = ()
     inside: tuple = ()
     whole: tuple = ()
 
@@ -80,6 +84,7 @@ def _llama_like():
         column={"self_attn.q_proj": "q", "self_attn.k_proj": "kv", "self_attn.v_proj": "kv"},
         row={"self_attn.o_proj": "q"},
         ffn={"mlp": FFN(("gate_proj", "up_proj", "down_proj"), "act_fn")},
+        scaled={"self_attn.num_key_value_groups": "group"},
         whole=("input_layernorm", "post_attention_layernorm"),
     )
 
@@ -119,7 +124,7 @@ BLOCKS = {
     "GPT2Block": Block(
         column={"attn.c_attn": "q kv kv", "mlp.c_fc": "width"},
         row={"attn.c_proj": "q", "mlp.c_proj": "width"},
-        scaled=("attn.num_heads", "attn.split_size"),
+        scaled={"attn.num_heads": "q", "attn.split_size": "q"},
         inside=("attn.attn_dropout",),
         whole=("ln_1", "ln_2"),
     ),

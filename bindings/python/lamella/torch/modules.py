@@ -29,6 +29,27 @@ FEW_ROWS = 4  # bf16 at M=1: plain 0.70 of packed's time, at M=8 1.1
 Cut = namedtuple("Cut", "dim blocks")
 
 
+class Ranges(tuple):
+    """In a unit's place: (begin, end) of each rank's part, ascending. Neighbours may hold the same
+    part: its gradient is then summed over them."""
+
+
+class Shared(namedtuple("Shared", "group dim sizes are_shared")):
+    """Blocks of a parameter, some of which the ranks of a group hold together."""
+
+    def each(self, operator, t):
+        """operator(block, group=) of those, beside the others."""
+        parts = t.split(self.sizes, self.dim)
+        parts = [
+            operator(part.contiguous(), group=self.group) if is_shared else part
+            for part, is_shared in zip(parts, self.are_shared)
+        ]
+        return torch.cat(parts, self.dim) if len(parts) > 1 else parts[0]
+
+    def summed(self, t):
+        return self.each(ops.all_reduce, t)
+
+
 class Split(torch.nn.Module):
     """A module with split parameters; `splits` says how: name -> Cut. `weights` names those that
     products are with."""
@@ -36,6 +57,7 @@ class Split(torch.nn.Module):
     weights = ()
     transposed = False
     packing = None
+    sharing = 0  # handle of the group that holds the same parts as this rank, where some do
 
     def __init__(self, group):
         super().__init__()
@@ -49,6 +71,8 @@ class Split(torch.nn.Module):
         return end - begin
 
     def range(self, total, unit):
+        if isinstance(unit, Ranges):
+            return unit[self.rank]
         [found] = library.shard(total, self.rank, self.size, unit)
         return found
 
@@ -84,9 +108,30 @@ class Split(torch.nn.Module):
         super().train(mode)
         return self.pack() if self.packing and not mode else self
 
+    def is_shared(self, block):
+        """Whether other ranks hold this one's part of it too."""
+        _, unit = block
+        return isinstance(unit, Ranges) and unit.count(unit[self.rank]) > 1
+
+    def shared(self, name):
+        """Which of a parameter others hold too, or None."""
+        dim, blocks = self.splits.get(name, (0, ()))
+        if not self.sharing or not any(map(self.is_shared, blocks)):
+            return None
+        sizes = [self.own(*block) for block in blocks]
+        return Shared(self.sharing, dim, sizes, [self.is_shared(block) for block in blocks])
+
+    def used(self, name):
+        """A parameter as it is used: gradients of what others hold too are summed over them."""
+        parameter = getattr(self, name)
+        shared = self.shared(name) if self.sharing and torch.is_grad_enabled() else None
+        if shared is None or not parameter.requires_grad or accumulate.is_marked(parameter):
+            return parameter
+        return shared.each(ops.copy_to_group, parameter)
+
     def plain(self, name):
         """A weight as [out, in]."""
-        weight = getattr(self, name)
+        weight = self.used(name)
         return accumulate.seen(weight, torch.t) if self.transposed else weight
 
     def operand(self, name, x, seq=0):
@@ -146,8 +191,21 @@ class Split(torch.nn.Module):
 
     def gather(self, part, block, dim):
         total, unit = block
+        if isinstance(unit, Ranges):
+            return self.gather_ranges(part, unit, dim)
         more = dict(group=self.group, dim=dim, total=total, unit=unit)
         return ops.all_gather(part.contiguous(), **more)
+
+    def gather_ranges(self, part, ranges, dim):
+        """Each part from the first rank that holds it."""
+        found = []
+        for rank, (begin, end) in enumerate(ranges):
+            if rank == 0 or ranges[rank - 1] != (begin, end):
+                shape = [*part.shape[:dim], end - begin, *part.shape[dim + 1 :]]
+                mine = part if rank == self.rank else part.new_empty(shape)
+                more = dict(group=self.group, root=rank)
+                found.append(ops.broadcast(mine.contiguous(), **more))
+        return torch.cat(found, dim)
 
     def join(self, state, prefix):
         """Puts this module's parameters in `state` in the place of the unsplit module's."""
@@ -202,6 +260,11 @@ def pack(model):
     return model
 
 
+def number(unit):
+    """A unit as operators take it, which look at it only where they share something out."""
+    return 1 if isinstance(unit, Ranges) else unit
+
+
 class ColumnParallelLinear(Split):
     """y = act(x w^T + b), out features split: weight [N/p, K], bias [N/p].
 
@@ -222,16 +285,16 @@ class ColumnParallelLinear(Split):
         gather_output: bool = False,
         act: str = "",
         unit: int = 1,
-        blocks: Sequence[tuple[int, int]] | None = None,
+        blocks: Sequence[tuple[int, int | Ranges]] | None = None,
         transposed: bool = False,
         **where: Any,
     ) -> None:
         super().__init__(group)
         blocks = tuple(blocks or [(out_features, unit)])
-        if gather_output and len(blocks) > 1:
+        if gather_output and (len(blocks) > 1 or isinstance(blocks[0][1], Ranges)):
             raise ValueError("gather_output: parts of several blocks cannot be put in one row")
         self.in_features, self.out_features = in_features, out_features
-        self.gather_output, self.act, self.unit = gather_output, act, blocks[0][1]
+        self.gather_output, self.act, self.unit = gather_output, act, number(blocks[0][1])
         self.transposed = transposed
         shape = (in_features, out_features) if transposed else (out_features, in_features)
         self.add("weight", shape, in_features, Cut(int(transposed), blocks), **where)
@@ -241,8 +304,8 @@ class ColumnParallelLinear(Split):
         gather = dict(gather=1, total=self.out_features) if self.gather_output else {}
         more = dict(act=self.act, unit=self.unit, seq=seq, **gather)
         save = int(self.act != "" and torch.is_grad_enabled())
-        weight = self.operand("weight", x, seq)
-        return ops.linear_col(x, weight, self.bias, group=self.group, save=save, **more)[0]
+        weight, bias = self.operand("weight", x, seq), self.used("bias")
+        return ops.linear_col(x, weight, bias, group=self.group, save=save, **more)[0]
 
 
 class RowParallelLinear(Split):
@@ -262,13 +325,16 @@ class RowParallelLinear(Split):
         bias: bool = True,
         group: Group | None = None,
         input_is_parallel: bool = True,
-        unit: int = 1,
+        unit: int | Ranges = 1,
         transposed: bool = False,
         **where: Any,
     ) -> None:
         super().__init__(group)
+        if isinstance(unit, Ranges) and not input_is_parallel:
+            raise ValueError("input_is_parallel: x is taken apart by equal units only")
         self.in_features, self.out_features = in_features, out_features
-        self.input_is_parallel, self.unit, self.transposed = input_is_parallel, unit, transposed
+        self.input_is_parallel, self.unit = input_is_parallel, number(unit)
+        self.transposed = transposed
         shape = (in_features, out_features) if transposed else (out_features, in_features)
         cut = Cut(0 if transposed else 1, ((in_features, unit),))
         self.add("weight", shape, in_features, cut, **where)

@@ -30,7 +30,7 @@ M = TypeVar("M", bound=torch.nn.Module)
 class Plan:
     """How a model is split: over `tp` ranks within layers, and over `pp` ranks by layers. Ranks
     that hold the same layers are neighbours in the group. Sizes need not divide: larger shares
-    come first.
+    come first. Over more ranks than there are key heads, neighbours hold the same one.
 
     schedule       of pp: a name of lamella.schedule.names(), or a Schedule
     micro_batches  that a training step's batch is cut into
@@ -59,8 +59,9 @@ class Placement:
     """What a split model is and where: kept as `model.lamella`.
 
     tensor, pipeline: the groups that share a stage's layers and that hold other stages, or None;
-    shared: name -> names of the same parameter in the unsplit model, itself included; names: of
-    all of the unsplit model's state; width, dtype: of hidden states.
+    sharing: the ranks of `tensor` that hold the same key head, where those are fewer, or None;
+    shared: name -> names of the same parameter in the unsplit model, itself included; names: of all
+    of the unsplit model's state; width, dtype: of hidden states.
     """
 
     plan: Plan
@@ -73,6 +74,7 @@ class Placement:
     width: int
     dtype: torch.dtype
     vocabulary: int
+    sharing: object = None
 
 
 def parallelize(model: M, plan: Plan, group: Group | None = None) -> Union[M, Pipelined]:
@@ -93,6 +95,7 @@ def parallelize(model: M, plan: Plan, group: Group | None = None) -> Union[M, Pi
     if plan.tp > 1:
         tensor, family = placement.tensor, placement.family
         splitter = splitting.Splitter(model, family, tensor, plan.gather_logits)
+        placement.sharing = splitter.sharing
     if plan.pp > 1:
         return pipelined(model, placement, splitter)
     model.lamella = placement

@@ -13,6 +13,7 @@ import torch
 from lamella import errors
 from lamella.torch import families, modules
 from lamella.torch.attention import ParallelAttention
+from lamella.torch.heads import Heads
 from lamella.torch.modules import ColumnParallelLinear, RowParallelLinear
 
 # Activation modules by the name of their class -> what the ffn operator calls them
@@ -108,7 +109,7 @@ class SharedDropout(torch.nn.Dropout):
 
 
 class Splitter:
-    """The changes that make a model's modules this rank's part of them.
+    """The changes that make a model's modules this rank's part of them. Making one is collective.
 
     `new`: path -> split module, without data until `apply`; `problems`: (path, type, reason).
     """
@@ -117,16 +118,17 @@ class Splitter:
         self.model, self.family, self.group = model, family, group
         self.gather_logits = gather_logits
         self.new, self.problems, self.known, self.attributes = {}, [], set(), {}
-        self.heads, self.kv_heads = self.counts()
+        self.heads = self.counts()
         self.survey()
         self.check_sharing()
         self.refuse()
+        self.sharing = self.share_heads()
 
     # what there is
 
     def counts(self):
-        heads = self.count(self.family.heads)
-        return heads, self.count(self.family.kv_heads) or heads
+        q = self.count(self.family.heads)
+        return q and Heads(q, self.count(self.family.kv_heads) or q, self.group.size)
 
     def count(self, where):
         """A count of heads, which stands in the model at a path, or is one already."""
@@ -172,8 +174,9 @@ class Splitter:
             self.build_ffn(prefix + path, ffn)
         for path in block.heads:
             self.build(prefix + path, self.attention)
-        for path in block.scaled:
-            self.scale(prefix + path)
+        scaled = block.scaled if isinstance(block.scaled, dict) else dict.fromkeys(block.scaled)
+        for path, word in scaled.items():
+            self.scale(prefix + path, word)
         self.known.update(prefix + path for path in block.whole)
         inside = {prefix + path for path in block.inside}
         for path, module in layer.named_modules(prefix=prefix[:-1]):
@@ -221,20 +224,28 @@ class Splitter:
     def blocks(self, words, features):
         """(features, unit) of each part of a fused layer's features. Key and value heads stay
         together with the query heads that use them: as many units as there are key heads."""
-        words = words.split()
-        counts = {"q": self.heads, "kv": self.kv_heads, "width": 1}
-        if "width" not in words and not (self.heads and self.heads % self.kv_heads == 0):
-            raise Refused("%s heads over %s key heads" % (self.heads, self.kv_heads))
+        words, heads = words.split(), self.heads
+        if "width" not in words and not (heads and heads.q % heads.kv == 0):
+            raise Refused("%s heads over %s key heads" % (heads and heads.q, heads and heads.kv))
+        counts = {"width": 1, **(dict(q=heads.q, kv=heads.kv) if heads else {})}
         each, rest = divmod(features, sum(counts[word] for word in words))
         if rest:
             raise Refused("%d features are not %s of equal size" % (features, " + ".join(words)))
-        found = []
-        for word in words:
-            total = each * counts[word]
-            units = total if word == "width" else self.kv_heads
-            self.enough(units, "features" if word == "width" else "key/value heads")
-            found.append((total, total // units))
-        return found
+        return [self.block(word, each * counts[word], each) for word in words]
+
+    def block(self, word, total, each):
+        """(total, unit) of one word's features, `each` of them for a head."""
+        if word == "width":
+            self.enough(total, "features")
+            return total, 1
+        if not self.heads.are_shared:
+            return total, total // self.heads.kv
+        if self.group.size > self.heads.most:
+            raise Refused(
+                "%d query heads on %d key heads for %d ranks: each needs at least one"
+                % (self.heads.q, self.heads.kv, self.group.size)
+            )
+        return total, self.heads.ranges(word, each)
 
     def enough(self, units, what):
         if units < self.group.size:
@@ -309,16 +320,33 @@ class Splitter:
         common = self.common(old.in_proj_weight, old.in_proj_bias is not None)
         return ParallelAttention(old.embed_dim, old.num_heads, **more, **common)
 
-    def scale(self, path):
+    def scale(self, path, word):
+        if word == "group" and not self.heads.are_shared:
+            return  # as it is
         try:
             value = resolve(self.model, path)
         except AttributeError:
             self.problems.append((path, "none", "there is no such attribute"))
             return
-        begin, end = modules.library.shard(
-            self.kv_heads, self.group.rank, self.group.size
-        )[0]
-        self.attributes[path] = value // self.kv_heads * (end - begin)
+        if word is None and self.heads.are_shared:
+            reason = "%d ranks for %d key heads: the row's `scaled` must say of which heads it is"
+            reason = Refused(reason % (self.group.size, self.heads.kv))
+            self.problems.append((path, type(value).__name__, str(reason)))
+            return
+        self.attributes[path] = self.heads.share(word or "kv", value, self.group.rank)
+
+    def share_heads(self):
+        """The group of the ranks that hold this one's key head, told to the modules; None where
+        each rank has its own. Collective."""
+        if not (self.heads and self.heads.are_shared):
+            return None
+        group, rank = self.group, self.group.rank
+        sharing = group.split(self.heads.key_of(rank)[0], rank)
+        for module in self.new.values():
+            blocks = [block for cut in module.splits.values() for block in cut.blocks]
+            if any(map(module.is_shared, blocks)):
+                module.sharing = sharing.handle
+        return sharing
 
     # what was found
 
