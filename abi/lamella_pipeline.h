@@ -275,8 +275,8 @@ LAM_API lam_status lam_pipeline_get_edge(const lam_pipeline *p, int32_t edge, in
 
 /* A C symbol of any library as a stage function: signature "p:in0.data i64:in0.dim0 f32:$0
  * p:out0.data -> i32"; types p i32 i64 f32 f64; names in<i>.data in<i>.dim<j> in<i>.numel,
- * out<i>..., micro, stage, step, user, loss, stream, $<i> (values, in order). lib NULL = the process's own
- * symbols. A result other than 0 = failed; "-> void" never fails. */
+ * out<i>..., micro, stage, step, user, loss, stream, $<i> (values, in order). lib NULL = the
+ * process's own symbols. A result other than 0 = failed; "-> void" never fails. */
 typedef struct lam_foreign lam_foreign;
 LAM_API lam_status lam_foreign_create(const char *lib, const char *symbol, const char *signature,
                                       const lam_attr *values, uint32_t n_values,

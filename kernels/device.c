@@ -97,6 +97,21 @@ lam_status lam_device_finish(const lam_device *d, void *stream) {
   return d->order->finish(stream);
 }
 
+lam_status lam_device_mark(const lam_device *d, void **mark, void *stream) {
+  LAM_TRY(enter(d, d->order && d->order->mark, "mark", true));
+  return d->order->mark(mark, stream);
+}
+
+lam_status lam_device_elapsed(const lam_device *d, void *first, void *last, int64_t *out_ns) {
+  *out_ns = 0;
+  LAM_TRY(enter(d, d->order && d->order->elapsed, "elapsed", true));
+  return d->order->elapsed(first, last, out_ns);
+}
+
+void lam_device_unmark(const lam_device *d, void *mark) {
+  if (mark) d->order->unmark(mark);
+}
+
 static lam_status copy_here(const void *from, void *to, uint64_t bytes) {
   if (bytes) memcpy(to, from, bytes);
   return LAM_OK;

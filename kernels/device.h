@@ -115,6 +115,11 @@ typedef struct lam_device_order {
   /* Queued copies; the host's memory is read, or written, by the time finish returns. */
   lam_status (*read)(const void *device, void *host, uint64_t bytes, void *stream);
   lam_status (*write)(const void *host, void *device, uint64_t bytes, void *stream);
+  /* When the stream comes here is noted in *mark, which is made where it is NULL; not while it is
+   * captured. elapsed: between two marks that streams have come to. */
+  lam_status (*mark)(void **mark, void *stream);
+  lam_status (*elapsed)(void *first, void *last, int64_t *out_ns);
+  void (*unmark)(void *mark);
 } lam_device_order;
 
 typedef struct lam_device_memory { /* memory and order */
@@ -277,6 +282,9 @@ lam_status lam_device_read(const lam_device *d, const void *device, void *host, 
                            void *stream);
 lam_status lam_device_write(const lam_device *d, const void *host, void *device, uint64_t bytes,
                             void *stream);
+lam_status lam_device_mark(const lam_device *d, void **mark, void *stream);
+lam_status lam_device_elapsed(const lam_device *d, void *first, void *last, int64_t *out_ns);
+void lam_device_unmark(const lam_device *d, void *mark);
 
 lam_status lam_device_gemm(const lam_device *d, const lam_workers *w, const lam_gemm *g,
                            void *stream);

@@ -29,6 +29,7 @@ PARTS = [  # what, a part of test --gpu, what it is until that has run
      EMULATED),
     ("pipelines of random tables", "pipeline_test", EMULATED),
     ("whole steps of a pipeline in graphs, 1, 2 and 4 ranks, replayed with other data", "graph_test", EMULATED),
+    ("what a step reports: the device's times", "times_test", EMULATED),
     ("the PyTorch adapter on the card: numbers, streams, memory, graphs, ranks as threads", "torch", COMPILED),
     ("the JAX adapter on the card", "jax", COMPILED),
 ]

@@ -29,6 +29,9 @@ static const lam_device_order order = {
     .finish = lam_cuda_finish,
     .read = lam_cuda_read,
     .write = lam_cuda_write,
+    .mark = lam_cuda_mark,
+    .elapsed = lam_cuda_elapsed,
+    .unmark = lam_cuda_unmark,
 };
 
 static const lam_device_gemm_table gemm = {

@@ -66,6 +66,9 @@ enum cudaStreamCaptureMode lam_cuda_set_capture_mode(enum cudaStreamCaptureMode 
 lam_status lam_cuda_finish(void *stream);
 lam_status lam_cuda_read(const void *device, void *host, uint64_t bytes, void *stream);
 lam_status lam_cuda_write(const void *host, void *device, uint64_t bytes, void *stream);
+lam_status lam_cuda_mark(void **mark, void *stream);
+lam_status lam_cuda_elapsed(void *first, void *last, int64_t *out_ns);
+void lam_cuda_unmark(void *mark);
 
 /* -- one product of cuBLASLt (product.c) -- */
 

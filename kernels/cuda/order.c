@@ -352,3 +352,22 @@ lam_status lam_cuda_read(const void *device, void *host, uint64_t bytes, void *s
 lam_status lam_cuda_write(const void *host, void *device, uint64_t bytes, void *stream) {
   return copy(host, device, bytes, cudaMemcpyHostToDevice, stream);
 }
+
+/* -- times -- */
+
+lam_status lam_cuda_mark(void **mark, void *stream) {
+  if (!*mark)
+    LAM_TRY_CUDA(cudaEventCreateWithFlags((cudaEvent_t *)mark, cudaEventDefault), "make an event");
+  return lam_cuda_status(cudaEventRecord(*mark, stream), "record an event");
+}
+
+lam_status lam_cuda_elapsed(void *first, void *last, int64_t *out_ns) {
+  float ms = 0;
+  LAM_TRY_CUDA(cudaEventElapsedTime(&ms, first, last), "read times");
+  *out_ns = (int64_t)((double)ms * 1e6);
+  return LAM_OK;
+}
+
+void lam_cuda_unmark(void *mark) {
+  if (cudaEventDestroy(mark) != cudaSuccess) (void)cudaGetLastError();
+}

@@ -279,6 +279,8 @@ static lam_status put_arg(const call *c, void *user, slot *s) {
       if (!c->io->loss)
         return refuse_arg(c, "only the last stage is given a loss, this is stage", c->io->stage);
       return s->p = c->io->loss, LAM_OK;
+    case LAM_FOREIGN_STREAM:
+      return s->p = c->io->stream, LAM_OK;
     case LAM_FOREIGN_VALUE:
       return *s = c->f->given[c->arg - c->f->signature.args], LAM_OK;
   }

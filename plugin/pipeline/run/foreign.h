@@ -32,6 +32,7 @@ typedef enum lam_foreign_source { /* where an argument's value comes from */
                                   LAM_FOREIGN_STEP,
                                   LAM_FOREIGN_USER,
                                   LAM_FOREIGN_LOSS,
+                                  LAM_FOREIGN_STREAM,
                                   LAM_FOREIGN_VALUE /* given at create */
 } lam_foreign_source;
 

@@ -3,7 +3,7 @@
  *   signature = { type ":" name } "->" result      words apart by spaces
  *   type      = p | i32 | i64 | f32 | f64          result = i32 | i64 | void
  *   name      = ("in" | "out") number ".data" | ".dim" digit | ".numel"
- *             | micro | stage | step | user | loss | "$" number
+ *             | micro | stage | step | user | loss | stream | "$" number
  *
  * Invariant: every refusal names the column and what was expected there; nothing past the text's
  * NUL is read.
@@ -81,7 +81,8 @@ static bool parse_plain_name(cursor *c, lam_foreign_arg *a) {
                {"stage", LAM_FOREIGN_STAGE},
                {"step", LAM_FOREIGN_STEP},
                {"user", LAM_FOREIGN_USER},
-               {"loss", LAM_FOREIGN_LOSS}};
+               {"loss", LAM_FOREIGN_LOSS},
+               {"stream", LAM_FOREIGN_STREAM}};
   for (size_t i = 0; i < sizeof names / sizeof *names; i++)
     if (take(c, names[i].name)) return a->source = names[i].source, true;
   a->source = LAM_FOREIGN_VALUE;
@@ -97,7 +98,7 @@ static lam_status parse_name(cursor *c, lam_foreign_arg *a) {
   if (!known || !at_word_end(word.at))
     return refuse(c, "unknown name",
                   "in<i> or out<i> with .data, .numel or .dim0 to .dim7, or micro, stage, step, "
-                  "user, loss, $<i>");
+                  "user, loss, stream, $<i>");
   c->at = word.at;
   return LAM_OK;
 }
@@ -110,6 +111,7 @@ static unsigned fitting_types(lam_foreign_source s) {
     case LAM_FOREIGN_DATA:
     case LAM_FOREIGN_USER:
     case LAM_FOREIGN_LOSS:
+    case LAM_FOREIGN_STREAM:
       return address;
     case LAM_FOREIGN_VALUE:
       return ~0u; /* foreign.c compares it with the value that was given */

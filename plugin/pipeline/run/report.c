@@ -4,6 +4,8 @@
  * the library's own work. The thread's CPU clock is a system call (0.5 us measured), so it is read
  * only around functions that took at least 200 us the last time; shorter ones count the time they
  * took.
+ * On a device these are times of queueing; where the device's own can be had (marks.c), the step is
+ * told again with them before anyone is shown it.
  * Invariant: step_time = busy + warm_up + waiting + drain + overhead, always. A rank returns when
  * its own list is done and shared weights are summed, so it sees next to nothing of the drain:
  * explain.c sets that from the last end of all ranks. */
@@ -28,11 +30,11 @@ void lam_meter_begin(lam_meter *m) {
       .start = now, .end = now, .origin = now, .mark = now, .room = m->room, .events = m->events};
 }
 
-/* Moves the mark to now; gives what lay between. */
-static int64_t lap(lam_meter *m) {
+/* Moves the mark to `now`; gives what lay between. */
+static int64_t lap(lam_meter *m, int64_t now) {
   const int64_t before = m->mark;
-  m->mark = lam_clock_ns();
-  return m->mark - before;
+  m->mark = now;
+  return now - before;
 }
 
 static void add_event(lam_pipeline *p, lam_event e) {
@@ -41,9 +43,9 @@ static void add_event(lam_pipeline *p, lam_event e) {
   if (m->n_events < m->room) m->events[m->n_events++] = e;
 }
 
-void lam_meter_waited(lam_pipeline *p, lam_port *port, int stage, int micro) {
+static void waited(lam_pipeline *p, lam_port *port, int stage, int micro, int64_t now) {
   lam_meter *m = &p->meter;
-  const int64_t start = m->mark, ns = lap(m);
+  const int64_t start = m->mark, ns = lap(m, now);
   if (ns < WAIT_NS || !port->channel) return; /* nobody waits for oneself */
   if (m->n_actions == 0)
     m->warm_up += ns;
@@ -55,12 +57,10 @@ void lam_meter_waited(lam_pipeline *p, lam_port *port, int stage, int micro) {
           .stage = stage, .micro = micro, .kind = LAM_KIND_WAIT, .start = start, .end = m->mark});
 }
 
-void lam_meter_own(lam_meter *m) { lap(m); }
-
-void lam_meter_worked(lam_pipeline *p, const lam_action *a, const lam_action *b, int part,
-                      int64_t cpu) {
+static void worked(lam_pipeline *p, const lam_action *a, const lam_action *b, int part, int64_t cpu,
+                   int64_t now) {
   lam_meter *m = &p->meter;
-  const int64_t start = m->mark, ns = lap(m);
+  const int64_t start = m->mark, ns = lap(m, now);
   m->busy += ns;
   m->cpu += cpu >= 0 ? cpu : ns;
   m->last_end = m->mark;
@@ -75,6 +75,52 @@ void lam_meter_worked(lam_pipeline *p, const lam_action *a, const lam_action *b,
   if (!b) return;
   e.stage = b->stage, e.micro = b->micro, e.kind = (uint16_t)b->kind, e.part = 1;
   add_event(p, e);
+}
+
+void lam_meter_waited(lam_pipeline *p, lam_port *port, int stage, int micro) {
+  waited(p, port, stage, micro, lam_clock_ns());
+  if (p->marks) lam_marks_note(p, &(lam_note){LAM_NOTE_WAITED, stage, micro, .port = port});
+}
+
+void lam_meter_own(lam_pipeline *p) {
+  lap(&p->meter, lam_clock_ns());
+  if (p->marks) lam_marks_note(p, &(lam_note){.what = LAM_NOTE_OWN});
+}
+
+/* CPU time stays the host's on a device. */
+void lam_meter_worked(lam_pipeline *p, const lam_action *a, const lam_action *b, int part,
+                      int64_t cpu) {
+  const int64_t before = p->meter.cpu;
+  worked(p, a, b, part, cpu, lam_clock_ns());
+  if (p->marks)
+    lam_marks_note(p, &(lam_note){LAM_NOTE_WORKED, .part = part, .a = a, .b = b,
+                                  .cpu = p->meter.cpu - before});
+}
+
+/* -- the same, with a device's times -- */
+
+static void retell(lam_pipeline *p, const lam_note *n) {
+  lam_meter *m = &p->meter;
+  if (n->what == LAM_NOTE_WAITED)
+    waited(p, n->port, n->stage, n->micro, n->time);
+  else if (n->what == LAM_NOTE_WORKED)
+    worked(p, n->a, n->b, n->part, n->cpu, n->time);
+  else
+    lap(m, n->time);
+  if (n->what == LAM_NOTE_END) m->end = n->time;
+}
+
+void lam_meter_retell(lam_pipeline *p, const lam_note *notes, uint64_t n) {
+  lam_meter *m = &p->meter;
+  for (int i = 0; i < p->n_ports; i++) p->ports[i].waited = 0;
+  *m = (lam_meter){.start = notes[0].time,
+                   .end = notes[0].time,
+                   .mark = notes[0].time,
+                   .origin = m->origin,
+                   .retold = true,
+                   .room = m->room,
+                   .events = m->events};
+  for (uint64_t i = 1; i < n; i++) retell(p, &notes[i]);
 }
 
 void lam_meter_end(lam_meter *m) { m->end = lam_clock_ns(); }
@@ -101,6 +147,7 @@ lam_status lam_pipeline_get_report(const lam_pipeline *p, lam_pipeline_report *o
   if (!p) return lam_fail(LAM_INVALID_ARGUMENT, "lam_pipeline_get_report: pipeline is NULL");
   LAM_TRY(lam_struct_check("lam_pipeline_get_report", "lam_pipeline_report", out_report,
                            sizeof *out_report));
+  LAM_TRY(lam_marks_read((lam_pipeline *)(uintptr_t)p)); /* how it is told, not what happened */
   const lam_meter *m = &p->meter;
   lam_pipeline_report *r = out_report;
   r->n_actions = m->n_actions;
@@ -111,6 +158,7 @@ lam_status lam_pipeline_get_report(const lam_pipeline *p, lam_pipeline_report *o
   r->overhead = r->step_time - r->busy - r->warm_up - r->waiting - r->drain;
   r->slot_bytes = p->slot_bytes;
   r->capturable = p->device != NULL;
+  r->device_times = m->retold;
   find_worst(p, r);
   copy_events(m, r);
   return LAM_OK;

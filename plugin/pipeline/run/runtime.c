@@ -55,6 +55,7 @@ static lam_status open_all(lam_pipeline *p, const lam_pipeline_desc *desc, const
   LAM_TRY(lam_forms_choose(p, desc));
   LAM_TRY(lam_pipeline_plan(p, traits));
   LAM_TRY(lam_tied_open(p));
+  LAM_TRY(lam_marks_open(p));
   /* An action waits for its input, waits for a slot, and runs. */
   p->meter.room = 3 * (uint64_t)p->n_actions;
   return lam_pipeline_alloc(p, p->meter.room, sizeof *p->meter.events, &p->meter.events);
@@ -96,6 +97,7 @@ void lam_pipeline_destroy(lam_pipeline *p) {
     lam_channel_close(p->ports[i].notes);
   }
   lam_tied_close(p);
+  lam_marks_close(p);
   lam_place_free(p);
   lam_context *ctx = p->ctx;
   for (lam_pipeline_block *b = p->blocks, *next; b; b = next) {
@@ -187,7 +189,7 @@ static lam_status leave(lam_pipeline *p, visit *v) {
   if (lam_ends_backward(a) && v->stage->keeps && v->stage->in)
     LAM_TRY(lam_port_finish(v->stage->in, a->micro));
   p->last = a;
-  lam_meter_own(&p->meter);
+  lam_meter_own(p);
   return LAM_OK;
 }
 
@@ -218,7 +220,7 @@ static lam_status call_pair(visit *f, visit *b) {
 static lam_status work(lam_pipeline *p, visit *v, visit *pair, int part) {
   int64_t *lasted = &v->stage->lasted[v->action->kind];
   const bool reads_cpu = *lasted >= CPU_CLOCK_NS;
-  lam_meter_own(&p->meter);
+  lam_meter_own(p);
   const int64_t start = p->meter.mark, cpu = reads_cpu ? lam_clock_cpu_ns() : 0;
   const lam_status status = pair ? call_pair(v, pair) : call_functions(v);
   if (p->group) lam_place_tell(p, p->group);
@@ -271,7 +273,9 @@ static lam_status run_list(lam_pipeline *p) {
 static lam_status run_placed(lam_pipeline *p) {
   int32_t was;
   LAM_TRY(lam_place_enter(p, &was));
+  lam_marks_begin(p);
   const lam_status status = run_list(p);
+  lam_marks_end(p, status);
   lam_place_leave(p, was);
   return status;
 }

@@ -123,15 +123,36 @@ typedef struct lam_meter { /* ns, CLOCK_MONOTONIC */
   int64_t mark;            /* the last boundary: what follows it belongs to the next one */
   int64_t busy, cpu, warm_up, waiting, last_end;
   uint32_t n_actions;
+  bool retold; /* times are the device's */
   uint64_t n_events, room;
   lam_event *events; /* times still CLOCK_MONOTONIC */
 } lam_meter;
 
+enum { LAM_NOTE_BEGIN, LAM_NOTE_OWN, LAM_NOTE_WAITED, LAM_NOTE_WORKED, LAM_NOTE_END };
+typedef struct lam_note { /* a boundary that the meter was told of */
+  int what, stage, micro, part;
+  lam_port *port;          /* WAITED */
+  const lam_action *a, *b; /* WORKED */
+  int64_t cpu, time;
+} lam_note;
+
+/* Where a device's times can be had, the meter's notes are marked on its stream (marks.c). */
+typedef struct lam_marks lam_marks;
+lam_status lam_marks_open(lam_pipeline *p);
+void lam_marks_close(lam_pipeline *p);
+void lam_marks_begin(lam_pipeline *p);
+void lam_marks_note(lam_pipeline *p, const lam_note *n);
+void lam_marks_end(lam_pipeline *p, lam_status status);
+/* Waits for the step, and tells the meter of it again; once. */
+lam_status lam_marks_read(lam_pipeline *p);
+
 void lam_meter_begin(lam_meter *m);
+/* The same step with other times, in CLOCK_MONOTONIC. */
+void lam_meter_retell(lam_pipeline *p, const lam_note *notes, uint64_t n);
 /* Up to now this rank waited at `port`, for a message or a slot. */
 void lam_meter_waited(lam_pipeline *p, lam_port *port, int stage, int micro);
 /* Up to now the library did its own work. */
-void lam_meter_own(lam_meter *m);
+void lam_meter_own(lam_pipeline *p);
 /* Up to now ran the functions of one action, or of a fused pair (b not NULL); cpu < 0: not read. */
 void lam_meter_worked(lam_pipeline *p, const lam_action *a, const lam_action *b, int part,
                       int64_t cpu);
@@ -193,6 +214,7 @@ struct lam_pipeline {
   uint64_t tied_hash; /* of the host's list; equal on all ranks */
   lam_pipeline_block *blocks;
   lam_meter meter;
+  lam_marks *marks; /* on a device */
   int64_t step;
   double loss;
   const lam_action *last; /* completed in this step, or NULL */

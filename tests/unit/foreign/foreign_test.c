@@ -142,6 +142,20 @@ TEST(foreign, finds_symbols_of_the_process_and_addresses) {
   lam_foreign_destroy(f);
 }
 
+/* y = 2 x, where x is what the stream's place in the io points at. */
+TEST(foreign, hands_on_the_stream) {
+  sample s;
+  make_sample(&s);
+  const lam_attr a = lam_attr_f(2);
+  lam_foreign *f = make(target_path(), "target_scale",
+                        "p:stream i64:out0.numel f32:$0 p:out0.data -> i32", &a, 1);
+  REQUIRE(f != NULL);
+  s.io.stream = &s.x[1];
+  CHECK_OK(lam_foreign_call(f, &s.io));
+  CHECK(s.y[0] == 2 && s.y[5] == 12);
+  lam_foreign_destroy(f);
+}
+
 TEST(foreign, adds_to_the_loss) {
   sample s;
   make_sample(&s);
@@ -345,17 +359,17 @@ TEST(foreign, nothing_where_something_is_needed_is_refused) {
 
 /* Writes one random argument and what the parser must make of it. */
 static int random_arg(rng *r, char *out, lam_foreign_arg *want) {
-  static const char *const plain[] = {"micro", "stage", "step", "user", "loss"};
+  static const char *const plain[] = {"micro", "stage", "step", "user", "loss", "stream"};
   *want = (lam_foreign_arg){
       .source = (lam_foreign_source)rng_int(r, LAM_FOREIGN_DATA, LAM_FOREIGN_VALUE)};
   const bool address = want->source == LAM_FOREIGN_DATA || want->source == LAM_FOREIGN_USER ||
-                       want->source == LAM_FOREIGN_LOSS;
+                       want->source == LAM_FOREIGN_LOSS || want->source == LAM_FOREIGN_STREAM;
   want->type =
       address ? LAM_FOREIGN_P : (lam_foreign_type)rng_int(r, LAM_FOREIGN_I32, LAM_FOREIGN_I64);
   if (want->source == LAM_FOREIGN_VALUE)
     want->type = (lam_foreign_type)rng_int(r, LAM_FOREIGN_P, LAM_FOREIGN_F64);
   int n = sprintf(out, "%s:", lam_foreign_type_names[want->type]);
-  if (want->source >= LAM_FOREIGN_MICRO && want->source <= LAM_FOREIGN_LOSS)
+  if (want->source >= LAM_FOREIGN_MICRO && want->source <= LAM_FOREIGN_STREAM)
     return n + sprintf(out + n, "%s", plain[want->source - LAM_FOREIGN_MICRO]);
 
   want->index = (int)rng_int(r, 0, rng_int(r, 0, 1) ? 9 : 999);
