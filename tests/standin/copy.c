@@ -253,7 +253,7 @@ static si_went run_fill(si_work *w, void **state) {
   if (si_memory_check(f->at, f->bytes, w->device, "a fill that runs", "the memory") != cudaSuccess)
     si_lose(w->device, cudaErrorIllegalAddress);
   else
-    memset(f->at, f->value, f->bytes);
+    si_memory_fill(f->at, f->value, f->bytes);
   return SI_ENDED;
 }
 

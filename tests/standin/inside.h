@@ -72,6 +72,7 @@ cudaError_t si_memory_check(const void *p, uint64_t bytes, int device, const cha
 cudaError_t si_memory_check_words(const void *bytes, size_t n, int device, const char *who);
 void si_memory_open(void);
 void si_memory_close(void);
+void si_memory_fill(char *at, int value, uint64_t bytes); /* open; within one allocation */
 void si_memory_audit(void); /* reports writes beside allocations */
 int64_t si_memory_alive(void);
 void si_memory_forget(void);

@@ -173,6 +173,21 @@ static void map_poison(char *at, uint64_t bytes, int prot) {
   }
 }
 
+/* To zero a large piece is to give it fresh pages: only those that are touched later cost anything. */
+void si_memory_fill(char *at, int value, uint64_t bytes) {
+  const uintptr_t mask = ~(uintptr_t)(PAGE - 1), start = (uintptr_t)at;
+  char *const first = (char *)((start + PAGE - 1) & mask);
+  char *const end = (char *)((start + bytes) & mask);
+  if (value != 0 || bytes <= SMALL || arena_of(at) < 0) {
+    memset(at, value, bytes);
+    return;
+  }
+  const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
+  must_map(first, (uint64_t)(end - first), prot_now(), flags, -1);
+  memset(at, 0, (size_t)(first - at));
+  memset(end, 0, (size_t)(at + bytes - end));
+}
+
 static void make_arena(int device) {
   make_files();
   set_traps();

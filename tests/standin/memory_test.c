@@ -72,6 +72,24 @@ TEST(memory, copies_and_fills_give_what_they_were_given) {
   end();
 }
 
+/* Large pieces get fresh pages for it; what lies beside, on the same pages too, stays. */
+TEST(memory, zeros_in_a_large_piece_end_where_they_were_to_end) {
+  enum { MOST = 3 << 20 };
+  static uint8_t got[MOST];
+  rng r = {seed()};
+  const size_t first = (size_t)rng_int(&r, 1, 9000), n = (size_t)rng_int(&r, 5 << 18, 2 << 20);
+  begin(seed());
+  cudaStream_t s = new_stream();
+  char *p = device_copy(NULL, MOST);
+  REQUIRE_CUDA(cudaMemsetAsync(p, 7, MOST, s));
+  REQUIRE_CUDA(cudaMemsetAsync(p + first, 0, n, s));
+  REQUIRE_CUDA(cudaStreamSynchronize(s));
+  standin_peek(p, got, MOST);
+  for (size_t i = 0; i < MOST; i++)
+    if (got[i] != (i < first || i >= first + n ? 7 : 0) && !CHECK_EQ(i, -1)) break;
+  end();
+}
+
 /* -- traps: each in a process of its own, which must die of it -- */
 
 typedef void (*deadly)(float *p, cudaStream_t s);
