@@ -65,6 +65,9 @@ def test_stages_step_and_answer_as_the_unsplit_model(name, tp, pp):
     logits = model(ids)
     loss = mean_loss(logits, ids)
     loss.backward()
+    words = ids
+    for _ in range(2):
+        words = torch.cat([words, model(words)[:, -1:].argmax(-1)], 1)
 
     def rank(group):
         mine = split(model, group, tp=tp, pp=pp, micro_batches=2, family=MODELS[name][1])
@@ -74,9 +77,10 @@ def test_stages_step_and_answer_as_the_unsplit_model(name, tp, pp):
         step, grads = mine.step(ids, ids), {}
         for root in mine.roots.values():
             grads.update(gradients(root))
-        return found, step, grads
+        return found, step, grads, mine.generate(ids, 2)
 
-    for found, step, grads in run_ranks(tp * pp, rank):
+    for found, step, grads, text in run_ranks(tp * pp, rank):
+        assert torch.equal(text, words)
         assert abs(step - loss.item()) < 1e-5
         if found is not None:
             close(found, logits.detach())

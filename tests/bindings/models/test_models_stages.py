@@ -9,6 +9,7 @@ import lamella
 import lamella.torch
 from lamella.schedule import Schedule
 from lamella.torch import cutting
+from lamella.torch.pipelined import Pipelined
 from model_ranks import CONFIGS, VOCAB, close, close_gradients, gradients, gpt2, run_ranks, split
 from model_ranks import unsplit
 
@@ -93,6 +94,23 @@ def test_logits_and_words_are_the_unsplit_models(plan, name):
         assert torch.equal(text, words)
         if logits is not None:
             close(logits, expected)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("plan", ["gpipe", "zbv"])
+def test_a_token_sends_its_own_activation_alone(plan, name, monkeypatch):
+    model, ids, sent = model_for(plan, name), batch()[0], []
+    send = Pipelined.send
+
+    def note(self, stage, hidden):
+        sent.append(hidden.shape[:2])
+        send(self, stage, hidden)
+
+    monkeypatch.setattr(Pipelined, "send", note)
+    tp, pp, more = PLANS[plan]
+    run_ranks(pp, lambda group: split(model, group, tp=tp, pp=pp, **more).generate(ids, 4))
+    edges = 2  # that cross ranks: a V's turning point does not
+    assert sorted(sent) == [(7, 1)] * 3 * edges + [(7, 6)] * edges
 
 
 def test_an_end_of_text_ends_a_row_and_all_rows_the_text():

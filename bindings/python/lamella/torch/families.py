@@ -10,6 +10,7 @@ Leaves replacing modules to splitting.py, stages to cutting.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -64,6 +65,8 @@ class Family:
     call       arguments of every call of a stage
     block      the layers', where their class is not in BLOCKS
     rebuild    buffer's name -> function(module) that makes it, where a checkpoint has none
+    keep       function(a stage's first layer) -> arguments of its calls for one text, by which it
+               keeps keys and values; None: generate runs the whole text for every token
     """
 
     layers: str
@@ -77,6 +80,7 @@ class Family:
     call: dict = field(default_factory=dict)
     block: Block = None
     rebuild: dict = field(default_factory=dict)
+    keep: Callable[[int], dict] | None = None
 
 
 def _llama_like():
@@ -99,7 +103,18 @@ def _llama_model():
         last=("model.norm",),
         call={"use_cache": False},
         rebuild={"inv_freq": _rotary_frequencies},
+        keep=_cache,
     )
+
+
+def _cache(first):
+    """Hugging Face's, in which a stage's first layer is the first: it tells the text's length."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    update = cache.update
+    cache.update = lambda k, v, layer, *more: update(k, v, layer - first, *more)
+    return dict(past_key_values=cache, use_cache=True)
 
 
 def _rotary_frequencies(module):
@@ -158,6 +173,7 @@ FAMILIES = {
         last=("transformer.ln_f",),
         call={"use_cache": False},
         rebuild={"bias": _causal_mask, "masked_bias": _masked_bias},
+        keep=_cache,
     ),
 }
 

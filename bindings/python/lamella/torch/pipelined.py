@@ -73,6 +73,10 @@ class Pipelined(torch.nn.Module):
     @torch.no_grad()
     def forward(self, ids: torch.Tensor, **more: Any) -> torch.Tensor | None:
         """Without gradients, which `step` makes. Collective."""
+        return self.through(ids, more)
+
+    def through(self, ids, more, kept=None):
+        """One pass; kept: {stage: further arguments of its own}."""
         here = self.lamella
         hidden = logits = None
         for stage in range(here.schedule.n_stages):
@@ -80,7 +84,7 @@ class Pipelined(torch.nn.Module):
                 continue
             if stage > 0:
                 hidden = self.receive(stage, ids.shape) if hidden is None else hidden
-            hidden = self.run(stage, hidden, ids, more)
+            hidden = self.run(stage, hidden, ids, {**more, **(kept[stage] if kept else {})})
             if stage == here.schedule.n_stages - 1:
                 logits = hidden
             elif not self.is_here(stage + 1):
@@ -93,7 +97,7 @@ class Pipelined(torch.nn.Module):
         if stage > 0:
             resolve(root, self.lamella.family.embedding).hidden = hidden
         try:
-            result = root(ids, **self.lamella.family.call, **more)
+            result = root(ids, **{**self.lamella.family.call, **more})
         finally:
             if stage > 0:
                 resolve(root, self.lamella.family.embedding).hidden = None
@@ -117,14 +121,15 @@ class Pipelined(torch.nn.Module):
     def generate(
         self, ids: torch.Tensor, max_new_tokens: int, eos_token_id: int | None = None, **more: Any
     ) -> torch.Tensor:
-        """Greedy; every token runs the whole text again, an attention_mask [B, T] growing with
-        it. Collective."""
+        """Greedy; an attention_mask [B, T] grows with the text. Each stage keeps keys and values,
+        and a token sends its own hidden state alone; where the family does not say how they are
+        kept, every token runs the whole text again. Collective."""
         if self.lamella.tensor and not self.lamella.plan.gather_logits:
             raise errors.FailedPrecondition("generate needs whole logits: Plan(gather_logits=True)")
         root = self.lamella.schedule.rank_of(self.lamella.schedule.n_stages - 1)
-        ended = torch.zeros(len(ids), dtype=torch.bool)
+        ended, kept, new = torch.zeros(len(ids), dtype=torch.bool), self.keep(), ids
         for _ in range(max_new_tokens):
-            logits = self(ids, **more)
+            logits = self.through(new, more, kept)
             words = torch.zeros(len(ids), dtype=torch.int32)
             if logits is not None:
                 words = logits[:, -1].argmax(-1).to(torch.int32)
@@ -134,11 +139,23 @@ class Pipelined(torch.nn.Module):
                 words[ended] = eos_token_id
                 ended |= words == eos_token_id
             ids = torch.cat([ids, words[:, None]], 1)
+            new = ids[:, -1:] if kept else ids
             if more.get("attention_mask") is not None:
                 more["attention_mask"] = functional.pad(more["attention_mask"], (0, 1), value=1)
             if ended.all():
                 break
         return ids
+
+    def keep(self):
+        """{stage: what keeps one text's keys and values}, or None."""
+        family = self.lamella.family
+        if family.keep is None:
+            return None
+        kept = {}
+        for stage, root in self.roots.items():
+            first, _ = next(resolve(root, family.layers).named_children())
+            kept[int(stage)] = family.keep(int(first))
+        return kept
 
     # training
 
