@@ -26,8 +26,8 @@ def program(name, *arguments, ranks=0):
 
 
 def hosts(n):
-    """PyTorch: a call above the C call; the ffn at tp=2, collectives and transfers against torch with gloo"""
-    return torch_call(n) + torch_ffn(n) + torch_comm(n)
+    """PyTorch: a call above the C call; the ffn at tp=2, collectives and transfers against torch with gloo; the wheel's oneDNN"""
+    return torch_call(n) + torch_ffn(n) + torch_comm(n) + wheel_onednn(n)
 
 
 def torch_call(n):
@@ -82,6 +82,19 @@ def torch_comm(n):
             goal = "<= 0.20" if size <= 4 << 20 else "<= 0.25"
             name = f"torch {case}" + (", result in new memory" if side == "functional" else "")
             rows.append(compare(name, "us", values, "gloo", peer, goal if side == "lamella" else ""))
+    return rows
+
+
+def wheel_onednn(n):
+    """What is inside the wheel is as fast as what is installed beside it."""
+    figures = rounds({"the wheel's oneDNN": program("wheel_onednn.py")}, n)["the wheel's oneDNN"]
+    cases = [f"{dtype}_{size}" for size in ("m512", "m64") for dtype in ("f32", "bf16")]
+    require(figures, *(f"product_{case}_{side}" for case in cases for side in ("wheel", "debian")))
+    note = "K=N=4096; without Debian's libdnnl the wheel computes with its own"
+    rows = []
+    for case in cases:
+        ours, theirs = (figures[f"product_{case}_{side}"] for side in ("wheel", "debian"))
+        rows.append(compare(f"product {case}, the wheel's oneDNN", "us", ours, "Debian's", theirs, "<= 1.05", note))
     return rows
 
 

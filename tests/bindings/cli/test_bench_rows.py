@@ -27,6 +27,7 @@ ABOVE = (("inference", "<= 2"), ("no_grad", "<= 5"), ("grad", "<= 12"))
 SLOW = 2.5  # times oneDNN's own
 FROM_TORCH = ("all_reduce", "linear", "ffn")
 FFN_CASES = ("bf16_m512", "bf16_m1", "f32_m512", "f32_m1")
+PRODUCTS = [f"{dtype}_{size}" for size in ("m512", "m64") for dtype in ("f32", "bf16")]
 CROSSED = (64, 4096, 65536, 1 << 20, 4 << 20, 16 << 20)
 CROSSINGS = named(["all_reduce", "all_gather", "one_way"], CROSSED)
 
@@ -46,6 +47,7 @@ PRINTED = {
     "ffn in torch": ["f32_product"] + [f"ffn_{case}_{side}" for case in FFN_CASES for side in ("gloo", "packed", "plain")],
     "oneDNN": ["ffn_f32_m512_onednn"],
     "transfers in torch": [f"{crossing}/{side}" for crossing in CROSSINGS for side in ("gloo", "lamella", "functional")],
+    "the wheel's oneDNN": [f"product_{case}_{side}" for case in PRODUCTS for side in ("wheel", "debian")],
     "calls from JAX": ["doubled", *(f"{name}_above" for name in FROM_TORCH)],
     **{f"ffn {way}": [f"ffn_{dtype}_m{m}" for dtype in ("bf16", "f32") for m in (512, 1)] for way in ("from JAX", "by XLA")},
     "train step": ["f32_product", "step/pipelining", *(f"{kind}/{linear}_{schedule}" for linear in ("torch", "lamella")
@@ -69,7 +71,8 @@ GOALS = {
     "hosts": [(f"torch {name} above its C call, {mode}", goal) for name in FROM_TORCH for mode, goal in ABOVE]
     + [(f"torch ffn {case}, packed weights", goal)
        for case, goal in (("bf16_m512", "<= 0.90"), ("bf16_m1", "<= 0.55"), ("f32_m512", "<= 0.45"))]
-    + [(f"torch {crossing}", "<= 0.25" if crossing.endswith("16777216") else "<= 0.20") for crossing in CROSSINGS],
+    + [(f"torch {crossing}", "<= 0.25" if crossing.endswith("16777216") else "<= 0.20") for crossing in CROSSINGS]
+    + [(f"product {case}, the wheel's oneDNN", "<= 1.05") for case in PRODUCTS],
     "hosts_jax": [(f"jax {name}, jitted, above x * 2", "<= 1") for name in FROM_TORCH]
     + [(f"jax ffn_{case}, tp=2", goal) for case, goal in (("bf16_m512", "<= 0.40"), ("bf16_m1", "<= 0.06"), ("f32_m512", "<= 0.90"))],
     "hosts_train": [(f"train {row}, {name}, {schedule}", goal) for schedule in ("1f1b", "zbv")
@@ -116,6 +119,7 @@ def test_each_group_has_its_goals(printed, group):
         ("ffn by XLA", "ffn_f32_m512"),
         ("train step", "idle/lamella_1f1b"),
         ("ffn in torch", "ffn_bf16_m1_packed"),
+        ("the wheel's oneDNN", "product_bf16_m64_debian"),
         ("ffn in torch", "f32_product"),
         ("train step", "f32_product"),
         ("schedule", "check/1048576"),
@@ -124,7 +128,7 @@ def test_each_group_has_its_goals(printed, group):
 )
 def test_a_figure_by_another_name_does_not_lose_its_goal_unnoticed(printed, command, figure):
     group = {"lamella": "comm", "open mpi": "comm", "a killed rank": "comm"}.get(command, command)
-    group = "hosts" if "torch" in command else group
+    group = "hosts" if "torch" in command or "wheel" in command else group
     group = "hosts_jax" if command in ("calls from JAX", "ffn by XLA") else group
     group = "hosts_train" if command == "train step" else group
     printed[command][printed[command].index(figure)] = "renamed"
@@ -175,5 +179,6 @@ def test_the_programs_print_these_names():
     assert {"gloo", "packed", "plain", "ffn_%s_m%d", "%s_%s", "bf16", "f32"} <= literals("hosts/torch_ffn.py")
     assert bench_hosts.SLOWNESS in literals("hosts/peers.py")
     assert {"gloo", "lamella", "functional", "%s/%d/%s"} <= literals("hosts/torch_comm.py")
+    assert {"wheel", "debian", "m512", "m64", "f32", "bf16", "product_%s_%s"} <= literals("hosts/wheel_onednn.py")
     assert {*FROM_TORCH, "doubled", "%s_above"} <= literals("hosts/jax_call.py")
     assert {"bf16", "f32", "ffn_%s_m%d", "lamella", "xla"} <= literals("hosts/jax_ffn.py")
