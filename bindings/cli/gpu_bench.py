@@ -7,7 +7,7 @@ Leaves measuring to tests/gpu/figures.py and call_bench.c.
 
 import json
 
-from bindings.cli import gpu
+from bindings.cli import bench_table, gpu
 from bindings.cli.bench_figures import alone, compare, require
 from bindings.cli.common import Problem, say
 
@@ -93,21 +93,19 @@ GROUPS = {group.__name__: group for group in (gemm, call, bandwidth, fused, chun
 
 
 def main(args):
-    from bindings.cli import bench
-
-    chosen, about, rows, failed = bench.choose(args, GROUPS), gpu.machine(), [], []
+    chosen, about, rows, failed = bench_table.choose(args, GROUPS), gpu.machine(), [], []
     for name in chosen:
-        say("%s: %s" % (name, bench.summary(GROUPS[name])))
+        say("%s: %s" % (name, bench_table.summary(GROUPS[name])))
         try:
             rows += GROUPS[name](args.rounds)
         except (Problem, KeyError) as problem:
             failed.append({"group": name, "why": str(problem)})
             say("bench %s: %s" % (name, problem))
-    document = dict(bench.document(rows, about), failed=failed)
-    print(bench.table(rows))
+    document = dict(bench_table.document(rows, about), failed=failed)
+    print(bench_table.table(rows))
     gpu.keep("bench.json", document)
     if args.json:
-        bench.write(args.json, json.dumps(document, indent=1) + "\n")
+        bench_table.write(args.json, json.dumps(document, indent=1) + "\n")
     if args.markdown:
-        bench.write(args.markdown, bench.rows_markdown(rows))
+        bench_table.write(args.markdown, bench_table.rows_markdown(rows))
     return 1 if failed else 0

@@ -7,7 +7,7 @@ or compiled only, and what a stand-in answered never counts as run.
 import json
 from pathlib import Path
 
-from bindings.cli import gpu
+from bindings.cli import bench_table, gpu, gpu_bench
 from bindings.cli.bench_figures import Row
 from bindings.cli.common import ROOT, Problem
 
@@ -90,14 +90,12 @@ def state(found, before):
 
 
 def bench_lines(documents):
-    from bindings.cli import bench, gpu_bench
-
     lines = ["## Speed", ""]
     for document in documents:
         lines += ["Ran: %s." % about(document), ""]
-        lines += bench.rows_markdown([Row(**row) for row in document["rows"]]).splitlines() + [""]
+        lines += bench_table.rows_markdown([Row(**row) for row in document["rows"]]).splitlines() + [""]
         lines += ["- %s failed: %s" % (f["group"], f["why"]) for f in document.get("failed", [])]
     if not documents:
         lines += ["| what is measured | state |", "|---|---|"]
-        lines += ["| %s | %s |" % (bench.summary(group), COMPILED) for group in gpu_bench.GROUPS.values()]
+        lines += ["| %s | %s |" % (bench_table.summary(group), COMPILED) for group in gpu_bench.GROUPS.values()]
     return lines

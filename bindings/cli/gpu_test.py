@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bindings.cli import gpu
 from bindings.cli.common import Problem
+from bindings.cli.counting import Count, judge, read_junit
 
 SEEDS = (1, 2, 3, 4)
 # program, filter: small, and alone: a sanitizer runs one kernel at a time, and ranks wait for each other
@@ -28,8 +29,6 @@ TOOLS = {
 
 
 def main(args):
-    from bindings.cli.test import Count
-
     about, began, total, parts = gpu.machine(), time.monotonic(), Count(), []
     print("%s; commit %s" % (about["card"], about["commit"]), flush=True)
     for name, run in steps(args.filter):
@@ -68,8 +67,6 @@ def steps(wanted):
 
 
 def run_program(path, wanted):
-    from bindings.cli.test import Count, judge
-
     count = Count()
     for seed in SEEDS:
         status, log = gpu.run([path, *filter(None, [wanted])], 300, LAMELLA_TEST_SEED=str(seed))
@@ -79,8 +76,6 @@ def run_program(path, wanted):
 
 def run_sanitizer(tool):
     """Each program under it is one case: it passes where the tool finds nothing and all tests pass."""
-    from bindings.cli.test import Count
-
     count = Count()
     found = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
     if not found:
@@ -103,8 +98,6 @@ def run_sanitizer(tool):
 
 def run_host(host):
     """tests/gpu/gpu_<host>.py under pytest, in the interpreter that has torch."""
-    from bindings.cli.test import Count, read_junit
-
     has = "import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ['pytest', %r])))"
     if subprocess.run([gpu.python(), "-c", has % host], capture_output=True).returncode != 0:
         count = Count(skipped=1)

@@ -11,14 +11,13 @@ early counts as failed; whatever failed is named right above that line, however 
 import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
 from collections import namedtuple
 
-from bindings.cli import bazel, packages, venv
+from bindings.cli import bazel, gpu_test, packages, venv
 from bindings.cli.common import ROOT
+from bindings.cli.counting import LOG_LINES, Count, in_short, judge, read_junit
 
 Config = namedtuple("Config", "name options")
 CONFIGS = [
@@ -26,8 +25,6 @@ CONFIGS = [
     Config("asan", ["--config=asan", "--build_tests_only", "--test_tag_filters=-nosan"]),
     Config("tsan", ["--config=tsan", "--build_tests_only", "--test_tag_filters=threads,-nosan"]),
 ]
-LOG_LINES = 200  # of a program that failed, where it failed
-LAST_LINES = 12  # of it, at the end of everything
 
 
 def add_arguments(parser):
@@ -43,8 +40,6 @@ def add_arguments(parser):
 
 def main(args):
     if args.gpu:
-        from bindings.cli import gpu_test
-
         return gpu_test.main(args)
     packages.ensure("test")
     total = Count()
@@ -58,34 +53,6 @@ def main(args):
     total.add(run_python(args.filter))
     total.show()
     return 1 if total.failed else 0
-
-
-class Count:
-    """How many passed, failed and were skipped; one line for each skip, a few for what failed."""
-
-    def __init__(self, passed=0, failed=0, skipped=0, failures=()):
-        self.passed, self.failed, self.skipped, self.skips = passed, failed, skipped, []
-        self.failures = list(failures)
-
-    def add(self, other):
-        self.passed += other.passed
-        self.failed += other.failed
-        self.skipped += other.skipped
-        self.skips += [line for line in other.skips if line not in self.skips]
-        self.failures += other.failures
-
-    def show(self):
-        """The end of a run, for whoever reads no more than that."""
-        for line in [*self.skips, *self.failures, self.line()]:
-            print(line)
-        sys.stdout.flush()
-
-    def line(self):
-        return "%d passed, %d failed%s" % (
-            self.passed,
-            self.failed,
-            ", %d skipped" % self.skipped if self.skipped else "",
-        )
 
 
 def run_config(config):
@@ -114,30 +81,6 @@ def run_config(config):
         )
     )
     return count
-
-
-def judge(name, log, ended_well, how):
-    """Counts one test program's cases; prints what it said where one failed."""
-    count = Count(*[len(re.findall("^%s " % word, log, re.M)) for word in ("ok", "FAIL", "skip")])
-    count.skips = re.findall("^skip .*", log, re.M)
-    if ended_well and not (count.passed or count.failed or count.skipped):
-        count.passed = (
-            0 if re.search("^0 passed, 0 failed$", log, re.M) else 1
-        )  # a program without our harness
-    if not ended_well and not count.failed:
-        count.failed = 1
-    if count.failed:
-        lines = log.splitlines()
-        lines = [line for line in lines if not line.startswith("ok ") or line == lines[-1]]
-        print("\n".join(["---- %s (%s)" % (name, how), *lines[-LOG_LINES:]]))
-        count.failures = [in_short("%s (%s)" % (name, how), lines)]
-    return count
-
-
-def in_short(name, lines):
-    """What failed, and what was said last: the claims, where they are not among that."""
-    claims = [line for line in lines[:-LAST_LINES] if line.startswith("FAIL ")]
-    return "\n".join(["---- " + name, *claims, *lines[-LAST_LINES:]])
 
 
 def build_with_clang():
@@ -217,24 +160,4 @@ def run_python(wanted):
     if count.failed:
         print("\n".join(lines[-LOG_LINES:]))
     print("python: %s; %.0f s" % (count.line(), time.monotonic() - began))
-    return count
-
-
-def read_junit(path):
-    count = Count()
-    try:
-        cases = ElementTree.parse(path).iter("testcase")
-    except ElementTree.ParseError:
-        return count
-    for case in cases:
-        skip, failure = case.find("skipped"), case.find("failure")
-        failure = case.find("error") if failure is None else failure
-        if failure is not None:
-            name = "python: %s.%s" % (case.get("classname"), case.get("name"))
-            count.add(Count(failed=1, failures=[in_short(name, (failure.text or "").splitlines())]))
-        elif skip is not None:
-            count.skipped += 1
-            count.skips.append("skip %s: %s" % (case.get("name"), skip.get("message")))
-        else:
-            count.passed += 1
     return count

@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bindings.cli import bazel, test  # noqa: E402
+from bindings.cli import bazel, counting, test  # noqa: E402
 
 
 def counts(count):
@@ -31,7 +31,7 @@ def counts(count):
     ],
 )
 def test_every_case_of_a_program_counts_once(log, ended_well, expected):
-    assert counts(test.judge("//a:b", log, ended_well, "status 1")) == expected
+    assert counts(counting.judge("//a:b", log, ended_well, "status 1")) == expected
 
 
 @pytest.mark.parametrize(
@@ -58,21 +58,21 @@ def test_what_does_not_build_counts_as_failed(monkeypatch, outcome, failed):
 
 
 def test_the_last_line_adds_everything_up():
-    total = test.Count()
-    for part in [test.Count(1, 0, 0), test.Count(2, 1, 0)]:
+    total = counting.Count()
+    for part in [counting.Count(1, 0, 0), counting.Count(2, 1, 0)]:
         total.add(part)
     assert total.line() == "3 passed, 1 failed"
-    total.add(test.judge("//a:b", "skip a.d: no GPU\n0 passed, 0 failed, 1 skipped\n", True, ""))
+    total.add(counting.judge("//a:b", "skip a.d: no GPU\n0 passed, 0 failed, 1 skipped\n", True, ""))
     assert total.line() == "3 passed, 1 failed, 1 skipped"
     assert total.skips == ["skip a.d: no GPU"]
 
 
 def test_the_end_names_what_failed_long_before(capsys):
-    total = test.Count()
+    total = counting.Count()
     log = "seed 1\nok a.b\n  x.c:1: 1 is 1, 2 is 2\nFAIL a.c (seed 1)\n%s1 passed, 1 failed\n"
-    total.add(test.judge("tsan: //a:b", log % ("more\n" * 50), False, "failed"))
-    total.add(test.judge("asan: //a:d", "seed 2\nok a.e\n", False, "timeout"))
-    total.add(test.Count(5))
+    total.add(counting.judge("tsan: //a:b", log % ("more\n" * 50), False, "failed"))
+    total.add(counting.judge("asan: //a:d", "seed 2\nok a.e\n", False, "timeout"))
+    total.add(counting.Count(5))
     capsys.readouterr()
     total.show()
     said = capsys.readouterr().out.splitlines()
@@ -97,14 +97,14 @@ E   assert 1 == 2</failure></testcase>
 
 def test_pythons_report_is_counted_and_names_what_failed(tmp_path):
     (tmp_path / "report.xml").write_text(REPORT)
-    count = test.read_junit(tmp_path / "report.xml")
+    count = counting.read_junit(tmp_path / "report.xml")
     assert counts(count) == (1, 2, 1)
     assert count.failures == [
         "---- python: tests.a.bad\ndef bad():\nE   assert 1 == 2",
         "---- python: tests.b.broken\nE   no fixture",
     ]
     (tmp_path / "report.xml").write_text("")
-    assert counts(test.read_junit(tmp_path / "report.xml")) == (0, 0, 0)
+    assert counts(counting.read_junit(tmp_path / "report.xml")) == (0, 0, 0)
 
 
 def test_bazels_events_name_what_failed_to_build():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bindings.cli import packages, venv
 from bindings.cli.common import ROOT, Problem
-from bindings.cli.demo import demo, show, workers
+from bindings.cli.demo import c_host, show, workers
 
 FOLDER = Path(__file__).resolve().parent / "hosts"
 NAMES = {"torch": "PyTorch", "jax": "JAX", "c": "C"}
@@ -26,12 +26,12 @@ NATIVE = "//bindings/python/native"  # what the Python package loads, whatever t
 GRADIENT = {"f32": 1e-5, "bf16": 2e-2}  # what gradients may differ by, of their weight's largest
 
 
-class Beside(demo.Demo):
+class Beside(c_host.Demo):
     def __init__(self, args):
         if args.save:
             raise Problem("--save: the C host writes models; leave out --host", 2)
         self.hosts = ["torch", "jax"] if args.host == "mixed" else [args.host]
-        super().__init__(demo.build([NATIVE, *sum((ADAPTERS[h] for h in self.hosts), [])]), args)
+        super().__init__(c_host.build([NATIVE, *sum((ADAPTERS[h] for h in self.hosts), [])]), args)
         self.places = self.place()
         packages.ensure("hosts")
 
@@ -91,7 +91,7 @@ class Beside(demo.Demo):
 
     def compare_losses(self, ours, theirs):
         show.section("Loss", "of the C host and of this one, step by step")
-        allowed = demo.TOLERANCE[self.plan["dtype"]]
+        allowed = c_host.TOLERANCE[self.plan["dtype"]]
         return show.losses(ours.losses, theirs.losses, allowed, self.args.host)
 
     def compare_gradients(self, told):

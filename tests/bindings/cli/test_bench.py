@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bindings.cli import bench, bench_figures, bench_rows
+from bindings.cli import bench, bench_figures, bench_rows, bench_table
 from bindings.cli.common import Problem
 
 ROUNDS = [1.0, 1.2, 1.1]
@@ -25,17 +25,17 @@ def test_a_goal_may_be_on_the_figure_itself():
 
 def test_rows_come_as_text_as_markdown_and_as_json(tmp_path):
     rows = [bench_figures.alone("a", "ms", ROUNDS, "<= 1"), bench_figures.compare("b", "us", [2.0], "peer", [1.0])]
-    assert "NO" in bench.table(rows) and "peer" in bench.table(rows)
-    text = bench.markdown(rows, {"cores": 2, "cpu": "X", "kernel": "6", "commit": "abc"})
+    assert "NO" in bench_table.table(rows) and "peer" in bench_table.table(rows)
+    text = bench_table.markdown(rows, {"cores": 2, "cpu": "X", "kernel": "6", "commit": "abc"})
     assert text.startswith("2 cores of X, Linux 6, commit abc.")
     assert "| a | 1.1 ms | 18% |  |  | <= 1 | **no** |" in text and "| b | 2 us | 0% | peer 1 | 2.00 |  |  |" in text
-    bench.write(tmp_path / "rows", json.dumps(1))
+    bench_table.write(tmp_path / "rows", json.dumps(1))
     assert (tmp_path / "rows").read_text() == "1"
 
 
 def test_json_has_the_machine_and_for_each_row_these_keys():
     rows = [bench_figures.alone("a", "ms", [2.0]), bench_figures.compare("b", "us", [2.0], "peer", [1.0], "<= 1.1", "why")]
-    written = json.loads(json.dumps(bench.document(rows, bench.machine())))
+    written = json.loads(json.dumps(bench_table.document(rows, bench.machine())))
     assert set(written) == {"machine", "rows"}
     assert set(written["machine"]) == {"cpu", "cores", "kernel", "commit"}
     keys = ["name", "figure", "unit", "spread", "peer", "peer_figure", "ratio", "goal", "met", "note"]
@@ -47,7 +47,7 @@ def test_json_has_the_machine_and_for_each_row_these_keys():
 @pytest.mark.parametrize("path", ["/no/such/folder/x", "/"])
 def test_a_file_that_cannot_be_written_is_one_line(path):
     with pytest.raises(Problem, match="cannot write"):
-        bench.write(path, "text")
+        bench_table.write(path, "text")
 
 
 def test_a_program_that_fails_or_is_not_there_is_one_line():

@@ -17,14 +17,14 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from bindings.cli.common import Problem  # noqa: E402
-from bindings.cli.demo import demo, workers  # noqa: E402
+from bindings.cli.demo import c_host, workers  # noqa: E402
 
 SMALL = ["--layers", "4", "--hidden", "160", "--micro-batches", "4", "--sequence", "64"]  # 5 heads
 
 
 @pytest.fixture(scope="session")
 def program():
-    return demo.build()
+    return c_host.build()
 
 
 def lamella_demo(*arguments, cwd=None):

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from bindings.cli import main, venv  # noqa: E402
 from bindings.cli.common import Problem  # noqa: E402
-from bindings.cli.demo import beside, demo, show, workers  # noqa: E402
+from bindings.cli.demo import beside, c_host, demo, show, workers  # noqa: E402
 
 # 3 heads, so that two tensor parts are uneven
 SMALL = "--layers 3 --hidden 96 --micro-batches 4 --steps 3".split()
@@ -78,11 +78,11 @@ def other_weights(self, pp, tp, extra, *rest):
     return START(self, pp, tp, [*extra, "--seed", "2"] if "--save" in extra else extra, *rest)
 
 
-START = demo.Demo.start
+START = c_host.Demo.start
 
 
 def test_another_host_that_differs_fails_the_demo(monkeypatch, capsys):
-    monkeypatch.setattr(demo.Demo, "start", other_weights)
+    monkeypatch.setattr(c_host.Demo, "start", other_weights)
     options = [*SMALL, "--steps", "1", "--host", "torch", "--pp", "1", "--tp", "1"]
     assert main.main(["demo", *options]) == 1
     out = capsys.readouterr().out
@@ -110,7 +110,7 @@ def test_every_worker_s_gradients_count():
 
 
 def test_the_c_host_compares_gradients_too(tmp_path):
-    program, file = demo.build(), str(tmp_path / "gradients")
+    program, file = c_host.build(), str(tmp_path / "gradients")
     options = [*SMALL, "--steps", "1"]
     workers.run(program, [*options, "--save-gradients", file], 1, 1)
     split = workers.run(program, [*options, "--check-gradients", file], 3, 2).gradients
@@ -199,7 +199,7 @@ def test_a_group_tells_what_ended_its_world(monkeypatch):
     from lamella import Group
     from lamella.pipeline import Pipeline, Schedule
 
-    demo.build([beside.NATIVE])
+    c_host.build([beside.NATIVE])
     with Group.create(Group.new_id(), 0, 1) as group:
         with Pipeline(Schedule.build("gpipe", 1, 1), {0: Failing()}, [], group=group) as pipeline:
             assert group.error is None
