@@ -25,7 +25,7 @@ _NEEDS = [
     "cublas_headers",
 ]
 
-def gpu_test(name, srcs, deps, seeds = _SEEDS, size = "medium", ranks = 1, cudart = False):
+def gpu_test(name, srcs, deps, seeds = _SEEDS, size = "medium", ranks = 1, cudart = False, tags = []):
     lam_binary(
         name = name,
         testonly = True,
@@ -44,5 +44,6 @@ def gpu_test(name, srcs, deps, seeds = _SEEDS, size = "medium", ranks = 1, cudar
                 "LAMELLA_TEST_SEED": str(seed),
             },
             needs = _NEEDS,
+            tags = tags,
             deps = deps + [":emulated"],
         )

@@ -1,5 +1,5 @@
 /* graph_test.c: a whole step of a pipeline, captured once on each rank and replayed with other
- * data, sums the gradients that one process does, to the last bit; calls after replays go on as ever.
+ * data, sums the gradients that one process does, to the last bit; calls go on as ever after it.
  * Leaves what a graph may hold to the device, graphs of collectives to tests/distributed/peers. */
 #include <cuda_runtime_api.h>
 #include <string.h>

@@ -1,5 +1,5 @@
-/* times_test.c: what a step on a device reports: times between marks on its stream, of the same actions
- * in the same order as the list, that add up; of a captured step, the host's.
+/* times_test.c: what a step on a device reports: times between marks on its stream, of the list's
+ * actions in its order, that add up; of a captured step, the host's.
  * Leaves what is a wait, and what is not, to tests/distributed/pipeline/report_test.c. */
 #include <cuda_runtime_api.h>
 

@@ -13,8 +13,6 @@
 #include "plugin/comm/comm.h"
 #include "plugin/core/tensor.h"
 
-enum { LINE = 64 };
-
 /* The rows of a tensor that this rank sends or receives. */
 typedef struct part {
   int64_t first, n, all;
@@ -35,8 +33,6 @@ static part part_of(const lam_form *f, const lam_shape *s, const int64_t *dims) 
   return r;
 }
 
-static uint64_t round_up(uint64_t bytes) { return (bytes + LINE - 1) / LINE * LINE; }
-
 lam_status lam_form_init(lam_pipeline *p, const lam_edge_plan *plan, lam_form *f) {
   LAM_TRY(lam_pipeline_alloc(p, (uint64_t)plan->n_tensors, sizeof *f->offsets, &f->offsets));
   f->bytes = plan->offsets[0];
@@ -44,7 +40,7 @@ lam_status lam_form_init(lam_pipeline *p, const lam_edge_plan *plan, lam_form *f
   for (int t = 0; t < plan->n_tensors; t++) {
     const part r = part_of(f, &plan->tensors[t], plan->tensors[t].dims);
     f->offsets[t] = f->bytes;
-    f->bytes = round_up(f->bytes + (uint64_t)(r.n * r.line));
+    f->bytes = lam_slot_align(p, f->bytes + (uint64_t)(r.n * r.line));
     if ((uint64_t)(r.n * r.row) > f->part_bytes) f->part_bytes = (uint64_t)(r.n * r.row);
   }
   return LAM_OK;

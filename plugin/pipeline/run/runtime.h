@@ -222,6 +222,13 @@ struct lam_pipeline {
   char error[LAM_MESSAGE_BYTES];
 };
 
+/* Where the next tensor of a slot begins. A device's products choose their algorithm by how operands
+ * are aligned. */
+static inline uint64_t lam_slot_align(const lam_pipeline *p, uint64_t bytes) {
+  const uint64_t line = p->device ? 256 : 64;
+  return (bytes + line - 1) / line * line;
+}
+
 /* A group is told before operations where operands lie: a stage's own calls tell it otherwise. */
 static inline void lam_place_tell(const lam_pipeline *p, lam_group *g) {
   g->device = p->device;

@@ -12,7 +12,7 @@
 #include "plugin/comm/comm.h"
 #include "plugin/pipeline/run/form.h"
 
-enum { LINE = 64, DEVICE_LINE = 256, MAX_TENSORS = 64, MAX_DIMS = 8 };
+enum { LINE = 64, MAX_TENSORS = 64, MAX_DIMS = 8 };
 
 /* -- layout -- */
 
@@ -45,11 +45,6 @@ static lam_status check_shape(int edge, int t, const lam_shape *s, uint64_t *out
   return LAM_OK;
 }
 
-/* A device's products choose their algorithm by how operands are aligned. */
-static uint64_t round_up(const lam_pipeline *p, uint64_t bytes) {
-  const uint64_t line = p->device ? DEVICE_LINE : LINE;
-  return (bytes + line - 1) / line * line;
-}
 
 static lam_status check_codecs(int edge, const lam_edge *given) {
   const uint32_t codecs[] = {given->codec, given->gradient_codec};
@@ -73,13 +68,13 @@ lam_status lam_edge_plan_init(lam_pipeline *p, int number, const lam_edge *edge,
   out->forms[0].codec = (int)edge->codec, out->forms[1].codec = (int)edge->gradient_codec;
   LAM_TRY(lam_pipeline_alloc(p, n, sizeof *out->tensors, &out->tensors));
   LAM_TRY(lam_pipeline_alloc(p, n, sizeof *out->offsets, &out->offsets));
-  out->bytes = round_up(p, sizeof(lam_slot_head) + n * sizeof(int64_t[MAX_DIMS]));
+  out->bytes = lam_slot_align(p, sizeof(lam_slot_head) + n * sizeof(int64_t[MAX_DIMS]));
   for (uint32_t t = 0; t < n; t++) {
     uint64_t bytes = 0;
     LAM_TRY(check_shape(number, (int)t, &edge->tensors[t], &bytes));
     out->tensors[t] = edge->tensors[t];
     out->offsets[t] = out->bytes;
-    out->bytes = round_up(p, out->bytes + bytes);
+    out->bytes = lam_slot_align(p, out->bytes + bytes);
   }
   return LAM_OK;
 }

@@ -12,6 +12,7 @@
 #include "plugin/comm/comm.h"
 #include "plugin/core/context.h"
 #include "tests/check.h"
+#include "tests/place.h"
 
 enum { MICROS = 5, STEPS = 2, ROWS = 7, COLS = 130, TENSORS = 3, MOST_TP = 3 };
 
@@ -39,6 +40,7 @@ typedef struct side { /* a rank */
   lam_stage functions;
   lam_group *world, *pipe, *tensor;
   lam_pipeline *pipeline;
+  double bytes[ROWS * COLS]; /* room for a tensor, on the host */
 } side;
 
 /* -- values that every rank can make; all are exact in bf16 -- */
@@ -65,7 +67,16 @@ static double load(const DLTensor *t, int64_t i) {
   return lam_f32_of_bf16(((const uint16_t *)t->data)[i]);
 }
 
+/* The same tensor in the host's memory: what a stage reads, and what it will put. */
+static DLTensor on_host(side *s, const DLTensor *t) {
+  DLTensor host = *t;
+  host.data = s->bytes;
+  return host;
+}
+
 static int64_t count(const DLTensor *t) { return t->shape[0] * (t->ndim > 1 ? t->shape[1] : 1); }
+
+static uint64_t bytes_of(const DLTensor *t) { return (uint64_t)count(t) * t->dtype.bits / 8; }
 
 /* How far off: largest magnitudes are 128, so that one bound holds for all tiles. */
 static double bound_of(uint32_t codec, int t, double v) {
@@ -76,13 +87,14 @@ static double bound_of(uint32_t codec, int t, double v) {
 
 /* -- stages -- */
 
-static void make(const side *s, const lam_stage_io *io, int kind) {
-  (void)s;
+static void make(side *s, const lam_stage_io *io, int kind) {
   for (int t = 0; t < io->n_out; t++) {
-    DLTensor *out = &io->out[t];
+    const DLTensor *out = &io->out[t], host = on_host(s, out);
     if (t < 2) out->shape[0] = rows_in(io->micro);
     for (int64_t i = 0; i < count(out); i++)
-      store(out, i, value_of(t, io->step, io->micro, kind, i));
+      store(&host, i, value_of(t, io->step, io->micro, kind, i));
+    place_write(out->data, host.data, bytes_of(out));
+    place_finish();
   }
 }
 
@@ -97,10 +109,12 @@ static void check(side *s, const lam_stage_io *io, int kind) {
   const uint32_t codec = codec_of(s->at, kind ? s->stage : s->stage - 1, kind);
   CHECK_EQ(io->n_in, TENSORS);
   for (int t = 0; t < io->n_in; t++) {
-    const DLTensor *in = &io->in[t];
+    const DLTensor *in = &io->in[t], host = on_host(s, in);
+    place_read(host.data, in->data, bytes_of(in));
+    place_finish();
     if (t < 2) CHECK_EQ(in->shape[0], rows_in(io->micro));
     for (int64_t i = 0; i < count(in); i++) {
-      const double want = value_of(t, io->step, io->micro, kind, i), got = load(in, i);
+      const double want = value_of(t, io->step, io->micro, kind, i), got = load(&host, i);
       if (fabs(got - want) <= bound_of(codec, t, want)) continue;
       NOTE("codec %u, tensor %d, element %lld: %g, expected %g", codec, t, (long long)i, got, want);
       CHECK(fabs(got - want) <= bound_of(codec, t, want));
@@ -151,6 +165,7 @@ static lam_status start(side *s) {
   d.edges = s->edges, d.n_edges = (uint32_t)last_stage(at);
   d.tensor = at->tp > 1 ? s->tensor : NULL, d.split = at->split;
   d.edge_bytes_per_second = at->speed;
+  d.device_type = place_device_type(), d.stream = place_stream();
   if (differs && at->others_split) d.split = at->others_split;
   if (differs && at->others_speed > 0) d.edge_bytes_per_second = at->others_speed;
   return lam_pipeline_create(NULL, &d, &s->pipeline);
