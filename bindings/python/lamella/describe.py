@@ -72,9 +72,22 @@ def row(found: Row, weights: str = "[N, K]", hidden: tuple[str, ...] = ()) -> st
     for a in found.attributes:
         if a.name not in hidden:
             lines.append("%s: %s" % (a.name, ATTRIBUTES.get(a.name, "of the row")))
-    lines += ["returns %s: %s" % (mark(t), t.rule or kind(t, weights)) for t in found.outputs]
+    lines += [
+        "returns %s: %s" % (mark(t), result(t, found.leader) if t.rule else kind(t, weights))
+        for t in found.outputs
+    ]
     lines += ["", COMM_ERRORS if found.communicates else PURE_ERRORS]
     return "\n".join(lines)
+
+
+def result(tensor: Tensor, leader: str) -> str:
+    """An output by its row's rule: its shape, and of which dtype it is."""
+    shape, _, dtype = tensor.rule.partition("@")
+    if shape.startswith("as "):
+        return shape
+    said = "%s, or what %s says" % (leader, dtype[1:]) if dtype[:1] == "$" else leader
+    dtype = dtype if dtype and dtype[0] != "$" else "dtype as " + said
+    return "[%s], %s" % (shape.strip(), dtype)
 
 
 def mark(tensor: Tensor) -> str:

@@ -85,14 +85,16 @@ class Group:
         cls, id: bytes, rank: int, size: int, deadline_ms: int = 0, first_deadline_ms: int = 0
     ) -> Group:
         """Returns when all `size` ranks have come. Deadlines of 0 are the library's: 30 s, and
-        10 min for the first operation."""
+        10 min for the first operation. Raises InvalidArgument for an id, rank or size that cannot
+        be; PeerStalled where ranks do not come."""
         desc = _desc(rank, size, deadline_ms, first_deadline_ms)
         desc.id.bytes[:] = _checked(id)
         return cls._open("lam_group_create", interrupt.context(), ctypes.byref(desc))
 
     @classmethod
     def from_env(cls, deadline_ms: int = 0, first_deadline_ms: int = 0) -> Group:
-        """From the environment that ./lamella run or torchrun makes."""
+        """From the environment that ./lamella run or torchrun makes. Raises FailedPrecondition
+        where neither did, and what `create` does."""
         desc = _desc(0, 0, deadline_ms, first_deadline_ms)
         return cls._open("lam_group_create_from_env", interrupt.context(), ctypes.byref(desc))
 

@@ -64,7 +64,9 @@ class Inferred(Sized):
 
 
 def run(name, inputs, outputs, **attributes):
-    """Runs an operator; `outputs` are written in place."""
+    """Runs an operator; `outputs`, of shapes and dtypes that `infer` tells, are written in place.
+    Raises lamella.Error: NotFound for a name that no row has, InvalidArgument for tensors and
+    attributes that it does not take; as a group's operator, what Group says."""
     given = [None if t is None else Borrowed(t, INPUT) for t in inputs]
     taken = [None if t is None else Borrowed(t, OUTPUT) for t in outputs]
     call, kept = _describe(_row(name), _tensors(given), _tensors(taken), attributes)

@@ -166,7 +166,8 @@ class Pipeline:
     code | bits << 8. tensor: ranks that hold the same activations. tied: [Tied, ...], in the same
     order on all ranks. any_order: weight gradients need not be summed in micro-batch order.
     bytes_per_second: between two ranks, 0 = memory's. codec: how activations travel between
-    ranks, of CODECS; gradient_codec: gradients.
+    ranks, of CODECS; gradient_codec: gradients. Raises lamella.Error: InvalidArgument for what
+    does not fit the schedule, Mismatch where ranks were given different things.
     """
 
     def __init__(
@@ -271,7 +272,8 @@ class Pipeline:
         return status
 
     def run(self, step: int = 0) -> float:
-        """One step of this rank's list. Gives the loss on the last stage's rank, else 0.0."""
+        """One step of this rank's list. Gives the loss on the last stage's rank, else 0.0. Raises
+        what a stage of this rank did, and what a Group does for peers."""
         loss = ctypes.c_double()
         if self._running:
             raise errors.FailedPrecondition("the pipeline is running", 9)

@@ -59,14 +59,16 @@ class Schedule:
     @classmethod
     def build(cls, name: str, ranks: int, micro_batches: int, stages_per_rank: int = 1) -> Schedule:
         """One of `names()`, or "auto". Stage c * ranks + r is rank r's; in a V ("zbv", "v-half",
-        "v-min", "dualpipev": 2 stages per rank) stages r and 2 * ranks - 1 - r are."""
+        "v-min", "dualpipev": 2 stages per rank) stages r and 2 * ranks - 1 - r are. Raises
+        NotFound for other names, InvalidArgument for counts that it does not have."""
         return cls._make(
             "lam_schedule_build", name.encode(), ranks, stages_per_rank, micro_batches
         )
 
     @classmethod
     def parse(cls, text: str) -> Schedule:
-        """From the text form, or from the CSV of torch.distributed.pipelining."""
+        """From the text form, or from the CSV of torch.distributed.pipelining. Raises
+        InvalidArgument with the place where it ends to be one."""
         data = text.encode()
         return cls._make("lam_schedule_parse", data, len(data))
 

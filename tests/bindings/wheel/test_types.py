@@ -16,12 +16,27 @@ HERE = Path(__file__).resolve().parent
 SIGNATURES = """
 import inspect, json
 import torch, lamella.torch, lamella.jax as lj
-from lamella import describe, rows
+from lamella import describe, operators, pipeline, rows, schedule
 
 def plain(value):
     return list(value) if isinstance(value, tuple) else value
 
-told = {"torch": {}, "jax": {}}
+def public(value):
+    # (name, text) of a class or function, and of a class's own methods
+    if inspect.isclass(value) or inspect.isfunction(value):
+        yield value.__qualname__, value.__doc__ or ""
+    for name, method in vars(value).items() if inspect.isclass(value) else ():
+        method = getattr(method, "__func__", method)
+        if name[0] != "_" and inspect.isfunction(method):
+            yield value.__qualname__ + "." + name, method.__doc__ or ""
+
+told = {"torch": {}, "jax": {}, "docs": {}, "tensors": {}, "own": {}}
+of_jax = {name: getattr(lj, name) for name in set(lj.__all__) - set(rows.table())}
+for module in (lamella, lamella.torch, pipeline, schedule, operators):
+    names = getattr(module, "__all__", ["Schedule", "choose", "draw", "run", "infer"])
+    values = {name: getattr(module, name) for name in names if hasattr(module, name)}
+    told["own"][module.__name__] = dict(p for v in values.values() for p in public(v))
+told["own"]["lamella.jax"] = dict(p for v in of_jax.values() for p in public(v))
 for row in rows.table().values():
     schema = getattr(torch.ops.lamella, row.name).default._schema
     told["torch"][row.name] = {
@@ -36,7 +51,8 @@ for row in rows.table().values():
         [p.name] if p.default is p.empty else [p.name, plain(p.default)]
         for p in inspect.signature(function).parameters.values()
     ]
-    assert function.__doc__ and getattr(torch.ops.lamella, row.name).__doc__
+    told["docs"][row.name] = [function.__doc__, getattr(torch.ops.lamella, row.name).__doc__]
+    told["tensors"][row.name] = [t.name for t in [*row.inputs, *row.outputs]]
     for attribute in row.attributes:
         assert attribute.name in describe.ATTRIBUTES or attribute.name == "acc", attribute
 print(json.dumps(told))
@@ -88,6 +104,41 @@ def test_the_stub_of_jaxs_functions_is_their_signatures(python, told):
         if own[-1] == ["token"]:  # that overload where one is given
             own[-1] = ["token", None]
         assert own == signature, name
+
+
+def test_help_says_of_each_tensor_its_shape_and_dtype_and_what_a_call_raises(told):
+    for name, texts in told["docs"].items():
+        for text in texts:
+            lines = re.findall(r"^(?:returns )?(\w+)\??: (.*)$", text, re.M)
+            for tensor in told["tensors"][name]:
+                said = [line for key, line in lines if key == tensor]
+                assert said or tensor == "token", (name, tensor)
+                for line in said:
+                    assert re.search(r"^as |^\[.*\], .*(as |f32|int|any|u8)", line), (name, line)
+            assert "Raises lamella.Error: InvalidArgument" in text
+
+
+# What a pipeline calls, or what others of the same class describe
+CALLBACKS = re.compile(r"PipelineStage\.|Stage\.|View\.|ParallelFFN\.origin|Pipelined\.\w+$")
+FAIL = {
+    "lamella": "Group Group.create Group.from_env",
+    "lamella.torch": "ColumnParallelLinear.forward RowParallelLinear.forward ParallelFFN.forward "
+    "VocabParallelEmbedding.forward vocab_parallel_cross_entropy whole_state_dict Pipeline "
+    "PipelineStage Pipelined parallelize load save group pack pack_weight accumulate_grads",
+    "lamella.jax": "LocalGroup distributed_group Pipeline PipelineStage",
+    "lamella.pipeline": "Pipeline Pipeline.run",
+    "lamella.schedule": "Schedule.build Schedule.parse",
+    "lamella.operators": "run",
+}
+ERRORS = r"InvalidArgument|Mismatch|`create`|Group|Unimplemented|lamella\.Error|ColumnParallelLinear's|what that"
+
+
+def test_what_users_call_says_what_it_does_and_raises(told):
+    for module, texts in told["own"].items():
+        bare = [name for name, text in texts.items() if not text and not CALLBACKS.match(name)]
+        assert not bare, (module, bare)
+        for name in FAIL[module].split():
+            assert re.search(ERRORS, texts[name]), (module, name)
 
 
 def test_a_type_checker_finds_a_users_mistakes_and_no_others(python, tmp_path):

@@ -19,7 +19,7 @@ class LocalGroup:
     """All ranks in this process: the devices along `axis` of a mesh, under jax.shard_map.
 
     A rank is its device's index along that axis. deadline_ms, first_deadline_ms: how long a rank
-    may be late, as in lamella.Group.create.
+    may be late, in ms, as in lamella.Group.create. Raises what that does.
     """
 
     size: int
@@ -69,7 +69,8 @@ def join(size, deadlines):
 
 
 def distributed_group(**deadlines: int) -> Group:
-    """The processes of jax.distributed, one rank each: a lamella.Group. Process 0 makes its id."""
+    """The processes of jax.distributed, one rank each: a lamella.Group. Process 0 makes its id.
+    Deadlines and what is raised are those of lamella.Group.create."""
     from jax.experimental import multihost_utils
 
     mine = numpy.frombuffer(Group.new_id(), numpy.uint8).astype(numpy.int32)

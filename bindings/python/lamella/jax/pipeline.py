@@ -38,7 +38,8 @@ class PipelineStage(pipeline.Stage):
     else f is given (tokens, targets, keys); it has no gradient. split: the backward is there in
     two parts also, for schedules that put off the weights' gradients. Gradients are sums over a
     step's micro-batches, float32 where a parameter has fewer bits.
-    An f that communicates makes its own token, and gives lamella.jax.after(y, token).
+    An f that communicates makes its own token, and gives lamella.jax.after(y, token). What f raises
+    the pipeline's run raises; InvalidArgument where its arrays do not fit the edge.
     """
 
     keeps_input = True  # a backward reads activations where they are
@@ -191,7 +192,7 @@ def _write(outputs, arrays, what):
 class Pipeline(pipeline.Pipeline):
     """lamella.pipeline.Pipeline, for stages of any host. edges: for each edge of the pipeline a
     list of (shape, dtype), or of anything with both, such as jax.ShapeDtypeStruct; dtypes JAX's or
-    lamella.pipeline's."""
+    lamella.pipeline's. Raises what that one does."""
 
     def __init__(
         self,
@@ -206,6 +207,7 @@ class Pipeline(pipeline.Pipeline):
         super().__init__(schedule, stages, edges, forward_only=forward_only, **others)
 
     def run(self, step: int = 0) -> float:
+        """As lamella.pipeline.Pipeline's; a step that fails leaves nothing in its stages."""
         own = [stage for stage in self.stages.values() if isinstance(stage, PipelineStage)]
         for stage in own:  # which other pipelines may have too
             stage.forward_only = self._forward_only

@@ -27,7 +27,8 @@ def accumulate_grads(module, name="main_grad"):
 
     Any f32 tensor of the parameter's shape may be put there, such as a part of one buffer. Outside
     of torch.compile only. A copy of the module, or one that was loaded, has ordinary gradients
-    until this is called on it. Gives the parameters."""
+    until this is called on it. Gives the parameters. Backwards raise InvalidArgument where the
+    attribute has another shape."""
     from lamella.torch.modules import Split
 
     global in_use

@@ -86,7 +86,9 @@ def load(model, source, rename=None, device="cpu") -> list[str]:
     not have.
 
     source: a state dict, a safetensors file, or a folder or index.json of several. rename(name of
-    the model) -> name in the source. Not collective: each rank reads for itself.
+    the model) -> name in the source. Not collective: each rank reads for itself. Values are cast to
+    the model's dtypes. Raises InvalidArgument that names what is missing or has another shape;
+    NotFound where a folder has no such file.
     """
     source = Files(source) if isinstance(source, (str, Path)) else Tensors(source)
     loader = Loader(model, source, rename or (lambda name: name), device)
@@ -201,7 +203,8 @@ def placement_of(model):
 def save(model: torch.nn.Module, folder) -> None:
     """Writes the unsplit model as safetensors: a file for each rank of the pipeline, and an index.
     A rank holds its own stages unsplit meanwhile. The folder is one that all ranks see; what it had
-    before is replaced once all is written, and there on every rank's return. Collective."""
+    before is replaced once all is written, and there on every rank's return. Collective. Raises
+    InvalidArgument for a model that parallelize did not make, and OSError."""
     from safetensors.torch import save_file
 
     here, folder = placement_of(model), Path(folder)

@@ -16,7 +16,8 @@ from lamella.group import Group
 
 def group(process_group: dist.ProcessGroup | None = None, **deadlines: int) -> Group:
     """A group with the ranks of an initialised torch.distributed (of `process_group`, or all), its
-    id carried by that one's store. Else from the environment of torchrun or ./lamella run."""
+    id carried by that one's store. Else from the environment of torchrun or ./lamella run.
+    Deadlines, in ms, and what is raised are those of lamella.Group.create."""
     if not (dist.is_available() and dist.is_initialized()):
         return Group.from_env(**deadlines)
     rank, size = dist.get_rank(process_group), dist.get_world_size(process_group)

@@ -238,7 +238,7 @@ class Split(torch.nn.Module):
 
 def whole_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The unsplit model's state_dict, on every rank, from a model with split modules, or in stages.
-    Collective: all ranks call it at the same point."""
+    Collective: all ranks call it at the same point; where they do not, Mismatch or PeerStalled."""
     if hasattr(model, "whole_state_dict"):
         return model.whole_state_dict()
     state, taken = {}, []
@@ -253,7 +253,8 @@ def whole_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def pack(model):
-    """Packs the weights of all split layers in a model, for inference (Split.pack). Gives it back."""
+    """Packs the weights of all split layers in a model, for inference (Split.pack). Gives it back.
+    Raises lamella.Error where this machine packs none."""
     for module in model.modules():
         if isinstance(module, Split) and module.weights:
             module.pack()
@@ -301,6 +302,8 @@ class ColumnParallelLinear(Split):
         self.add("bias", (out_features,) if bias else None, in_features, Cut(0, blocks), **where)
 
     def forward(self, x: torch.Tensor, seq: int = 0) -> torch.Tensor:
+        """x, the weights and y are of one dtype, f32 or bf16 (on CUDA also f16); InvalidArgument for
+        what does not fit."""
         gather = dict(gather=1, total=self.out_features) if self.gather_output else {}
         more = dict(act=self.act, unit=self.unit, seq=seq, **gather)
         save = int(self.act != "" and torch.is_grad_enabled())
@@ -341,6 +344,7 @@ class RowParallelLinear(Split):
         self.add("bias", (out_features,) if bias else None, 0, **where)
 
     def forward(self, x: torch.Tensor, seq: int = 0) -> torch.Tensor:
+        """Dtypes and errors: as ColumnParallelLinear's."""
         whole = {} if self.input_is_parallel else dict(split=0, total=self.in_features)
         more = dict(unit=self.unit, seq=seq, **whole)
         weight = self.operand("weight", x, seq)
@@ -379,6 +383,7 @@ class ParallelFFN(Split):
         self.add("b2", (hidden,) if bias else None, 0, **where)
 
     def forward(self, x: torch.Tensor, seq: int = 0) -> torch.Tensor:
+        """Dtypes and errors: as ColumnParallelLinear's."""
         save = int(torch.is_grad_enabled())
         more = dict(act=self.act, gated=int(self.gated), seq=seq, save=save)
         w1, w2 = self.operand("w1", x, seq), self.operand("w2", x, seq)
@@ -413,6 +418,7 @@ class VocabParallelEmbedding(Split):
         torch.nn.init.normal_(self.weight)
 
     def forward(self, ids: torch.Tensor, seq: int = 0) -> torch.Tensor:
+        """ids: int32 or int64, 0 to V - 1, or InvalidArgument; y is of the weight's dtype."""
         more = dict(group=self.group, total=self.num_embeddings, seq=seq)
         y = ops.embedding_vocab(ids, self.operand("weight", ids), **more)
         if self.padding_idx is None or not y.requires_grad:
@@ -432,8 +438,9 @@ def vocab_parallel_cross_entropy(
 ) -> torch.Tensor:
     """-log softmax(logits)[target] per token, f32, in one exchange.
 
-    logits [..., V/p]: this rank's columns of a vocabulary of `total`; targets [...] int. Tokens
-    whose target is `ignore_index` give 0.
+    logits [..., V/p]: this rank's columns of a vocabulary of `total`, f32 or bf16; targets [...]
+    int32 or int64. Tokens whose target is `ignore_index` give 0. Raises InvalidArgument for what
+    does not fit, Mismatch where ranks' targets differ in shape.
     """
     more = dict(group=group.handle if group else 0, total=total, ignore=ignore_index)
     return ops.cross_entropy_vocab(logits, targets, **more)[0]

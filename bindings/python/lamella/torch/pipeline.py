@@ -100,7 +100,8 @@ class Pipeline:
     group of ranks that hold the same activations. tied: [(stages, weight or None)], weights that
     several stages share; their gradients are summed over the ranks that hold them. any_order,
     bytes_per_second, codec, gradient_codec: as lamella.pipeline.Pipeline has them. Everything here
-    but `report` is collective.
+    but `report` is collective. Raises InvalidArgument for what does not fit; a step what a module
+    of this rank raised, and what a Group does for peers.
     """
 
     def __init__(
@@ -168,6 +169,7 @@ class Pipeline:
         return self._trained().explained()
 
     def close(self) -> None:
+        """Gives its memory back; a further step makes it again."""
         for native in self.native.values():
             native.close()
         self.native.clear()

@@ -54,7 +54,8 @@ class Pipelined(torch.nn.Module):
     model.generate(ids, n) -> ids [B, T + n], greedy, on every rank
     model.step(ids, labels) -> the loss, on every rank; gradients are in .grad
     Further arguments, such as attention_mask, are the model's own; in `step`, tensors with a row
-    for each of ids are cut as ids are.
+    for each of ids are cut as ids are. ids and labels are int64, or as the model takes them; calls
+    raise what a Group does for peers.
     """
 
     def __init__(self, roots, placement):

@@ -83,6 +83,8 @@ def parallelize(model: M, plan: Plan, group: Group | None = None) -> Union[M, Pi
 
     `group`: its ranks, tp * pp of them; None = of torch.distributed, torchrun or ./lamella run. On
     the meta device the parts have no data yet: lamella.torch.load gives it to them. Collective.
+    Raises Unimplemented with all that cannot be split, by name, or for a model of no known family;
+    InvalidArgument for a plan that the group or the model does not fit. Nothing is changed then.
     """
     group = group or (distributed.group() if plan.tp * plan.pp > 1 else None)
     size = group.size if group else 1

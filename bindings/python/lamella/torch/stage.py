@@ -38,7 +38,8 @@ class PipelineStage(pipeline.Stage):
 
     split: the backward may run in two parts, where the schedule has them; never that of a compiled
     module, whose graph has one backward. reduce_grad: a function
-    of the module, called after its last backward of a step (to sum over replicas, say).
+    of the module, called after its last backward of a step (to sum over replicas, say). A step
+    raises InvalidArgument where outputs do not fit the edge's shapes and dtypes.
     """
 
     keeps_input = True
