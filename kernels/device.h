@@ -248,6 +248,7 @@ typedef struct lam_device {
   const lam_device_vocab *vocab;
   const lam_device_norm *norm;
   const struct lam_device_peer *peer; /* collectives over peers' pointers; NULL: none */
+  const struct lam_device_nccl *nccl; /* collectives of NCCL's; NULL: none */
   const char *(*describe)(void);      /* "oneDNN 2.6.3 avx512_core_bf16" or "plain C"; for doctor */
 } lam_device;
 

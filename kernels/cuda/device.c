@@ -81,5 +81,6 @@ const lam_device lam_device_cuda = {
     .vocab = &vocab,
     .norm = &norm,
     .peer = &lam_cuda_peer,
+    .nccl = &lam_cuda_nccl,
     .describe = lam_cuda_describe,
 };

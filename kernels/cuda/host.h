@@ -1,7 +1,7 @@
-/* host.h: what the C files of the CUDA device share: errors, cards, cuBLASLt and its products.
+/* host.h: what the C files of the CUDA device share: errors, cards, cuBLASLt and its products, NCCL.
  *
- * Invariant: no CUDA or cuBLAS status leaves a file: where it arises, lam_cuda_status or
- * lam_cublas_status makes it a lam_status with its one line.
+ * Invariant: no CUDA, cuBLAS or NCCL status leaves a file: where it arises, lam_cuda_status,
+ * lam_cublas_status or nccl.c makes it a lam_status with its one line.
  * Leaves kernels, and what they and these files call of each other, to cuda.h. */
 #ifndef LAMELLA_KERNELS_CUDA_HOST_H
 #define LAMELLA_KERNELS_CUDA_HOST_H
@@ -10,6 +10,8 @@
 #include <cuda_runtime_api.h>
 
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/nccl_calls.h"
+#include "kernels/nccl.h"
 
 /* -- errors (errors.c) -- */
 
@@ -42,7 +44,7 @@ lam_status lam_cuda_card_here(const lam_cuda_card **out);
 lam_status lam_cuda_card_for_products(void *stream, const lam_cuda_card **out);
 const char *lam_cuda_describe(void);
 
-/* -- cuBLASLt (library.c) -- */
+/* -- cuBLASLt and NCCL (library.c) -- */
 
 typedef struct lam_cublaslt {
 #define LAM_CUBLASLT(name, since, what_for) __typeof__(name) *name;
@@ -53,6 +55,14 @@ typedef struct lam_cublaslt {
 lam_status lam_cublaslt_open(const lam_cublaslt **out);
 /* After lam_cublaslt_open gave it. */
 const lam_cublaslt *lam_cublaslt_here(void);
+
+typedef struct lam_nccl_calls {
+#define LAM_NCCL(name, since, what_for) __typeof__(name) *name;
+#include "kernels/cuda/calls.def"
+} lam_nccl_calls;
+
+/* The same of NCCL, of any version that has them all. */
+lam_status lam_nccl_open(const lam_nccl_calls **out);
 
 /* -- order (order.c); lam_cuda_borrow and lam_cuda_give_back: cuda.h -- */
 
@@ -133,6 +143,10 @@ void lam_algos_keep(const lam_cuda_card *card, const lam_algo_key *key,
 
 lam_status lam_cuda_gemm_run(const lam_workers *w, const lam_gemm *g, void *stream);
 bool lam_cuda_gemm_fuses(const lam_gemm *g);
+
+/* -- links (nccl.c) -- */
+
+extern const lam_device_nccl lam_cuda_nccl;
 
 extern const lam_device lam_device_cuda;
 

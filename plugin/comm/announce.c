@@ -20,7 +20,8 @@ static const char *const op_names[LAM_OP_END_] = {
 #include "abi/lamella_ops.def"
 #undef LAM_OP
 };
-static const char *const comm_names[] = {"split", "warmup", "channel", "pipeline", "peers"};
+static const char *const comm_names[] = {"split", "warmup", "channel", "pipeline", "peers",
+                                         "nccl"};
 
 const char *lam_comm_op_name(uint32_t op) {
   const char *name = NULL;
@@ -47,6 +48,9 @@ static lam_status say_mismatch(int rank, const lam_comm_op *theirs, const lam_co
   if (theirs->sequence != first->sequence)
     snprintf(extra, sizeof extra, "; it is operation %llu there, %llu here",
              (unsigned long long)theirs->sequence, (unsigned long long)first->sequence);
+  else if (theirs->captured != first->captured)
+    snprintf(extra, sizeof extra, "; only the call on rank %d is captured into a graph",
+             theirs->captured ? rank : 0);
   else if (theirs->extra != first->extra)
     snprintf(extra, sizeof extra, "; root, dimension or what else must agree: %lld and %lld",
              (long long)theirs->extra, (long long)first->extra);

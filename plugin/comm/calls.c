@@ -5,7 +5,8 @@
  * as it was; whatever fails later poisons it, and every later call gets the same status and
  * message. A group of one rank copies and asks no engine. Cells that an engine leaves out are
  * made from its others here: broadcast, reduce, partial sums. Where operands lie on a device that
- * queues its work, the engine announces, and the cells of peer/ move them. */
+ * queues its work, the engine announces, and the cells of its own table for that, or of peer/, move
+ * them. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,8 +20,12 @@ void lam_group_keep(lam_group *g, lam_status status) {
   snprintf(g->error, sizeof g->error, "%s", lam_last_error());
 }
 
+const lam_engine *lam_group_on_device(const lam_group *g) {
+  return g->engine->on_device ? g->engine->on_device : &lam_engine_peer;
+}
+
 lam_status lam_group_end(lam_group *g, const char *doing, lam_status status) {
-  lam_peer_end(g);
+  lam_group_on_device(g)->end(g);
   const lam_status told =
       g->engine->check ? g->engine->check(g) : LAM_OK; /* another was first: its words */
   if (told != LAM_OK) {
@@ -51,17 +56,25 @@ static lam_status end_unless_refused(lam_group *g, const char *doing, lam_status
 
 /* Whose cells move the present call's operands. */
 static const lam_engine *way(const lam_group *g) {
-  return lam_peer_takes(g) ? &lam_engine_peer : g->engine;
+  return lam_peer_takes(g) ? lam_group_on_device(g) : g->engine;
 }
 
 /* Refused where this device or these ranks cannot; ended where a kernel of an earlier operation
  * found no peer. */
 static lam_status prepare(lam_group *g, const lam_comm_op *op) {
   if (!lam_peer_takes(g)) return LAM_OK;
-  const lam_status status = lam_peer_prepare(g);
+  const lam_status status = lam_group_on_device(g)->prepare(g);
   if (status == LAM_OK || g->poison != LAM_OK) return status;
   return status == LAM_PEER_STALLED ? lam_group_end(g, lam_comm_op_name(op->op), status)
                                     : lam_fail_within(status, "%s", lam_comm_op_name(op->op));
+}
+
+/* Ranks that capture and ranks that run now would wait for each other for ever. */
+static lam_status say_captured(const lam_group *g, lam_comm_op *op) {
+  bool captured = false;
+  if (lam_peer_takes(g)) LAM_TRY(lam_device_capturing(g->device, g->stream, &captured));
+  op->captured = captured;
+  return LAM_OK;
 }
 
 static lam_status announce(lam_group *g, const lam_comm_op *op) {
@@ -69,6 +82,7 @@ static lam_status announce(lam_group *g, const lam_comm_op *op) {
   if (g->poison != LAM_OK) return poisoned(g);
   LAM_TRY(prepare(g, op));
   numbered.sequence = g->sequence + 1;
+  LAM_TRY(say_captured(g, &numbered));
   lam_status status = g->engine->begin(g, &numbered);
   if (status != LAM_OK) return end_unless_refused(g, lam_comm_op_name(op->op), status);
   g->sequence++;

@@ -60,6 +60,9 @@ void lam_group_unregister(const lam_group *g);
 /* ---- Operands on a device (peer/) ------------------------------------------------------------- */
 bool lam_peer_takes(const lam_group *g); /* the present call's lie on a device that queues its work */
 extern const lam_engine lam_engine_peer; /* and then move over peers' pointers: these cells */
+const lam_engine *lam_group_on_device(const lam_group *g); /* or those of its engine; calls.c */
+lam_status lam_nccl_warm(lam_group *g);
+lam_status lam_nccl_adopt(const lam_group_desc *desc, void *comm, lam_group *g);
 /* Before an operation of all ranks is announced: they read each other's memory. */
 lam_status lam_peer_prepare(lam_group *g);
 bool lam_peer_queues(const lam_group *g); /* engines' cell `queues`, where ranks are threads */

@@ -9,7 +9,7 @@
 #include "plugin/comm/comm.h"
 #include "plugin/core/struct.h"
 
-static const lam_engine *const engines[] = {&lam_engine_shm};
+static const lam_engine *const engines[] = {&lam_engine_shm, &lam_engine_nccl};
 
 static lam_status engine_find(const char *name, const lam_engine **out) {
   char known[80] = "";
@@ -188,6 +188,7 @@ lam_status lam_group_warmup(lam_group *g) {
   const lam_comm_op op = {.op = LAM_COMM_WARMUP, .dtype = LAM_F32, .ndim = 1, .dims = {1}};
   if (!g) return lam_fail(LAM_INVALID_ARGUMENT, "lam_group_warmup: g is NULL");
   LAM_TRY(lam_group_all_reduce(g, &op, &one, &one, 1, LAM_F32));
+  if (g->nccl) LAM_TRY(lam_nccl_warm(g));
   return g->size > 1 ? use_every_edge(g) : LAM_OK;
 }
 
@@ -196,7 +197,7 @@ void lam_group_poison(lam_group *g, lam_status why, const char *message) {
   if (!g) return;
   if (why == LAM_OK) why = LAM_POISONED;
   if (!message) message = "the host ended the group";
-  lam_peer_end(g);
+  lam_group_on_device(g)->end(g);
   if (g->size > 1 && g->engine->check) {
     g->engine->poison(g, why, message);
   } else if (g->poison == LAM_OK) {
@@ -208,7 +209,7 @@ void lam_group_poison(lam_group *g, lam_status why, const char *message) {
 void lam_group_destroy(lam_group *g) {
   if (!g) return;
   lam_group_unregister(g);
-  lam_peer_leave(g);
+  lam_group_on_device(g)->leave(g);
   g->engine->destroy(g);
   group_free(g);
 }

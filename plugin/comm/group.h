@@ -4,7 +4,7 @@
  * Invariant: every operation is announced to the peers (lam_comm_op, compared by all of them)
  * before it moves data; after a failure from there on the group's world is poisoned and every
  * later call returns the same error.
- * Leaves how bytes travel to the engines (shm/, callback.c; later nccl, mpi), arithmetic to
+ * Leaves how bytes travel to the engines (shm/, nccl/, callback.c; later mpi), arithmetic to
  * kernels/. */
 #ifndef LAMELLA_PLUGIN_COMM_GROUP_H
 #define LAMELLA_PLUGIN_COMM_GROUP_H
@@ -17,7 +17,8 @@
 typedef struct lam_comm_op {
   uint32_t op;    /* LAM_OP_..., or LAM_COMM_... below */
   uint16_t dtype; /* lam_dtype */
-  uint16_t ndim;
+  uint8_t ndim;
+  uint8_t captured; /* into a graph, not to be run now */
   int64_t dims[8];
   int64_t extra;     /* root, dim, or what else must agree */
   uint64_t sequence; /* filled in by the engine */
@@ -27,6 +28,7 @@ typedef struct lam_comm_op {
 #define LAM_COMM_CHANNEL 1002u
 #define LAM_COMM_PIPELINE 1003u
 #define LAM_COMM_PEERS 1004u
+#define LAM_COMM_NCCL 1005u
 
 /* How a whole [outer, total, inner] operand lies over the ranks along its middle dimension: rank
  * r holds elements first[r] .. first[r + 1] - 1 of it. All counts in elements of dtype. */
@@ -99,6 +101,7 @@ struct lam_group {
   char error[LAM_MESSAGE_BYTES]; /* why, once poisoned */
   struct lam_own_sums *own_sums; /* partial sums where the engine has no cell for them; calls.c */
   struct lam_peer *peer;         /* over peers' device memory, once it was needed; peer/ */
+  struct lam_nccl *nccl;         /* over NCCL; nccl/ */
 };
 
 /* NULL cells: unsupported, except those marked optional, which group.c then makes from the
@@ -110,8 +113,16 @@ struct lam_engine {
   lam_status (*split)(lam_group *parent, const int *members, int n, lam_group *sub);
   void (*destroy)(lam_group *g); /* never blocks */
   void (*poison)(lam_group *g, lam_status why, const char *message);
-  /* optional: what ended the world, told by any rank; LAM_OK: it goes on */
+  /* optional: what ended the world, told by any rank; LAM_OK: it goes on. life: or did a rank die? */
   lam_status (*check)(const lam_group *g);
+  lam_status (*life)(const lam_group *g);
+  /* optional: the cells that move operands on a device that queues its work; such a table has only
+   * those, and these three: before an operation is announced; what waits on the device gives up (from
+   * any thread); nothing of the group is used any more. NULL: peer/ */
+  const lam_engine *on_device;
+  lam_status (*prepare)(lam_group *g);
+  void (*end)(lam_group *g);
+  void (*leave)(lam_group *g);
   /* optional: on g->device all it does is queued, and nothing of it waits for the host */
   bool (*queues)(const lam_group *g);
   /* announce; compare happens at the first wait */
@@ -150,7 +161,7 @@ struct lam_engine {
   void (*free)(lam_group *g, void *data);
   const char *(*path)(const lam_group *g, uint32_t op, uint64_t bytes);
 };
-extern const lam_engine lam_engine_shm, lam_engine_callback;
+extern const lam_engine lam_engine_shm, lam_engine_nccl, lam_engine_callback;
 
 /* A `group` attribute; with ranks as threads, this thread's. */
 lam_status lam_group_find(int64_t handle, lam_group **out);

@@ -23,7 +23,7 @@ static cudaError_t free_now(void *p, bool pinned, const char *who) {
   const cudaError_t e = si_capture_forbids(who);
   if (e != cudaSuccess) return e;
   si_counted.syncs++;
-  si_queue_drain();
+  si_queue_drain(pinned ? -1 : si_memory_place(p));
   return si_memory_free(p, pinned, who);
 }
 

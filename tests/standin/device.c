@@ -105,6 +105,7 @@ cudaError_t CUDARTAPI cudaGetDeviceProperties(struct cudaDeviceProp *out, int de
   memset(out, 0, sizeof *out);
   snprintf(out->name, sizeof out->name, "stand-in for sm_%d (no GPU)", si_machine_is.sm);
   out->totalGlobalMem = si_machine_is.memory;
+  out->pciBusID = device + 1;
   out->major = si_machine_is.sm / 10;
   out->minor = si_machine_is.sm % 10;
   out->multiProcessorCount = si_n_sms();

@@ -16,7 +16,7 @@ typedef struct table {
 static table tables[SI_N_KINDS] = {
     [SI_STREAM] = {"stream", NULL, 0, 0},      [SI_EVENT] = {"event", NULL, 0, 0},
     [SI_GRAPH] = {"graph", NULL, 0, 0},        [SI_EXEC] = {"instantiated graph", NULL, 0, 0},
-    [SI_LT] = {"cuBLASLt handle", NULL, 0, 0},
+    [SI_LT] = {"cuBLASLt handle", NULL, 0, 0}, [SI_NCCL] = {"communicator", NULL, 0, 0},
 };
 
 /* At the bottom of the address space, where nothing is: handle i at 16 (i + 1) of its kind. */

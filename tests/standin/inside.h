@@ -5,7 +5,8 @@
  * only inside si_memory_open .. si_leave.
  * Who does what: control.c the lock, chance, faults and reports; handle.c handles; memory.c
  * allocations and traps; queue.c work and its order; stream.c, graph.c, copy.c, device.c calls of
- * the runtime; fiber.c, block.c, kernel.c kernels; lt.c, lt_rules.c, lt_run.c cuBLASLt. */
+ * the runtime; fiber.c, block.c, kernel.c kernels; lt.c, lt_rules.c, lt_run.c cuBLASLt;
+ * nccl.c, nccl_run.c NCCL. */
 #ifndef LAMELLA_TESTS_STANDIN_INSIDE_H
 #define LAMELLA_TESTS_STANDIN_INSIDE_H
 
@@ -50,7 +51,7 @@ cudaError_t si_lost(int device);
 
 /* -- handle.c: a handle is a number that is never used again -- */
 
-typedef enum si_kind { SI_STREAM, SI_EVENT, SI_GRAPH, SI_EXEC, SI_LT, SI_N_KINDS } si_kind;
+typedef enum si_kind { SI_STREAM, SI_EVENT, SI_GRAPH, SI_EXEC, SI_LT, SI_NCCL, SI_N_KINDS } si_kind;
 void *si_handle_new(si_kind kind, void *object);
 void *si_handle_find(si_kind kind, const void *handle, const char *who); /* NULL, with a report */
 void si_handle_drop(si_kind kind, const void *handle);
@@ -119,7 +120,7 @@ void si_node_unref(si_node *n);
 void si_queue_some(void);             /* a few steps, or none */
 void si_queue_poll(void);             /* at least one */
 void si_queue_finish(si_node *until); /* all that it needs; NULL: nothing */
-void si_queue_drain(void);            /* all there is */
+void si_queue_drain(int device);       /* all there is on it; -1: on any */
 void si_queue_forget(void);
 
 /* -- stream.c -- */

@@ -9,6 +9,7 @@
 
 static si_node **ready;
 static int n_ready, cap_ready;
+static int n_left[SI_MAX_DEVICES]; /* nodes that are not done */
 static int n_waits;       /* steps since anything moved */
 static uint64_t moved_ns; /* when it did */
 
@@ -67,6 +68,7 @@ si_node *si_queue_add(si_work *w, si_node *const *before, int n) {
   si_node *node = si_new(sizeof *node);
   node->refs = 2; /* the caller's, and the queue's until it is done */
   node->work = w;
+  n_left[w->device]++;
   for (int i = 0; i < n; i++) follow(node, before[i]);
   if (node->n_before == 0) make_ready(node);
   moved_ns = si_now_ns();
@@ -83,6 +85,7 @@ static void end(si_node *n) {
     si_node_unref(n->after[i]);
   }
   n->n_after = 0;
+  n_left[n->work->device]--;
   si_work_unref(n->work);
   n->work = NULL;
   si_node_unref(n);
@@ -169,8 +172,14 @@ void si_queue_finish(si_node *until) {
   si_node_unref(until);
 }
 
-void si_queue_drain(void) {
-  while (n_ready > 0) step_or_wait();
+static bool is_left(int device) {
+  int n = device < 0 ? 0 : n_left[device];
+  for (int d = 0; device < 0 && d < SI_MAX_DEVICES; d++) n += n_left[d];
+  return n > 0;
+}
+
+void si_queue_drain(int device) {
+  while (is_left(device)) step_or_wait();
 }
 
 void si_queue_forget(void) {

@@ -29,6 +29,7 @@ void standin_seed(uint64_t chance);
 void standin_devices(int n);             /* 2; at most 8 */
 void standin_set_sm(int version);        /* 90: compute capability 9.0 */
 void standin_set_driver(int version);    /* 13000; 0: there is no driver */
+void standin_set_nccl(int version);      /* 23007 */
 void standin_set_memory(uint64_t bytes); /* of each device: 4 GiB */
 void standin_set_patience(int ms);       /* 20000: how long kernels may wait with nobody moving */
 
@@ -38,6 +39,9 @@ typedef enum standin_fault {
   STANDIN_LAUNCH, /* a kernel: cudaErrorLaunchOutOfResources, and the device lives on */
   STANDIN_MATMUL, /* cublasLtMatmul: CUBLAS_STATUS_EXECUTION_FAILED */
   STANDIN_DEVICE, /* any queued work: the device is lost, every later call on it says so */
+  STANDIN_NCCL,   /* a call of NCCL's that queues: ncclSystemError */
+  STANDIN_NCCL_REMOTE, /* an operation of NCCL's, as it runs: ncclRemoteError on all its ranks */
+  STANDIN_NCCL_STALL,  /* the same: it waits until it is aborted, and so do its peers' */
   STANDIN_N_FAULTS
 } standin_fault;
 /* The n-th such call from now on fails, 1 being the next; 0: none does. */

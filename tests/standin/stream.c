@@ -240,7 +240,7 @@ cudaError_t CUDARTAPI cudaDeviceSynchronize(void) {
   if (si_capture_of_blocking(-1, &c))
     return si_leave(si_capture_break(c, cudaErrorStreamCaptureUnsupported, __func__));
   si_counted.syncs++;
-  si_queue_drain();
+  si_queue_drain(si_device);
   si_memory_audit();
   return si_leave(cudaSuccess);
 }

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 #include <string.h>
 
+#include "kernels/cuda/nccl_calls.h"
 #include "tests/standin/standin.h"
 
 typedef void (*function)(void);
@@ -14,6 +15,7 @@ static const struct {
 } calls[] = {
 #define LAM_CUDART(name, since, what_for) {#name, (function)name},
 #define LAM_CUBLASLT(name, since, what_for) {#name, (function)name},
+#define LAM_NCCL(name, since, what_for) {#name, (function)name},
 #include "kernels/cuda/calls.def"
 };
 

@@ -225,6 +225,9 @@ void lam_peer_leave(lam_group *g) {
 const lam_engine lam_engine_peer = {
     .name = "peer pointers",
     .what = "ranks that are threads of one process read each other's device memory",
+    .prepare = lam_peer_prepare,
+    .end = lam_peer_end,
+    .leave = lam_peer_leave,
     .all_reduce = lam_peer_all_reduce,
     .all_gather = lam_peer_all_gather,
     .reduce_scatter = lam_peer_reduce_scatter,

@@ -166,6 +166,7 @@ const lam_engine lam_engine_shm = {
     .destroy = shm_destroy,
     .poison = shm_poison,
     .check = shm_check,
+    .life = lam_shm_life,
     .queues = lam_peer_queues,
     .begin = lam_shm_begin,
     .agree = shm_agree,

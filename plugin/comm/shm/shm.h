@@ -224,6 +224,7 @@ typedef struct shm_wait {
   bool between_two; /* a transfer: the peer may be waiting for us in a collective instead */
 } shm_wait;
 lam_status lam_shm_wait_slow(shm_group *s, const shm_wait *w);
+lam_status lam_shm_life(const lam_group *g); /* is the world well, and every member alive? */
 static inline lam_status shm_wait_for(shm_group *s, const shm_wait *w) {
   return shm_flag_reached(w->flag, w->value) ? LAM_OK : lam_shm_wait_slow(s, w);
 }

@@ -71,12 +71,24 @@ static bool waits_elsewhere(const shm_group *s, const shm_wait *w) {
                    s->step) > 0;
 }
 
-static lam_status check_members(const shm_group *s, const shm_wait *w) {
+static lam_status check_lives(const shm_group *s) {
   char text[96];
   for (int r = 0; r < s->g->size; r++)
     if (r != s->g->rank && !has_left(s, r) && lam_shm_peer_died(s->world, s->world_rank[r]))
       return lam_fail(LAM_PEER_DEAD, "rank %d of %d: %s died", s->g->rank, s->g->size,
                       peer_text(s, r, text));
+  return LAM_OK;
+}
+
+lam_status lam_shm_life(const lam_group *g) {
+  const shm_group *s = shm_group_of(g);
+  LAM_TRY(lam_shm_world_check(s->world));
+  return check_lives(s);
+}
+
+static lam_status check_members(const shm_group *s, const shm_wait *w) {
+  char text[96];
+  LAM_TRY(check_lives(s));
   if (has_left(s, w->peer) || (w->gone && atomic_load_explicit(w->gone, memory_order_acquire)))
     return lam_fail(LAM_PEER_DEAD, "rank %d of %d: %s has left", s->g->rank, s->g->size,
                     peer_text(s, w->peer, text));

@@ -21,6 +21,7 @@ typedef struct engine {
   struct {
     const char *claim, *why;
   } unsupported[8];
+  bool on_cards; /* only where suite_only names it: it needs one for each rank */
 } engine;
 
 static lam_group_desc desc_for(int rank, int size) {
@@ -31,11 +32,21 @@ static lam_group_desc desc_for(int rank, int size) {
   return d;
 }
 
-static lam_status open_shm(meeting *m, int rank, int size, lam_group **out) {
+static lam_status open_named(const char *name, const meeting *m, int rank, int size,
+                             lam_group **out) {
   lam_group_desc d = desc_for(rank, size);
-  d.engine = "shm";
+  d.engine = name;
   d.id = m->id;
   return lam_group_create(NULL, &d, out);
+}
+
+static lam_status open_shm(meeting *m, int rank, int size, lam_group **out) {
+  return open_named("shm", m, rank, size, out);
+}
+
+static lam_status open_nccl(meeting *m, int rank, int size, lam_group **out) {
+  if (suite_take_card) suite_take_card(rank);
+  return open_named("nccl", m, rank, size, out);
 }
 
 static lam_status open_callback(meeting *m, int rank, int size, lam_group **out) {
@@ -57,20 +68,28 @@ static lam_status open_callback_two(meeting *m, int rank, int size, lam_group **
 }
 
 static const engine engines[] = {
-    {"shm, threads", run_threads, open_shm, {{0}}},
-    {"shm, processes", run_processes, open_shm, {{0}}},
+    {"shm, threads", run_threads, open_shm, {{0}}, false},
+    {"shm, processes", run_processes, open_shm, {{0}}, false},
+    {"nccl, threads",
+     run_threads,
+     open_nccl,
+     {{"sums_are_made_in_rank_order", "NCCL sums, in an order of its own"},
+      {"the_first_poison_stays", "who ends a group takes along what a peer's card has not ended"}},
+     true},
     {"callback",
      run_threads,
      open_callback,
      {{"channel_holds_its_sender_back", "the host buffers, and how much is its own to say"},
       {"poison_reaches_every_rank", "five functions cannot tell the others"},
-      {"leaving_is_noticed", "a peer's end is the host's to notice"}}},
+      {"leaving_is_noticed", "a peer's end is the host's to notice"}},
+     false},
     {"callback, send and recv",
      run_threads,
      open_callback_two,
      {{"channel_holds_its_sender_back", "the host buffers, and how much is its own to say"},
       {"poison_reaches_every_rank", "five functions cannot tell the others"},
-      {"leaving_is_noticed", "a peer's end is the host's to notice"}}},
+      {"leaving_is_noticed", "a peer's end is the host's to notice"}},
+     false},
 };
 
 static int supports(const engine *e, const char *claim) {
@@ -98,10 +117,15 @@ static void run_engine(const engine *e, int min_ranks, suite_fn fn) {
 }
 
 const char *suite_only;
+void (*suite_take_card)(int rank);
+
+static bool is_asked_for(const engine *e) {
+  return suite_only ? strcmp(suite_only, e->name) == 0 : !e->on_cards;
+}
 
 void on_every_engine(const char *claim, int min_ranks, suite_fn fn) {
   for (size_t i = 0; i < sizeof engines / sizeof *engines; i++)
-    if ((!suite_only || strcmp(suite_only, engines[i].name) == 0) && supports(&engines[i], claim))
+    if (is_asked_for(&engines[i]) && supports(&engines[i], claim))
       run_engine(&engines[i], min_ranks, fn);
 }
 

@@ -12,14 +12,26 @@
 
 static void *const stream = (void *)cudaStreamPerThread;
 
+/* Of NCCL's ranks each has its own card, of shm's threads all the same one. */
+static _Thread_local int32_t card;
+static void take_card(int rank) {
+  int32_t was;
+  card = rank;
+  CHECK_OK(lam_device_enter(&lam_device_cuda, card, &was));
+}
+
 __attribute__((constructor)) static void take_the_card(void) {
-  suite_only = "shm, threads";
+  const char *engine = getenv("LAMELLA_TEST_ENGINE");
+  suite_only = engine ? engine : "shm, threads";
+  suite_take_card = take_card;
+  lam_device_forced = &lam_device_cuda;
+  standin_devices(4);
   standin_seed(seed());
 }
 
 static void to_card(lam_group *g) {
   int32_t was;
-  CHECK_OK(lam_device_enter(&lam_device_cuda, 0, &was));
+  CHECK_OK(lam_device_enter(&lam_device_cuda, card, &was));
   g->device = &lam_device_cuda;
   g->stream = stream;
 }

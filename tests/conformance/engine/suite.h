@@ -13,7 +13,8 @@ typedef void (*suite_fn)(lam_group *g);
 /* claim: the test's name, as engines list it. Groups of fewer than min_ranks ranks are left out. */
 void on_every_engine(const char *claim, int min_ranks, suite_fn fn);
 
-extern const char *suite_only; /* one engine alone, by its name; NULL: all */
+extern const char *suite_only; /* one engine alone, by its name; NULL: all that need no card */
+extern void (*suite_take_card)(int rank); /* this thread's device becomes the rank's own; or NULL */
 
 /* ---- Data that every rank can make for every rank -------------------------------------------- */
 enum { MAX_RANKS = 8 };
