@@ -65,7 +65,7 @@ typedef struct lam_link_after {
 /* How far a link is. */
 typedef struct lam_link_progress {
   uint64_t started, ended; /* operations; `ended` may lag */
-  bool held; /* what comes next waits for its caller's stream, not for a peer */
+  bool held;               /* what comes next waits for its caller's stream, not for a peer */
 } lam_link_progress;
 
 typedef struct lam_device_nccl {

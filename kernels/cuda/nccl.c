@@ -124,8 +124,9 @@ static lam_status check_adopted(const lam_link *l, const lam_link_from *from) {
   LAM_TRY(nccl_status(nccl->ncclCommCount(from->comm, &size), NULL, "count ranks"));
   LAM_TRY(nccl_status(nccl->ncclCommCuDevice(from->comm, &device), NULL, "ask for a device"));
   if (rank != from->rank || size != from->size)
-    return lam_fail(LAM_INVALID_ARGUMENT, "comm is rank %d of %d, the group has this rank as %d of %d",
-                    rank, size, from->rank, from->size);
+    return lam_fail(LAM_INVALID_ARGUMENT,
+                    "comm is rank %d of %d, the group has this rank as %d of %d", rank, size,
+                    from->rank, from->size);
   if (device != l->device)
     return lam_fail(LAM_INVALID_ARGUMENT, "comm works on GPU %d, this thread on GPU %d", device,
                     l->device);
@@ -137,9 +138,8 @@ static lam_status make_comm(lam_link *l, const lam_link_from *from) {
   if (from->id) {
     ncclUniqueId id;
     memcpy(&id, from->id, sizeof id);
-    return nccl_status(
-        nccl->ncclCommInitRankConfig(&l->comm, from->size, id, from->rank, &config), NULL,
-        "begin a communicator");
+    return nccl_status(nccl->ncclCommInitRankConfig(&l->comm, from->size, id, from->rank, &config),
+                       NULL, "begin a communicator");
   }
   if (from->comm) LAM_TRY(check_adopted(l, from));
   const ncclComm_t parent = from->comm ? from->comm : from->of->comm;
@@ -240,9 +240,9 @@ static const struct {
   ncclDataType_t type;
   int bytes; /* 0: not here; fp8 travels, as bytes, and is not summed */
 } types[LAM_N_DTYPES] = {
-    [LAM_F32] = {ncclFloat32, 4}, [LAM_BF16] = {ncclBfloat16, 2}, [LAM_F16] = {ncclFloat16, 2},
-    [LAM_F8E4M3] = {ncclUint8, 1}, [LAM_F8E5M2] = {ncclUint8, 1}, [LAM_F64] = {ncclFloat64, 8},
-    [LAM_I32] = {ncclInt32, 4},   [LAM_I64] = {ncclInt64, 8},     [LAM_U8] = {ncclUint8, 1},
+    [LAM_F32] = {ncclFloat32, 4},  [LAM_BF16] = {ncclBfloat16, 2}, [LAM_F16] = {ncclFloat16, 2},
+    [LAM_F8E4M3] = {ncclUint8, 1}, [LAM_F8E5M2] = {ncclUint8, 1},  [LAM_F64] = {ncclFloat64, 8},
+    [LAM_I32] = {ncclInt32, 4},    [LAM_I64] = {ncclInt64, 8},     [LAM_U8] = {ncclUint8, 1},
 };
 
 static ncclResult_t call(const lam_link *l, const lam_link_op *op) {
@@ -334,8 +334,8 @@ static bool is_past(cudaEvent_t e) {
 static lam_status link_progress(lam_link *l, lam_link_progress *out) {
   const enum cudaStreamCaptureMode mode = lam_cuda_set_capture_mode(cudaStreamCaptureModeRelaxed);
   if (l->started > l->ended + LAM_LINK_OPS) l->ended = l->started - LAM_LINK_OPS;
-  while (l->ended < l->started && (l->captured[l->ended % LAM_LINK_OPS] ||
-                                   is_past(l->done[l->ended % LAM_LINK_OPS])))
+  while (l->ended < l->started &&
+         (l->captured[l->ended % LAM_LINK_OPS] || is_past(l->done[l->ended % LAM_LINK_OPS])))
     l->ended++;
   *out = (lam_link_progress){.started = l->started, .ended = l->ended};
   if (l->ended < l->started) out->held = !is_past(l->ready[l->ended % LAM_LINK_OPS]);

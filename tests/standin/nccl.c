@@ -295,10 +295,14 @@ ncclResult_t ncclGroupEnd(void) {
 /* ---- Questions --------------------------------------------------------------------------------- */
 
 const char *ncclGetErrorString(ncclResult_t r) {
-  static const char *const texts[] = {
-      "no error",         "unhandled cuda error", "unhandled system error",
-      "internal error",   "invalid argument",     "invalid usage",
-      "remote process exited or there was a network error", "NCCL operation in progress"};
+  static const char *const texts[] = {"no error",
+                                      "unhandled cuda error",
+                                      "unhandled system error",
+                                      "internal error",
+                                      "invalid argument",
+                                      "invalid usage",
+                                      "remote process exited or there was a network error",
+                                      "NCCL operation in progress"};
   return (unsigned)r < sizeof texts / sizeof *texts ? texts[r] : "unknown result code";
 }
 

@@ -60,13 +60,13 @@ struct nc_comm {
   nc_clique *clique; /* NULL: a split that has not ended */
   int refs;          /* its handle, and work */
   int rank, device;
-  int busy;            /* questions until the call under way may end; 0: none is */
+  int busy; /* questions until the call under way may end; 0: none is */
   bool joining, connected, aborted, finalizing;
-  bool started;        /* issued its first operation: until all have, nobody is connected */
+  bool started; /* issued its first operation: until all have, nobody is connected */
   ncclResult_t error;
   const char *why;
   uint64_t collectives, sent[NC_RANKS], received[NC_RANKS]; /* on the device, so far */
-  nc_op ops[NC_OPS]; /* of a call that is under way */
+  nc_op ops[NC_OPS];                                        /* of a call that is under way */
   int n_ops;
   cudaStream_t stream;
   nc_comm *splits_into; /* what a split under way makes */

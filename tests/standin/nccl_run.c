@@ -192,7 +192,7 @@ typedef struct nccl_work {
   int n;
 } nccl_work;
 
-typedef struct progress { /* of one run */
+typedef struct progress {   /* of one run */
   nc_round *rounds[NC_OPS]; /* NULL: it has passed */
   bool stalls, fails;
 } progress;
@@ -200,10 +200,8 @@ typedef struct progress { /* of one run */
 static bool is_message(const nc_op *op) { return op->what == NC_SEND || op->what == NC_RECV; }
 
 static nc_round *begin_op(nc_comm *c, const nc_op *op) {
-  if (op->what == NC_SEND)
-    return round_of(c->clique, c->sent[op->peer]++, c->rank, op->peer);
-  if (op->what == NC_RECV)
-    return round_of(c->clique, c->received[op->peer]++, op->peer, c->rank);
+  if (op->what == NC_SEND) return round_of(c->clique, c->sent[op->peer]++, c->rank, op->peer);
+  if (op->what == NC_RECV) return round_of(c->clique, c->received[op->peer]++, op->peer, c->rank);
   return round_of(c->clique, c->collectives++, -1, -1);
 }
 
@@ -279,8 +277,7 @@ ncclResult_t nc_queue(nc_comm *c) {
   }
   for (int i = 0; i < c->n_ops; i++)
     if (check_op(c, &c->ops[i]) != cudaSuccess) return ncclInvalidArgument;
-  nccl_work *w =
-      (nccl_work *)si_work_new(sizeof *w, c->device, "an operation of NCCL's", run_ops);
+  nccl_work *w = (nccl_work *)si_work_new(sizeof *w, c->device, "an operation of NCCL's", run_ops);
   w->base.abandon = abandon;
   w->base.free = release;
   w->comm = c;

@@ -88,8 +88,7 @@ lam_status lam_nccl_channel_acquire(lam_channel *channel, void **out_slot) {
 }
 
 static lam_status check_push(const nccl_channel *c, const lam_wire *header) {
-  if (!c->header)
-    return lam_fail(LAM_FAILED_PRECONDITION, "channel: push without a slot acquired");
+  if (!c->header) return lam_fail(LAM_FAILED_PRECONDITION, "channel: push without a slot acquired");
   if (header->bytes > c->bytes)
     return lam_fail(LAM_INVALID_ARGUMENT, "channel: a message of %llu bytes, a slot holds %llu",
                     (unsigned long long)header->bytes, (unsigned long long)c->bytes);
@@ -103,8 +102,7 @@ static lam_status send_slot(lam_group *g, nccl_channel *c, uint64_t bytes) {
                           .x = slot(c, c->moved),
                           .n = (int64_t)bytes,
                           .dtype = LAM_U8};
-  return lam_nccl_start(g->nccl, &c->edge->link, &op, 1, after,
-                        &c->numbers[slot_of(c, c->moved)]);
+  return lam_nccl_start(g->nccl, &c->edge->link, &op, 1, after, &c->numbers[slot_of(c, c->moved)]);
 }
 
 lam_status lam_nccl_channel_push(lam_channel *channel, const lam_wire *header) {

@@ -41,11 +41,8 @@ lam_status lam_nccl_broadcast(lam_group *g, const void *x, void *y, uint64_t byt
 
 static lam_status gather_dense(lam_group *g, const lam_parts *p, const void *mine, void *whole) {
   const int64_t size = lam_dtype_bytes(p->dtype);
-  lam_link_op ops[LAM_GROUP_RANKS] = {{.what = LAM_LINK_GATHER,
-                                       .x = mine,
-                                       .y = whole,
-                                       .n = share(p, 0) * size,
-                                       .dtype = LAM_U8}};
+  lam_link_op ops[LAM_GROUP_RANKS] = {
+      {.what = LAM_LINK_GATHER, .x = mine, .y = whole, .n = share(p, 0) * size, .dtype = LAM_U8}};
   if (is_even(g, p)) return lam_nccl_run(g, ops, share(p, 0) > 0);
   char *at = whole;
   int n = 0;
@@ -62,11 +59,8 @@ static lam_status gather_dense(lam_group *g, const lam_parts *p, const void *min
 
 static lam_status scatter_dense(lam_group *g, const lam_parts *p, const void *whole, void *mine) {
   const int64_t size = lam_dtype_bytes(p->dtype);
-  lam_link_op ops[LAM_GROUP_RANKS] = {{.what = LAM_LINK_SUM_SHARES,
-                                       .x = whole,
-                                       .y = mine,
-                                       .n = share(p, 0),
-                                       .dtype = p->dtype}};
+  lam_link_op ops[LAM_GROUP_RANKS] = {
+      {.what = LAM_LINK_SUM_SHARES, .x = whole, .y = mine, .n = share(p, 0), .dtype = p->dtype}};
   if (is_even(g, p)) return lam_nccl_run(g, ops, share(p, 0) > 0);
   const char *at = whole;
   int n = 0;

@@ -24,8 +24,9 @@ static lam_status refuse_capture(const lam_group *g) {
   bool captured = false;
   LAM_TRY(lam_device_capturing(g->device, g->stream, &captured));
   if (!captured) return LAM_OK;
-  return lam_fail(LAM_FAILED_PRECONDITION,
-                  "transfers over NCCL cannot be captured into a graph: capture what is between them");
+  return lam_fail(
+      LAM_FAILED_PRECONDITION,
+      "transfers over NCCL cannot be captured into a graph: capture what is between them");
 }
 
 lam_status lam_nccl_edge_of(lam_group *g, int peer, int way, nccl_edge **out) {
@@ -34,10 +35,11 @@ lam_status lam_nccl_edge_of(lam_group *g, int peer, int way, nccl_edge **out) {
   LAM_TRY(refuse_capture(g));
   *out = g->nccl->edges[peer][way];
   if (*out) return LAM_OK;
-  return lam_fail(LAM_FAILED_PRECONDITION,
-                  "no way to rank %d: of more than %d ranks each has one to its neighbours alone; split "
-                  "a group of the two",
-                  peer, NCCL_ALL_EDGES);
+  return lam_fail(
+      LAM_FAILED_PRECONDITION,
+      "no way to rank %d: of more than %d ranks each has one to its neighbours alone; split "
+      "a group of the two",
+      peer, NCCL_ALL_EDGES);
 }
 
 int lam_nccl_edge_holds(nccl_edge *e, int n) {
@@ -190,7 +192,8 @@ static void drop(const lam_group *g, nccl_parked *p) {
 }
 
 /* The link's stream comes past the hold, then g's past the link's, which has received it long ago. */
-static lam_status land_parked(lam_group *g, nccl_edge *e, const nccl_parked *p, void *to, int hold) {
+static lam_status land_parked(lam_group *g, nccl_edge *e, const nccl_parked *p, void *to,
+                              int hold) {
   uint64_t number = 0;
   LAM_TRY(lam_nccl_start(g->nccl, &e->link, NULL, 0, (lam_link_after){g->stream, hold}, &number));
   LAM_TRY(lam_nccl_join(g->nccl, &e->link, number, g->stream));
@@ -236,7 +239,8 @@ void lam_nccl_edge_free(lam_nccl *n, nccl_edge *e) {
     if (p->data) lam_device_give_back(n->device, p->data, n->g->stream);
     free(p);
   }
-  for (int i = 0; i < e->n_boxes; i++) n->device->memory->free(w, e->boxes[i].data, e->boxes[i].bytes);
+  for (int i = 0; i < e->n_boxes; i++)
+    n->device->memory->free(w, e->boxes[i].data, e->boxes[i].bytes);
   if (e->notes) n->g->engine->channel_close(e->notes);
   free(e);
 }

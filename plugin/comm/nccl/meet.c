@@ -32,8 +32,7 @@ static lam_status make_own(lam_group *g) {
   if (!d || !d->nccl) return lam_fail(LAM_UNAVAILABLE, "no device here uses NCCL");
   lam_nccl *n = calloc(1, sizeof *n);
   if (!n) return lam_fail(LAM_RESOURCE_EXHAUSTED, "no memory");
-  *n = (lam_nccl){
-      .g = g, .device = d, .process = getpid(), .deadline_ms = g->first_deadline_ms};
+  *n = (lam_nccl){.g = g, .device = d, .process = getpid(), .deadline_ms = g->first_deadline_ms};
   pthread_mutex_init(&n->lock, NULL);
   g->nccl = n;
   return LAM_OK;
@@ -78,10 +77,9 @@ static lam_status check_versions(const lam_group *g, const row *rows) {
   char own[24], first[24];
   for (int r = 1; r < g->size; r++)
     if (rows[r].place.version != rows[0].place.version)
-      return lam_fail(LAM_FAILED_PRECONDITION,
-                      "rank %d has NCCL %s, rank 0 %s: all ranks need the same one", r,
-                      version_text(rows[r].place.version, own),
-                      version_text(rows[0].place.version, first));
+      return lam_fail(
+          LAM_FAILED_PRECONDITION, "rank %d has NCCL %s, rank 0 %s: all ranks need the same one", r,
+          version_text(rows[r].place.version, own), version_text(rows[0].place.version, first));
   return LAM_OK;
 }
 
@@ -98,11 +96,12 @@ static lam_status check_cards(const lam_group *g, const row *rows) {
   for (int r = 1; r < g->size; r++)
     for (int q = 0; q < r; q++)
       if (rows[q].host == rows[r].host && strcmp(rows[q].place.card, rows[r].place.card) == 0)
-        return lam_fail(LAM_FAILED_PRECONDITION,
-                        "ranks %d and %d are on one GPU (%s), and NCCL wants one for each: give each "
-                        "rank its own device. For tests alone, processes can share one: set NCCL_HOSTID "
-                        "to another value in each; threads of one process can with the engine shm",
-                        q, r, rows[r].place.card);
+        return lam_fail(
+            LAM_FAILED_PRECONDITION,
+            "ranks %d and %d are on one GPU (%s), and NCCL wants one for each: give each "
+            "rank its own device. For tests alone, processes can share one: set NCCL_HOSTID "
+            "to another value in each; threads of one process can with the engine shm",
+            q, r, rows[r].place.card);
   return LAM_OK;
 }
 
@@ -146,8 +145,8 @@ static bool is_edge(const lam_group *g, int other) {
 
 static lam_status open_notes(lam_group *g, nccl_edge *e, int way) {
   const int from = way == NCCL_TO ? g->rank : e->peer, to = way == NCCL_TO ? e->peer : g->rank;
-  const uint64_t key = lam_mix(lam_mix((uint64_t)g->handle, LAM_COMM_NCCL),
-                               (uint64_t)from << 32 | (uint32_t)to);
+  const uint64_t key =
+      lam_mix(lam_mix((uint64_t)g->handle, LAM_COMM_NCCL), (uint64_t)from << 32 | (uint32_t)to);
   LAM_TRY(g->engine->channel_open(g, e->peer, way == NCCL_TO, key, 2 * NCCL_BOXES,
                                   sizeof(nccl_note), &e->notes));
   e->notes->group = g;
@@ -167,7 +166,9 @@ static lam_status split_edge(lam_group *g, int other, int way) {
     LAM_TRY(open_notes(g, e, way));
   }
   const lam_link_from from = {.of = n->all.link,
-                              .color = !e ? -1 : other < g->rank ? other : g->rank,
+                              .color = !e                ? -1
+                                       : other < g->rank ? other
+                                                         : g->rank,
                               .key = g->rank,
                               .ctas = NCCL_EDGE_CTAS};
   const lam_status status = open_link(n, &from, e ? &e->link : &none);
@@ -196,10 +197,8 @@ static lam_status await_all(lam_group *g) {
 
 static lam_status make_links(lam_group *g, void *comm, const row *rows) {
   lam_nccl *n = g->nccl;
-  const lam_link_from from = {.id = comm ? NULL : rows[0].id,
-                              .comm = comm,
-                              .rank = g->rank,
-                              .size = g->size};
+  const lam_link_from from = {
+      .id = comm ? NULL : rows[0].id, .comm = comm, .rank = g->rank, .size = g->size};
   LAM_TRY(open_link(n, &from, &n->all));
   LAM_TRY(make_edges(g));
   LAM_TRY(lam_nccl_warm(g));

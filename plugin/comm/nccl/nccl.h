@@ -18,10 +18,10 @@
 #include "plugin/comm/comm.h"
 
 enum {
-  NCCL_SUMS = 4,          /* partial sums under way */
-  NCCL_BOXES = 32,        /* messages under way that were copied for their sender */
-  NCCL_ALL_EDGES = 8,     /* up to so many ranks each has an edge to each; else to its neighbours */
-  NCCL_EDGE_CTAS = 2,     /* blocks of a transfer's kernel: products need the rest */
+  NCCL_SUMS = 4,      /* partial sums under way */
+  NCCL_BOXES = 32,    /* messages under way that were copied for their sender */
+  NCCL_ALL_EDGES = 8, /* up to so many ranks each has an edge to each; else to its neighbours */
+  NCCL_EDGE_CTAS = 2, /* blocks of a transfer's kernel: products need the rest */
   NCCL_SCRAP_BYTES = 256
 };
 enum { NCCL_TO, NCCL_FROM };

@@ -170,8 +170,7 @@ static void finish(lam_nccl *n) {
   enum { PATIENCE_MS = 1000 };
   if (n->over || n->g->poison != LAM_OK || lam_nccl_check(n) != LAM_OK) return;
   if (n->deadline_ms > PATIENCE_MS) n->deadline_ms = PATIENCE_MS;
-  if (lam_nccl_each_link(n, finish_link) == LAM_OK)
-    (void)lam_nccl_each_link(n, lam_nccl_settle);
+  if (lam_nccl_each_link(n, finish_link) == LAM_OK) (void)lam_nccl_each_link(n, lam_nccl_settle);
 }
 
 static lam_status close_link(lam_nccl *n, nccl_link *k) {

@@ -31,10 +31,11 @@ static lam_status look_at(lam_nccl *n, nccl_link *k) {
     k->since = now;
   }
   if (now - k->since <= (int64_t)n->deadline_ms * 1000000) return LAM_OK;
-  return lam_fail(LAM_PEER_STALLED,
-                  "rank %d of %d: operation %llu of a communicator did not end on the device within "
-                  "%u ms: a peer's did not come",
-                  n->g->rank, n->g->size, (unsigned long long)p.ended + 1, n->deadline_ms);
+  return lam_fail(
+      LAM_PEER_STALLED,
+      "rank %d of %d: operation %llu of a communicator did not end on the device within "
+      "%u ms: a peer's did not come",
+      n->g->rank, n->g->size, (unsigned long long)p.ended + 1, n->deadline_ms);
 }
 
 static void look(lam_nccl *n) {
