@@ -30,6 +30,8 @@ PARTS = [  # what, a part of test --gpu, what it is until that has run
     ("pipelines of random tables", "pipeline_test", EMULATED),
     ("messages coded, and in parts over a tensor-parallel group", "form_test", EMULATED),
     ("weights that stages share", "weights_test", EMULATED),
+    ("steps that fail end on all ranks", "failure_test", EMULATED),
+    ("pipelines that are refused, and why", "refusal_test", EMULATED),
     ("whole steps of a pipeline in graphs, 1, 2 and 4 ranks, replayed with other data", "graph_test", EMULATED),
     ("what a step reports: the device's times", "times_test", EMULATED),
     ("the PyTorch adapter on the card: numbers, streams, memory, graphs, ranks as threads", "torch", COMPILED),

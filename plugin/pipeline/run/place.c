@@ -18,11 +18,12 @@ struct lam_place_block {
 
 static lam_status open_device(const lam_pipeline_desc *d, const lam_device **out) {
   int32_t was;
-  LAM_TRY(lam_device_open(d->device_type, out));
-  if (!*out)
+  lam_status status = lam_device_open(d->device_type, out);
+  if (!status && !*out)
     return lam_fail(LAM_UNIMPLEMENTED, WHO "device_type is %d, a device that this library has not",
                     d->device_type);
-  LAM_TRY(lam_device_enter(*out, d->device_id, &was));
+  if (!status) status = lam_device_enter(*out, d->device_id, &was);
+  if (status) return lam_fail_within(status, WHO "device %d", d->device_id);
   lam_device_leave(*out, was);
   return LAM_OK;
 }
@@ -48,8 +49,7 @@ lam_status lam_place_read(lam_pipeline *p, const lam_pipeline_desc *d) {
   const lam_device *device = NULL;
   p->where = (DLDevice){kDLCPU, 0};
   if (d->device_type == 0 || d->device_type == kDLCPU) return LAM_OK;
-  const lam_status status = open_device(d, &device);
-  if (status) return lam_fail_within(status, WHO "device %d", d->device_id);
+  LAM_TRY(open_device(d, &device));
   if (!device->order) return LAM_OK;
   p->device = device;
   p->where = (DLDevice){(DLDeviceType)d->device_type, d->device_id};
@@ -80,7 +80,11 @@ lam_status lam_place_alloc(lam_pipeline *p, uint64_t n, uint64_t size, void *out
     return lam_fail(LAM_RESOURCE_EXHAUSTED, WHO "%llu blocks of %llu bytes", (unsigned long long)n,
                     (unsigned long long)size);
   LAM_TRY(lam_pipeline_alloc(p, 1, sizeof *b, &b));
-  LAM_TRY(lam_device_alloc(p->device, lam_context_workers(p->ctx), bytes ? bytes : 1, &b->data));
+  const lam_status status =
+      lam_device_alloc(p->device, lam_context_workers(p->ctx), bytes ? bytes : 1, &b->data);
+  if (status)
+    return lam_fail_within(status, WHO "no memory for %llu blocks of %llu bytes",
+                           (unsigned long long)n, (unsigned long long)size);
   b->next = p->placed;
   p->placed = b;
   memcpy(out, &b->data, sizeof b->data);

@@ -10,6 +10,9 @@
 
 #include "tests/distributed/await.h"
 #include "tests/distributed/pipeline/worker.h"
+#include "tests/place.h"
+
+#define OF_ONE_PROCESS "a device belongs to the process that opened it"
 
 /* -- a stage says no -- */
 
@@ -234,10 +237,12 @@ static void lose(int victim, int signal) {
 }
 
 TEST(pipeline_failure, a_killed_rank_ends_the_others) {
+  if (!place_is_host()) SKIP(OF_ONE_PROCESS);
   FOR_EACH(victim, 0, 1, 2) lose(victim, SIGKILL);
 }
 
 TEST(pipeline_failure, a_stopped_rank_ends_the_others_at_the_deadline) {
+  if (!place_is_host()) SKIP(OF_ONE_PROCESS);
   FOR_EACH(victim, 0, 1, 2) lose(victim, SIGSTOP);
 }
 
@@ -279,6 +284,7 @@ static void wait_for_rank0(int rank, int size, void *arg) {
 }
 
 TEST(pipeline_failure, what_a_late_rank_does_is_told) {
+  if (!place_is_host()) SKIP(OF_ONE_PROCESS);
   static const char *const states[] = {"sleeping", "running", "stopped"};
   lam_schedule *s = build("1f1b", 2, 4);
   late l = {.at = {.m = small_model(2, 4), .s = s, .deadline_ms = 1000}};
@@ -403,6 +409,7 @@ static void leave_at_once(int rank, int size, void *arg) {
 
 /* Rank 0 has room for a whole step, so it needs nobody to leave. */
 TEST(pipeline_failure, what_was_sent_outlives_a_sender_that_left) {
+  if (!place_is_host()) SKIP(OF_ONE_PROCESS);
   lam_schedule *s = build("gpipe", 3, 3);
   setup at = {.m = small_model(3, 3), .s = s, .flags = LAM_PIPELINE_FORWARD_ONLY};
   n_left = shared_memory(sizeof *n_left);

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "tests/distributed/pipeline/worker.h"
+#include "tests/place.h"
 
 /* -- ranks that disagree -- */
 
@@ -34,6 +35,18 @@ static void other_dims(worker *w) { w->shapes[3].dims[1] = 6; }
 static void other_dtype(worker *w) { w->shapes[0].dtype.bits = 32; }
 static void other_count(worker *w) { w->edges[1].n_tensors = 3; }
 static void other_flags(worker *w) { w->desc.flags ^= LAM_PIPELINE_FORWARD_ONLY; }
+
+static void on_the_host(worker *w) { w->desc.device_type = 0; }
+
+TEST(pipeline_refusal, ranks_whose_tensors_lie_elsewhere_are_told_so) {
+  if (place_is_host()) SKIP("all of them are the host's");
+  lam_schedule *s = build("1f1b", 3, 4);
+  disagreement d = {.at = {.m = small_model(3, 4), .s = s}, .change = on_the_host};
+  d.message = "tensors are of device type 2 on rank 0", d.also = "of 1 on rank 1";
+  CHECK_OK(lam_group_id_create(&d.at.id));
+  run_threads(3, disagree, &d);
+  lam_schedule_destroy(s);
+}
 
 TEST(pipeline_refusal, ranks_that_disagree_are_told_so_at_create) {
   lam_schedule *s = build("1f1b", 3, 4), *order = build("gpipe", 3, 4),
@@ -111,6 +124,7 @@ static void many_dims(worker *w) { w->shapes[0].ndim = 9; }
 static void lanes(worker *w) { w->shapes[0].dtype.lanes = 2; }
 static void no_bits(worker *w) { w->shapes[0].dtype.bits = 0; }
 static void sub_byte(worker *w) { w->shapes[0].dtype.bits = 4; }
+static void other_device(worker *w) { w->desc.device_type = 99; }
 
 static void *alloc_a_little(void *user, uint64_t bytes, uint64_t alignment) {
   (void)user;
@@ -150,6 +164,7 @@ TEST(pipeline_refusal, malformed_descriptions_are_refused_with_the_reason) {
       {lanes, LAM_INVALID_ARGUMENT, "dtype.lanes is 2, expected 1"},
       {no_bits, LAM_INVALID_ARGUMENT, "dtype.bits is 0, expected whole bytes"},
       {sub_byte, LAM_INVALID_ARGUMENT, "dtype.bits is 4, expected whole bytes"},
+      {other_device, LAM_UNIMPLEMENTED, "device_type is 99, a device that this library has not"},
   };
   lam_schedule *s = parse("0F0 1F0 1B0 0B0");
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
