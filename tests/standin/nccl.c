@@ -10,7 +10,7 @@
 
 static nc_clique *cliques;
 static uint64_t n_ids;
-static int version = 23007;
+static _Thread_local int version = 23007;
 static _Thread_local int depth; /* of groups of calls */
 static _Thread_local nc_comm *grouped[NC_RANKS * NC_RANKS];
 static _Thread_local int n_grouped;

@@ -29,7 +29,7 @@ void standin_seed(uint64_t chance);
 void standin_devices(int n);             /* 2; at most 8 */
 void standin_set_sm(int version);        /* 90: compute capability 9.0 */
 void standin_set_driver(int version);    /* 13000; 0: there is no driver */
-void standin_set_nccl(int version);      /* 23007 */
+void standin_set_nccl(int version);      /* as this thread finds it: 23007 */
 void standin_set_memory(uint64_t bytes); /* of each device: 4 GiB */
 void standin_set_patience(int ms);       /* 20000: how long kernels may wait with nobody moving */
 
