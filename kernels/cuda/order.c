@@ -26,8 +26,10 @@ typedef struct block {
   _Atomic uint64_t bytes, last_use;
   _Atomic unsigned long long stream; /* its id: handles are used again, ids are not */
   void *_Atomic data;
-  cudaEvent_t done;
-  struct block *_Atomic marked_by; /* whose `done` is behind its last work */
+  struct block
+      *_Atomic marked_by;    /* whose `event` is behind its last work; NULL: nothing is left */
+  cudaEvent_t _Atomic event; /* for any block of this device */
+  _Atomic int uses;          /* how many its event is for */
 } block;
 
 typedef struct stream_about {
@@ -188,17 +190,26 @@ static lam_status grow(block *b, const wish *w, cudaStream_t stream) {
 }
 
 static lam_status make_event(block *b) {
-  if (b->done) return LAM_OK;
-  b->marked_by = b;
-  return lam_cuda_status(cudaEventCreateWithFlags(&b->done, cudaEventDisableTiming),
-                         "make an event");
+  cudaEvent_t event = b->event;
+  if (event) return LAM_OK;
+  LAM_TRY_CUDA(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "make an event");
+  b->event = event;
+  return LAM_OK;
+}
+
+/* It is waited for, or need not be. */
+static void drop_mark(block *b) {
+  block *by = b->marked_by;
+  b->marked_by = NULL;
+  if (by) atomic_fetch_sub(&by->uses, 1);
 }
 
 /* Makes a taken block the stream's own, as big as is wished. */
 static lam_status settle(block *b, int how, const wish *w, cudaStream_t stream) {
   LAM_TRY(make_event(b));
-  if (how == ANOTHER_STREAM && b->data)
-    LAM_TRY_CUDA(cudaStreamWaitEvent(stream, b->marked_by->done, 0), "wait for another stream");
+  if (how == ANOTHER_STREAM && b->marked_by)
+    LAM_TRY_CUDA(cudaStreamWaitEvent(stream, b->marked_by->event, 0), "wait for another stream");
+  drop_mark(b);
   b->stream = w->stream;
   return b->bytes >= w->bytes ? LAM_OK : grow(b, w, stream);
 }
@@ -226,8 +237,9 @@ static lam_status borrow_uncaptured(const wish *w, cudaStream_t stream, void **o
 
 /* Whether what was queued with it has ended. */
 static bool is_done(const block *b) {
+  if (!b->marked_by) return true;
   const enum cudaStreamCaptureMode mode = lam_cuda_set_capture_mode(cudaStreamCaptureModeRelaxed);
-  const bool done = cudaEventQuery(b->marked_by->done) == cudaSuccess;
+  const bool done = cudaEventQuery(b->marked_by->event) == cudaSuccess;
   if (!done) (void)cudaGetLastError();
   (void)lam_cuda_set_capture_mode(mode);
   return done;
@@ -242,6 +254,7 @@ static lam_status borrow_captured(const wish *w, void **out) {
       atomic_store(&b->state, FREE);
       continue;
     }
+    drop_mark(b);
     b->stream = w->stream;
     b->captured = true;
     *out = b->data;
@@ -284,12 +297,39 @@ static block *find_anywhere(const void *p) {
   return b;
 }
 
-/* by's event, where it is another block's, was recorded behind b's work just now. What later becomes
- * of `by` waits for that event, and so its next one is behind b's work too. */
-static void mark(block *b, block *by, cudaStream_t stream) {
-  if (b == by && cudaEventRecord(b->done, stream) != cudaSuccess) (void)cudaGetLastError();
+/* -- marks: events behind what blocks were last used for -- */
+
+/* One that nobody uses: there is one for each block, and b uses none. Its first use is the caller's. */
+static block *take_event(block *b) {
+  block *all = blocks[(b - blocks[0]) / BLOCKS];
+  for (int i = 0; i < BLOCKS; i++) {
+    block *e = all + (b - all + i) % BLOCKS;
+    int none = 0;
+    if (e->event && atomic_compare_exchange_strong(&e->uses, &none, 1)) return e;
+  }
+  return NULL;
+}
+
+/* An event that is never recorded again while it stands for a block: or who waits for that block
+ * might wait for a kernel that waits for him. Where there is none the host waits. */
+static block *record_behind(block *b, cudaStream_t stream) {
+  block *by = take_event(b);
+  if (by && cudaEventRecord(by->event, stream) == cudaSuccess) return by;
+  if (by) atomic_fetch_sub(&by->uses, 1);
+  if (cudaStreamSynchronize(stream) != cudaSuccess) (void)cudaGetLastError();
+  return NULL;
+}
+
+static void mark(block *b, block *by) {
+  if (by) atomic_fetch_add(&by->uses, 1);
   b->marked_by = by;
   b->unmarked = false;
+}
+
+static void mark_now(block *b, cudaStream_t stream) {
+  block *by = record_behind(b, stream);
+  mark(b, by);
+  if (by) atomic_fetch_sub(&by->uses, 1);
 }
 
 static bool is_left(block *b, const stream_about *on) {
@@ -308,10 +348,12 @@ static void mark_left(void) {
     block *b = inside.left[i].b;
     const stream_about *on = &inside.left[i].on;
     if (!is_left(b, on)) continue;
-    if (!by || on->id != of) by = b, of = on->id;
-    mark(b, by, on->stream);
+    if (by && on->id != of) atomic_fetch_sub(&by->uses, 1), by = NULL;
+    if (!by) by = record_behind(b, on->stream), of = on->id;
+    mark(b, by);
     atomic_store(&b->state, FREE);
   }
+  if (by) atomic_fetch_sub(&by->uses, 1);
   inside.n_left = 0;
 }
 
@@ -328,7 +370,7 @@ void lam_cuda_give_back(void *p, void *stream) {
   if (!b) return;
   if (!b->captured) {
     b->unmarked = leave_for_later(b, stream);
-    if (!b->unmarked) mark(b, b, stream);
+    if (!b->unmarked) mark_now(b, stream);
   }
   put_back(b);
 }

@@ -284,6 +284,31 @@ TEST(cuda_order, describes_itself) {
   CHECK_CONTAINS(lam_device_cuda.describe(), "sm_90");
 }
 
+/* Ranks on one card wait for each other in kernels: who waits for an idle block must not wait for
+ * what a block beside it is used for now. */
+TEST(cuda_order, an_event_that_stands_for_a_block_is_not_recorded_again) {
+  enum { BYTES = 11 << 20 }; /* more than any other test's */
+  void *s = stream_new(), *t = stream_new(), *taken = NULL;
+  int32_t was;
+  CHECK_OK(order()->enter(0, &was));
+  void *a = borrow(BYTES, s), *b = borrow(BYTES, s);
+  order()->give_back(a, s);
+  order()->give_back(b, s);
+  order()->leave(was); /* one event for both */
+  CHECK_OK(order()->finish(s));
+  void *busy = borrow(BYTES, s);
+  for (int k = 0; k < 200; k++) CHECK(cudaMemsetAsync(busy, k, 64, s) == cudaSuccess);
+  order()->give_back(busy, s);
+  begin_capture(t); /* which takes only what is idle */
+  CHECK_OK(order()->borrow(BYTES, t, &taken));
+  CHECK(taken == (busy == a ? b : a) || is_idle(s));
+  order()->give_back(taken, t);
+  CHECK(cudaGraphExecDestroy(end_capture(t)) == cudaSuccess);
+  CHECK_OK(order()->finish(s));
+  stream_drop(s);
+  stream_drop(t);
+}
+
 /* The last one: the device does not come back. */
 TEST(cuda_zz_order, a_lost_device_is_unavailable) {
   int32_t was;
