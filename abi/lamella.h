@@ -168,7 +168,9 @@ typedef struct lam_call {
   DLTensor *const *outputs;
   const lam_attr *attrs; /* in the row's order; a missing tail = defaults */
   uint32_t n_inputs, n_outputs, n_attrs, flags;
-  void *stream;  /* a cudaStream_t: the call's work is queued on it; on the CPU NULL */
+  /* A cudaStream_t: the call's work is queued on it; on the CPU NULL. CUDA's default stream will do,
+   * but for a group's ranks that share a card: they wait for each other, so each has one of its own. */
+  void *stream;
   void *scratch; /* where the operands lie; NULL = the context's own, or the stream's */
   uint64_t scratch_bytes;
 } lam_call;
@@ -229,7 +231,8 @@ LAM_API lam_status lam_shard(int64_t total, int64_t unit, int32_t gated, int32_t
                              lam_shard_info *out);
 
 /* Columns of the uint8 tensor [R, cols] that holds a packed w [n, k]; R = n (side 0, forward) or k
- * (side 1, dgrad). */
+ * (side 1, dgrad). Packed weights are the CPU's: on CUDA plain ones are read as fast, and pack_weight
+ * says so. */
 LAM_API lam_status lam_packed_size(lam_context *ctx, DLDataType dtype, int64_t n, int64_t k,
                                    int32_t side, int64_t *out_cols);
 
@@ -310,7 +313,10 @@ LAM_API lam_status lam_group_alloc(lam_group *g, uint64_t bytes, void **out_data
 LAM_API void lam_group_free(lam_group *g, void *data);
 /* Ends the world for every rank. */
 LAM_API void lam_group_poison(lam_group *g, lam_status why, const char *message);
-LAM_API void lam_group_destroy(lam_group *g); /* never blocks */
+/* Waits for no other rank. Where its operands lay on a device it waits for the work that it has
+ * queued there, which uses its memory: a kernel that waits for a rank ends when that comes, at the
+ * deadline, or with the world. */
+LAM_API void lam_group_destroy(lam_group *g);
 
 /* ---- Schedules, pipelines, layers onto stages ---- */
 #include "lamella_pipeline.h"

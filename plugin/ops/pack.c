@@ -15,6 +15,10 @@ lam_status lam_op_pack_weight_run(const lam_op_call *call) {
                     ", expected 0 (forward) or 1"
                     " (dgrad)",
                     call->name, side);
+  if (!call->device->gemm || !call->device->gemm->pack)
+    return lam_fail(LAM_UNIMPLEMENTED,
+                    "%s: w: it lies on %s, where plain weights are read as fast: pass w itself",
+                    call->name, call->device->name);
   LAM_TRY(lam_device_packed_cols(call->device, w.dtype, w.rows, w.cols, (int)side, &cols));
   LAM_TRY(lam_op_agree(call, "cols", packed.cols, "what lam_packed_size tells", cols));
   LAM_TRY(lam_op_contiguous(call, "packed", packed));

@@ -347,3 +347,16 @@ def test_bf16_with_its_gradients(bias_dtype):
     assert [t.grad.dtype for t in (x, w, b)] == [torch.bfloat16, torch.bfloat16, bias_dtype]
     for ours, theirs in zip((y, x.grad, w.grad, b.grad), (exact, *[t.grad for t in whole])):
         torch.testing.assert_close(ours.double(), theirs, rtol=4 * 2.0**-8, atol=15 * 2.0**-8)
+
+
+def test_a_module_elsewhere_than_on_the_cpu_keeps_its_weights_plain():
+    """As on CUDA: one program packs for either."""
+    from lamella.torch import ColumnParallelLinear, pack
+
+    layer = pack(ColumnParallelLinear(64, 48, device="meta"))
+    x = torch.empty(32, 64, device="meta")
+    with torch.no_grad():
+        assert layer(x).shape == (32, 48) and not layer.packing.copies
+    layer = pack(ColumnParallelLinear(64, 48))
+    with torch.no_grad():
+        assert layer(torch.ones(32, 64)).shape == (32, 48) and list(layer.packing.copies) == ["weight"]

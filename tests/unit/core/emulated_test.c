@@ -262,6 +262,19 @@ TEST(emulated, a_call_asks_cuda_for_no_more_than_its_device_its_stream_and_an_ev
   }
 }
 
+TEST(emulated, weights_are_not_packed_and_the_caller_is_told_what_to_pass) {
+  rng r = {seed()};
+  begin();
+  operand *w = make(&r, 16, 64, LAM_BF16), *packed = make(NULL, 16, 256, LAM_F8E4M3);
+  packed->t.dtype = (DLDataType){kDLUInt, 8, 1};
+  call c = {.in = {&w->t}, .out = {&packed->t}, .attrs = {lam_attr_i(0), lam_attr_i(256)}};
+  CHECK_STATUS(run(&c, LAM_OP_pack_weight), LAM_UNIMPLEMENTED);
+  CHECK_STR(lam_last_error(),
+            "pack_weight: w: it lies on cuda, where plain weights are read as fast: "
+            "pass w itself");
+  end();
+}
+
 static void poison(operand *o) {
   const lam_matrix m = o->there.near.m;
   for (int64_t i = 0; i < m.rows * m.cols; i++) set(m, i / m.cols, i % m.cols, NAN);

@@ -20,7 +20,7 @@ import torch
 from lamella import library
 from lamella.group import Group
 from lamella.torch import accumulate
-from lamella.torch.packing import Packing
+from lamella.torch.packing import Packing, packs
 
 ops = torch.ops.lamella
 FEW_ROWS = 4  # bf16 at M=1: plain 0.70 of packed's time, at M=8 1.1
@@ -94,10 +94,12 @@ class Split(torch.nn.Module):
         """Packs the weights for inference: where gradients are off, products are with the packed
         copies, which take as much memory again. They follow their weights; the state dict has only
         those. Changes that torch does not note, through .data, and all of them under
-        torch.compile, are seen after the next `pack` or `eval`; `unpack` ends it."""
+        torch.compile, are seen after the next `pack` or `eval`; `unpack` ends it. Weights on other
+        devices than the CPU stay plain, which is as fast there."""
         self.packing = self.packing or Packing()
         for name in self.weights:
-            self.packing.renew(name, self.plain(name))
+            if packs(self.plain(name)):
+                self.packing.renew(name, self.plain(name))
         return self
 
     def unpack(self):
@@ -141,9 +143,10 @@ class Split(torch.nn.Module):
             accumulate.refuse_compiling(getattr(self, name))
         if self.packing is None or name not in self.weights or torch.is_grad_enabled():
             return self.plain(name)
-        if seq == 0 and x.numel() <= FEW_ROWS * x.shape[-1]:
-            return self.plain(name)
-        return self.packing.of(name, self.plain(name))
+        plain = self.plain(name)
+        if not packs(plain) or (seq == 0 and x.numel() <= FEW_ROWS * x.shape[-1]):
+            return plain
+        return self.packing.of(name, plain)
 
     def origin(self, name):
         """What a parameter is called in the unsplit module: one name for each block, or one."""

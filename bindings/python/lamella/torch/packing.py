@@ -51,6 +51,11 @@ class Packing:
         self.copies[name] = Copy(tensor, state(w))
 
 
+def packs(w):
+    """Whether its device has packed weights at all."""
+    return w.device.type == "cpu"
+
+
 def state(w):
     """What is another once torch has changed w; a tensor of inference mode has no version."""
     return None if w.is_inference() else w._version, w.data_ptr(), w.dtype
