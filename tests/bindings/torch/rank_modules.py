@@ -7,6 +7,7 @@ import torch.utils.checkpoint
 from rank_cases import WIDTH, F, K, N, T, as_f32, case, check, mine, ops, weigh, whole
 
 import lamella.torch
+from lamella.torch.modules import Ranges
 
 
 class Llama(torch.nn.Module):
@@ -79,6 +80,22 @@ def column_then_row(group):
         lamella.torch.RowParallelLinear(WIDTH, N, group=group),
     )
     same_module(group, unsplit, split)
+
+
+@case
+def columns_that_every_rank_holds(group):
+    """Their gradients are sums over the ranks; each rank's loss counts otherwise."""
+    x, w, b = whole((T, K), (N, K), (N,))
+    (weigh(F.linear(x, w, b)) * sum(range(1, group.size + 1))).backward()
+    blocks = [(N, Ranges([(0, N)] * group.size))]
+    split = lamella.torch.ColumnParallelLinear(K, N, group=group, blocks=blocks)
+    split.share(group.handle)
+    split.load_state_dict(dict(weight=w.detach().float(), bias=b.detach().float()))
+    for call in (split, torch.compile(split, fullgraph=True, backend="aot_eager")):
+        split.zero_grad()
+        (mx,) = as_f32(x)
+        ((group.rank + 1) * weigh(call(mx))).backward()
+        check((mx.grad, x.grad), (split.weight.grad, w.grad), (split.bias.grad, b.grad))
 
 
 @case

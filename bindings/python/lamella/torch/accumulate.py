@@ -38,7 +38,7 @@ def accumulate_grads(module, name="main_grad"):
         named = split.named_parameters(recurse=False) if isinstance(split, Split) else ()
         for own, parameter in named:
             if parameter.requires_grad:
-                setattr(parameter, MARK, Mark(None, name, None, split.shared(own)))
+                setattr(parameter, MARK, Mark(None, name, None, split.shared.get(own)))
                 found.append(parameter)
     for parameter in found:
         if getattr(parameter, name, None) is None:

@@ -57,13 +57,13 @@ class Split(torch.nn.Module):
     weights = ()
     transposed = False
     packing = None
-    sharing = 0  # handle of the group that holds the same parts as this rank, where some do
 
     def __init__(self, group):
         super().__init__()
         self.rank, self.size = (group.rank, group.size) if group else (0, 1)
         self.group = group.handle if group else 0
         self.splits = {}
+        self.shared = {}  # name -> Shared
 
     def own(self, total, unit=1):
         """How many of `total` elements this rank holds."""
@@ -110,23 +110,21 @@ class Split(torch.nn.Module):
         super().train(mode)
         return self.pack() if self.packing and not mode else self
 
-    def is_shared(self, block):
-        """Whether other ranks hold this one's part of it too."""
-        _, unit = block
-        return isinstance(unit, Ranges) and unit.count(unit[self.rank]) > 1
+    def share(self, group):
+        """Tells what other ranks hold too; `group`: the handle of those with this one's parts."""
+        for name, (dim, blocks) in self.splits.items():
+            are_shared = [self.is_shared(unit) for _, unit in blocks]
+            if any(are_shared):
+                sizes = [self.own(*block) for block in blocks]
+                self.shared[name] = Shared(group, dim, sizes, are_shared)
 
-    def shared(self, name):
-        """Which of a parameter others hold too, or None."""
-        dim, blocks = self.splits.get(name, (0, ()))
-        if not self.sharing or not any(map(self.is_shared, blocks)):
-            return None
-        sizes = [self.own(*block) for block in blocks]
-        return Shared(self.sharing, dim, sizes, [self.is_shared(block) for block in blocks])
+    def is_shared(self, unit):
+        return isinstance(unit, Ranges) and unit.count(unit[self.rank]) > 1
 
     def used(self, name):
         """A parameter as it is used: gradients of what others hold too are summed over them."""
         parameter = getattr(self, name)
-        shared = self.shared(name) if self.sharing and torch.is_grad_enabled() else None
+        shared = self.shared.get(name) if torch.is_grad_enabled() else None
         if shared is None or not parameter.requires_grad or accumulate.is_marked(parameter):
             return parameter
         return shared.each(ops.copy_to_group, parameter)

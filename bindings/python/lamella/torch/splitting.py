@@ -343,9 +343,7 @@ class Splitter:
         group, rank = self.group, self.group.rank
         sharing = group.split(self.heads.key_of(rank)[0], rank)
         for module in self.new.values():
-            blocks = [block for cut in module.splits.values() for block in cut.blocks]
-            if any(map(module.is_shared, blocks)):
-                module.sharing = sharing.handle
+            module.share(sharing.handle)
         return sharing
 
     # what was found
