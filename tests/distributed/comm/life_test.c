@@ -218,17 +218,19 @@ TEST(life, an_offer_too_large_to_lay_down_ends_at_the_deadline) {
 
 /* ---- The end, while a message is copied ------------------------------------------------------ */
 
-/* The receiver's memory lets nobody write until the world has ended: whoever copies into it is
- * held in the middle. Three threads: sender, receiver, and one who ends the world. */
+/* The sender's memory lets nobody read until the world has ended: the receiver is held in the middle
+ * of its copy, and so is the sender where it had begun to lay down a copy for a receiver that is
+ * late. Three threads: sender, receiver, and one who ends the world once the receiver is held. */
 enum { HELD_BYTES = 1 << 20 };
 static _Atomic int copying, ended;
+static _Thread_local bool receives;
 static unsigned char *held;
 
 static void hold(int signal, siginfo_t *info, void *context) {
   (void)context;
   if ((unsigned char *)info->si_addr < held || (unsigned char *)info->si_addr >= held + HELD_BYTES)
     raise(signal == SIGSEGV ? SIGABRT : signal);
-  copying = 1;
+  if (receives) copying = 1;
   await_count(&ended, 1);
   mprotect(held, HELD_BYTES, PROT_READ | PROT_WRITE);
 }
@@ -237,12 +239,15 @@ static void copy_until_the_end(int rank, int size, void *arg) {
   lam_group *g = NULL;
   lam_wire h = {.bytes = HELD_BYTES, .dtype = LAM_U8, .ndim = 1, .shape = {HELD_BYTES}};
   unsigned char *data = arg;
+  receives = rank == 1;
   REQUIRE_OK(rank_open(id, rank, size, 20000, &g));
   if (rank == 0) {
-    const lam_status status = lam_group_send(g, 1, 0, &h, data);
+    const lam_status status = lam_group_send(g, 1, 0, &h, held);
     if (status) CHECK_STATUS(status, LAM_CANCELLED); /* or the end came after its last look */
+    CHECK_EQ(ended, 1);
+    memset(held, 1, HELD_BYTES); /* its own again: nobody reads it now */
   } else if (rank == 1) {
-    CHECK_STATUS(lam_group_recv(g, 0, 0, &h, held, HELD_BYTES), LAM_CANCELLED);
+    CHECK_STATUS(lam_group_recv(g, 0, 0, &h, data, HELD_BYTES), LAM_CANCELLED);
   } else {
     await_count(&copying, 1);
     lam_group_poison(g, LAM_CANCELLED, "enough");
