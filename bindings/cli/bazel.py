@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -86,18 +87,30 @@ def read_tests(events):
         if not result:
             continue
         target = event["id"]["testResult"]["label"]
-        logs = [o for o in result.get("testActionOutput", []) if o["name"] == "test.log"]
-        log = read_log(logs[0]["uri"]) if logs else ""
-        cached = bool(result.get("cachedLocally"))
-        tests[target] = TestRun(
-            target, result["status"], log, cached
-        )  # a retried test's last run counts
+        files = {output["name"]: output["uri"] for output in result.get("testActionOutput", [])}
+        log = read_log(files["test.log"]) if "test.log" in files else ""
+        status = result["status"] + (read_exit(files["test.xml"]) if "test.xml" in files else "")
+        # A retried test's last run counts.
+        tests[target] = TestRun(target, status, log, bool(result.get("cachedLocally")))
     return list(tests.values())
+
+
+def read_file(uri):
+    return open(unquote(urlparse(uri).path), errors="replace").read()
+
+
+def read_exit(uri):
+    """How a program ended that failed, of Bazel's report on it."""
+    found = re.search(r"exited with error code (\d+)", read_file(uri))
+    if not found:
+        return ""
+    stopped = "; it was stopped from outside" if int(found[1]) == 128 + signal.SIGCONT else ""
+    return ", exit status " + found[1] + stopped
 
 
 def read_log(uri):
     """Without Bazel's own lines on top, which end in a ruler."""
-    text = open(unquote(urlparse(uri).path), errors="replace").read()
+    text = read_file(uri)
     head, ruler, rest = text.partition("\n" + "-" * 77 + "\n")
     return rest if ruler else text
 

@@ -107,6 +107,18 @@ def test_pythons_report_is_counted_and_names_what_failed(tmp_path):
     assert counts(counting.read_junit(tmp_path / "report.xml")) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("code, said", [(1, ""), (146, "; it was stopped from outside")])
+def test_bazels_events_say_how_a_program_ended(tmp_path, code, said):
+    (tmp_path / "test.log").write_text("ok a.b\n")
+    report = '<error message="exited with error code %d"></error>' % code
+    (tmp_path / "test.xml").write_text(report)
+    files = [{"name": n, "uri": (tmp_path / n).as_uri()} for n in ("test.log", "test.xml")]
+    event = {"id": {"testResult": {"label": "//a:b"}}}
+    event["testResult"] = {"status": "FAILED", "testActionOutput": files}
+    (run,) = bazel.read_tests([event])
+    assert run == ("//a:b", "FAILED, exit status %d%s" % (code, said), "ok a.b\n", False)
+
+
 def test_bazels_events_name_what_failed_to_build():
     events = [
         {"id": {"targetCompleted": {"label": "//a:good"}}, "completed": {"success": True}},
