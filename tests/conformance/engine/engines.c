@@ -213,10 +213,19 @@ lam_comm_op op_of(uint32_t op, lam_dtype t, int64_t n) {
   return (lam_comm_op){.op = op, .dtype = (uint16_t)t, .ndim = 1, .dims = {n}};
 }
 
+static uint64_t sum_of(const char *x, uint64_t bytes) {
+  uint64_t sum = 14695981039346656037u;
+  for (uint64_t i = 0; i < bytes; i += 8) {
+    uint64_t eight = 0;
+    memcpy(&eight, x + i, bytes - i < 8 ? bytes - i : 8);
+    sum = (sum ^ eight) * 1099511628211u;
+  }
+  return sum;
+}
+
 void check_same_everywhere(lam_group *g, const void *x, uint64_t bytes) {
-  uint64_t sum = 14695981039346656037u, sums[MAX_RANKS];
+  uint64_t sum = sum_of(x, bytes), sums[MAX_RANKS];
   int64_t first[MAX_RANKS + 1];
-  for (uint64_t i = 0; i < bytes; i++) sum = (sum ^ ((const unsigned char *)x)[i]) * 1099511628211u;
   for (int r = 0; r <= g->size; r++) first[r] = r;
   const lam_comm_op op = op_of(LAM_OP_all_gather, LAM_I64, g->size);
   const lam_parts parts = {.outer = 1, .inner = 1, .first = first, .dtype = LAM_I64};
