@@ -93,7 +93,8 @@ def lam_shared(name, srcs, version_script, deps = [], linkopts = [], **kwargs):
     )
 
 def lam_test(name, srcs, deps = [], copts = [], linkopts = [], needs = [], **kwargs):
-    """Tag "threads": also run under the thread sanitizer. Tag "nosan": under no sanitizer."""
+    """Tag "threads": also run under the thread sanitizer. Tag "nosan": under no sanitizer. Tag "cpu:2":
+    its ranks, or a product's threads, keep two processors busy; others are run beside something."""
     kwargs.setdefault("size", "small")
     if _is_here(needs):
         cc_test(
