@@ -285,6 +285,11 @@ typedef struct lam_callbacks {
 /* id and engine of desc are not used. */
 LAM_API lam_status lam_group_from_callbacks(lam_context *ctx, const lam_group_desc *desc,
                                             const lam_callbacks *callbacks, lam_group **out_group);
+/* Engine nccl, out of the host's own ncclComm_t, which stays the host's: the group's are split off it,
+ * so all its ranks call this at once, while nothing else uses it. desc as for lam_group_create, rank and
+ * size as in comm; engine of desc is not used. */
+LAM_API lam_status lam_group_adopt_nccl(lam_context *ctx, const lam_group_desc *desc, void *comm,
+                                        lam_group **out_group);
 
 typedef struct lam_group_info {
   uint32_t struct_size;

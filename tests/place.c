@@ -12,6 +12,7 @@ enum { CPU = 1, CUDA = 2 }; /* DLDeviceType */
 #define STREAM_PER_THREAD ((void *)(uintptr_t)2)
 
 static const lam_device *device;
+static _Thread_local int32_t card;
 static char missing[LAM_MESSAGE_BYTES];
 
 static void find(void) {
@@ -47,14 +48,22 @@ int32_t place_device_type(void) { return place_is_host() ? CPU : CUDA; }
 
 void *place_stream(void) { return place_is_host() ? NULL : STREAM_PER_THREAD; }
 
-/* -- memory; of device 0 -- */
+void place_take(int32_t device_id) {
+  int32_t was;
+  card = device_id;
+  if (!place_is_host()) CHECK_OK(lam_device_enter(device, card, &was));
+}
+
+int32_t place_device_id(void) { return card; }
+
+/* -- memory -- */
 
 void *place_alloc(uint64_t bytes) {
   const lam_device *d = place_device();
   void *p = NULL;
   int32_t was;
   if (!d) return malloc(bytes ? bytes : 1);
-  CHECK_OK(lam_device_enter(d, 0, &was));
+  CHECK_OK(lam_device_enter(d, card, &was));
   CHECK_OK(d->memory->alloc(NULL, bytes ? bytes : 1, &p));
   lam_device_leave(d, was);
   return p;
@@ -65,7 +74,7 @@ void place_free(void *p) {
   int32_t was;
   if (!d) {
     free(p);
-  } else if (p && lam_device_enter(d, 0, &was) == LAM_OK) {
+  } else if (p && lam_device_enter(d, card, &was) == LAM_OK) {
     d->memory->free(NULL, p, 0);
     lam_device_leave(d, was);
   }

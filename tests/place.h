@@ -20,6 +20,8 @@ const lam_device *place_device(void); /* NULL: the host */
 static inline bool place_is_host(void) { return place_device() == NULL; }
 const char *place_missing(void); /* why the named device cannot be had; NULL: it can */
 int32_t place_device_type(void); /* kDLCPU, kDLCUDA */
+int32_t place_device_id(void);   /* the calling thread's: 0, or what it took */
+void place_take(int32_t device_id);
 void *place_stream(void);        /* the calling thread's; NULL on the host */
 
 /* Failures are failed checks. */

@@ -63,6 +63,7 @@ typedef struct lam_nccl_calls {
 
 /* The same of NCCL, of any version that has them all. */
 lam_status lam_nccl_open(const lam_nccl_calls **out);
+const lam_nccl_calls *lam_nccl_here(void); /* after lam_nccl_open gave it */
 
 /* -- order (order.c); lam_cuda_borrow and lam_cuda_give_back: cuda.h -- */
 

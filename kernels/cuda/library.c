@@ -76,3 +76,5 @@ lam_status lam_nccl_open(const lam_nccl_calls **out) {
     return LAM_OK;
   return opened(&nccl);
 }
+
+const lam_nccl_calls *lam_nccl_here(void) { return &nccl_api; }

@@ -13,7 +13,8 @@
 #include "kernels/cuda/host.h"
 
 struct lam_link {
-  ncclComm_t comm; /* NULL: aborted, or not of this colour */
+  ncclComm_t comm;   /* NULL: aborted, or not of this colour */
+  ncclComm_t lender; /* the host's, until it may be used again */
   cudaStream_t stream;
   cudaEvent_t ready[LAM_LINK_OPS], done[LAM_LINK_OPS]; /* by number */
   cudaEvent_t captured_ready, captured_done[LAM_LINK_OPS];
@@ -25,8 +26,6 @@ struct lam_link {
   bool finalized;
   int32_t device, rank;
 };
-
-static const lam_nccl_calls *nccl; /* after `place` or `open` found it */
 
 /* -- errors -- */
 
@@ -47,15 +46,15 @@ static lam_status code_of(ncclResult_t result) {
 static lam_status nccl_status(ncclResult_t result, ncclComm_t comm, const char *what) {
   if (result == ncclSuccess || result == ncclInProgress) return LAM_OK;
   (void)cudaGetLastError();
-  const char *more = nccl->ncclGetLastError(comm);
+  const char *more = lam_nccl_here()->ncclGetLastError(comm);
   return lam_fail(code_of(result), "cuda: NCCL could not %s: %s%s%s", what,
-                  nccl->ncclGetErrorString(result), more && *more ? ": " : "", more ? more : "");
+                  lam_nccl_here()->ncclGetErrorString(result), more && *more ? ": " : "",
+                  more ? more : "");
 }
 
 static lam_status find_nccl(int *out_version) {
   const lam_nccl_calls *calls = NULL;
   LAM_TRY(lam_nccl_open(&calls));
-  nccl = calls;
   if (calls->ncclGetVersion(out_version) != ncclSuccess)
     return lam_fail(LAM_UNAVAILABLE, "cuda: NCCL does not say which version it is");
   if (*out_version >= NCCL_LEAST_VERSION) return LAM_OK;
@@ -80,7 +79,7 @@ static lam_status link_place(lam_link_place *out) {
 static lam_status link_make_id(unsigned char *out) {
   ncclUniqueId id;
   _Static_assert(sizeof id == LAM_NCCL_ID_BYTES, "as NCCL has it");
-  LAM_TRY(nccl_status(nccl->ncclGetUniqueId(&id), NULL, "make an id"));
+  LAM_TRY(nccl_status(lam_nccl_here()->ncclGetUniqueId(&id), NULL, "make an id"));
   memcpy(out, &id, sizeof id);
   return LAM_OK;
 }
@@ -120,9 +119,11 @@ static lam_status make_stream(lam_link *l) {
 /* The host's communicator has to be one of this group: what NCCL would only hang over. */
 static lam_status check_adopted(const lam_link *l, const lam_link_from *from) {
   int rank = -1, size = -1, device = -1;
-  LAM_TRY(nccl_status(nccl->ncclCommUserRank(from->comm, &rank), NULL, "ask for a rank"));
-  LAM_TRY(nccl_status(nccl->ncclCommCount(from->comm, &size), NULL, "count ranks"));
-  LAM_TRY(nccl_status(nccl->ncclCommCuDevice(from->comm, &device), NULL, "ask for a device"));
+  LAM_TRY(
+      nccl_status(lam_nccl_here()->ncclCommUserRank(from->comm, &rank), NULL, "ask for a rank"));
+  LAM_TRY(nccl_status(lam_nccl_here()->ncclCommCount(from->comm, &size), NULL, "count ranks"));
+  LAM_TRY(nccl_status(lam_nccl_here()->ncclCommCuDevice(from->comm, &device), NULL,
+                      "ask for a device"));
   if (rank != from->rank || size != from->size)
     return lam_fail(LAM_INVALID_ARGUMENT,
                     "comm is rank %d of %d, the group has this rank as %d of %d", rank, size,
@@ -138,13 +139,15 @@ static lam_status make_comm(lam_link *l, const lam_link_from *from) {
   if (from->id) {
     ncclUniqueId id;
     memcpy(&id, from->id, sizeof id);
-    return nccl_status(nccl->ncclCommInitRankConfig(&l->comm, from->size, id, from->rank, &config),
-                       NULL, "begin a communicator");
+    return nccl_status(
+        lam_nccl_here()->ncclCommInitRankConfig(&l->comm, from->size, id, from->rank, &config),
+        NULL, "begin a communicator");
   }
   if (from->comm) LAM_TRY(check_adopted(l, from));
+  l->lender = from->comm;
   const ncclComm_t parent = from->comm ? from->comm : from->of->comm;
   const int color = from->comm ? 0 : from->color, key = from->comm ? from->rank : from->key;
-  return nccl_status(nccl->ncclCommSplit(parent, color, key, &l->comm, &config), parent,
+  return nccl_status(lam_nccl_here()->ncclCommSplit(parent, color, key, &l->comm, &config), parent,
                      "split a communicator");
 }
 
@@ -155,15 +158,17 @@ static void drop_event(cudaEvent_t e) {
 static void link_abort(lam_link *l) {
   const ncclComm_t comm = l->comm;
   l->comm = NULL;
-  if (comm) (void)nccl->ncclCommAbort(comm);
+  if (comm) (void)lam_nccl_here()->ncclCommAbort(comm);
 }
 
 static lam_status link_state(lam_link *l, bool *out_busy) {
   ncclResult_t result = ncclSuccess;
   *out_busy = false;
   if (!l->comm) return LAM_OK;
-  const ncclResult_t asked = nccl->ncclCommGetAsyncError(l->comm, &result);
-  *out_busy = asked == ncclSuccess && result == ncclInProgress;
+  const ncclComm_t of = l->lender ? l->lender : l->comm;
+  const ncclResult_t asked = lam_nccl_here()->ncclCommGetAsyncError(of, &result);
+  *out_busy = l->lender != NULL || (asked == ncclSuccess && result == ncclInProgress);
+  if (result != ncclInProgress) l->lender = NULL; /* from here on the own one is asked */
   return nccl_status(asked == ncclSuccess ? result : asked, l->comm, "go on");
 }
 
@@ -171,7 +176,7 @@ static lam_status link_state(lam_link *l, bool *out_busy) {
 static void end_comm(lam_link *l) {
   bool busy = true;
   if (l->comm && l->finalized && link_state(l, &busy) == LAM_OK && !busy) {
-    (void)nccl->ncclCommDestroy(l->comm);
+    (void)lam_nccl_here()->ncclCommDestroy(l->comm);
     l->comm = NULL;
   }
   link_abort(l);
@@ -212,7 +217,7 @@ static lam_status link_open(const lam_link_from *from, lam_link **out) {
 static lam_status link_finish(lam_link *l) {
   if (!l->comm || l->finalized) return LAM_OK;
   l->finalized = true;
-  return nccl_status(nccl->ncclCommFinalize(l->comm), l->comm, "end a communicator");
+  return nccl_status(lam_nccl_here()->ncclCommFinalize(l->comm), l->comm, "end a communicator");
 }
 
 /* -- operations -- */
@@ -246,6 +251,7 @@ static const struct {
 };
 
 static ncclResult_t call(const lam_link *l, const lam_link_op *op) {
+  const lam_nccl_calls *nccl = lam_nccl_here();
   const ncclDataType_t t = types[op->dtype].type;
   const size_t n = (size_t)op->n;
   switch (op->what) {
@@ -270,11 +276,11 @@ static ncclResult_t call(const lam_link *l, const lam_link_op *op) {
 
 /* All of them as one kernel; also after a failure the group of calls is closed. */
 static lam_status call_all(const lam_link *l, const lam_link_op *ops, int n) {
-  LAM_TRY(nccl_status(nccl->ncclGroupStart(), l->comm, "begin an operation"));
+  LAM_TRY(nccl_status(lam_nccl_here()->ncclGroupStart(), l->comm, "begin an operation"));
   lam_status status = LAM_OK;
   for (int i = 0; i < n && status == LAM_OK; i++)
     status = nccl_status(call(l, &ops[i]), l->comm, "queue an operation");
-  const ncclResult_t ended = nccl->ncclGroupEnd();
+  const ncclResult_t ended = lam_nccl_here()->ncclGroupEnd();
   return status == LAM_OK ? nccl_status(ended, l->comm, "queue an operation") : status;
 }
 

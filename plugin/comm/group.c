@@ -96,6 +96,19 @@ lam_status lam_group_from_callbacks(lam_context *ctx, const lam_group_desc *desc
   return hand_out(g, lam_callback_create(g, callbacks), out_group);
 }
 
+lam_status lam_group_adopt_nccl(lam_context *ctx, const lam_group_desc *desc, void *comm,
+                                lam_group **out_group) {
+  lam_group_desc d;
+  lam_group *g = NULL;
+  if (!out_group || !comm)
+    return lam_fail(LAM_INVALID_ARGUMENT, "lam_group_adopt_nccl: %s is NULL",
+                    out_group ? "comm" : "out_group");
+  *out_group = NULL;
+  LAM_TRY(desc_open("lam_group_adopt_nccl", desc, &d));
+  LAM_TRY(group_alloc(ctx, &lam_engine_nccl, &d, &g));
+  return hand_out(g, lam_nccl_adopt(&d, comm, g), out_group);
+}
+
 /* ---- Split ----------------------------------------------------------------------------------- */
 
 typedef struct seat {

@@ -323,11 +323,19 @@ ncclResult_t ncclCommCuDevice(ncclComm_t comm, int *out) { return ask(comm, __fu
 
 /* ---- The end ----------------------------------------------------------------------------------- */
 
+/* What a split under way makes is no more. */
+static void forget_split(const nc_comm *c) {
+  for (int r = 0; c->split_of && r < c->split_of->size; r++)
+    if (c->split_of->ranks[r] && c->split_of->ranks[r]->splits_into == c)
+      c->split_of->ranks[r]->splits_into = NULL;
+}
+
 /* Its work that runs or waits ends when it is next looked at. */
 static void gone(nc_comm *c) {
   si_handle_drop(SI_NCCL, c->handle);
   c->aborted = true;
   c->n_ops = 0;
+  forget_split(c);
   if (c->splits_into) c->splits_into->split_of = NULL;
   if (c->clique) c->clique->ranks[c->rank] = NULL;
   nc_unref(c);

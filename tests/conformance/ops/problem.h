@@ -21,6 +21,7 @@ struct ranks {
   open_group_fn open;
   lam_group_id id;
 };
+/* LAMELLA_TEST_ENGINE: another engine in its place, whose ranks have a card each. */
 lam_status open_shm(const ranks *all, lam_context *ctx, int rank, lam_group **out_group);
 lam_status open_callbacks(const ranks *all, lam_context *ctx, int rank, lam_group **out_group);
 

@@ -316,6 +316,7 @@ static void send(tensor *t) {
   place_write(t->there, t->memory, (uint64_t)t->bytes);
   t->dl.data = t->there;
   t->dl.device.device_type = (DLDeviceType)place_device_type();
+  t->dl.device.device_id = place_device_id();
 }
 
 static void fetch(tensor *t) {

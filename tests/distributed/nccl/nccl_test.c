@@ -36,7 +36,8 @@ static lam_status join(const meeting *m, rank *r) {
   d.rank = r->rank;
   d.size = r->size;
   d.engine = "nccl";
-  d.deadline_ms = d.first_deadline_ms = m->deadline_ms ? m->deadline_ms : 20000;
+  d.deadline_ms = m->deadline_ms ? m->deadline_ms : 20000;
+  d.first_deadline_ms = 20000;
   d.id = m->id;
   return lam_group_create(NULL, &d, &r->g);
 }
@@ -233,6 +234,67 @@ static void be_old(rank *r) {
                "rank 1 cannot use NCCL: cuda: NCCL is 2.14.3, Lamella needs 2.18 or newer");
 }
 TEST(nccl, an_old_version_is_refused_on_all_ranks) { run_failing(2, be_old, false); }
+
+/* ---- The host's own communicator --------------------------------------------------------------- */
+
+static ncclUniqueId hosts_id;
+
+static bool settled(ncclComm_t comm) {
+  ncclResult_t r = ncclInProgress;
+  while (r == ncclInProgress)
+    if (ncclCommGetAsyncError(comm, &r) != ncclSuccess) return false;
+  return r == ncclSuccess;
+}
+
+static ncclComm_t hosts_own(const rank *r) {
+  ncclComm_t comm = NULL;
+  ncclConfig_t config = {
+      sizeof config, NCCL_CONFIG_MAGIC, NCCL_CONFIG_VERSION, 0, INT_MIN, INT_MIN, INT_MIN, NULL, 0};
+  CHECK_EQ(ncclCommInitRankConfig(&comm, r->size, hosts_id, r->rank, &config), ncclInProgress);
+  CHECK(settled(comm));
+  return comm;
+}
+
+static lam_status adopt(rank *r, int as_rank, ncclComm_t comm) {
+  lam_group_desc d = LAM_GROUP_DESC_INIT;
+  d.rank = as_rank;
+  d.size = r->size;
+  d.deadline_ms = d.first_deadline_ms = 5000;
+  d.id = met->id;
+  return lam_group_adopt_nccl(NULL, &d, comm, &r->g);
+}
+
+static void lend(rank *r) {
+  ncclComm_t comm = hosts_own(r);
+  pthread_barrier_wait(r->all);
+  if (!CHECK_OK(adopt(r, r->rank, comm))) return;
+  CHECK_OK(sum(r));
+  check_sum(r, 1);
+  lam_group_destroy(r->g);
+  r->g = NULL;
+  CHECK_EQ(ncclCommFinalize(comm), ncclInProgress); /* it is as it was */
+  CHECK(settled(comm));
+  CHECK_EQ(ncclCommDestroy(comm), ncclSuccess);
+}
+
+TEST(nccl, the_hosts_communicator_is_split_and_stays_its_own) {
+  FOR_EACH(p, 2, 3) {
+    CHECK_EQ(ncclGetUniqueId(&hosts_id), ncclSuccess);
+    run_failing(p, lend, false);
+  }
+}
+
+static void lend_as_another(rank *r) {
+  ncclComm_t comm = hosts_own(r);
+  CHECK(adopt(r, r->size - 1 - r->rank, comm) != LAM_OK);
+  CHECK_CONTAINS(lam_last_error(), "of 2, the group has this rank as");
+  CHECK_EQ(ncclCommAbort(comm), ncclSuccess);
+}
+
+TEST(nccl, a_communicator_whose_ranks_are_others_is_refused) {
+  CHECK_EQ(ncclGetUniqueId(&hosts_id), ncclSuccess);
+  run_failing(2, lend_as_another, false);
+}
 
 /* ---- What ends a group ------------------------------------------------------------------------- */
 

@@ -23,3 +23,5 @@ lam_status lam_nccl_open(const lam_nccl_calls **out) {
   *out = &nccl;
   return LAM_OK;
 }
+
+const lam_nccl_calls *lam_nccl_here(void) { return &nccl; }
