@@ -86,6 +86,8 @@ typedef struct lam_device_nccl {
   /* Before close, where nothing is in line and the peers do the same: busy until they have. */
   lam_status (*finish)(lam_link *l);
   void (*close)(lam_link *l); /* NULL: nothing */
+  /* A thread beside NCCL's own, which takes none of the host's signals: liblamella.so starts none. */
+  lam_status (*spawn)(void *(*run)(void *arg));
 } lam_device_nccl;
 
 /* The wrapper, as those of device.h; d has such a table. */

@@ -6,6 +6,8 @@
  * Invariant: all communicators are nonblocking: a call that NCCL has not ended leaves the link busy, and
  * nothing is recorded on its stream before it is not.
  * Leaves finding NCCL to library.c. */
+#include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -349,6 +351,18 @@ static lam_status link_progress(lam_link *l, lam_link_progress *out) {
   return LAM_OK;
 }
 
+static lam_status link_spawn(void *(*run)(void *arg)) {
+  sigset_t all, was;
+  pthread_t thread;
+  sigfillset(&all);
+  (void)pthread_sigmask(SIG_SETMASK, &all, &was);
+  const int error = pthread_create(&thread, NULL, run, NULL);
+  (void)pthread_sigmask(SIG_SETMASK, &was, NULL);
+  if (error) return lam_fail(LAM_RESOURCE_EXHAUSTED, "cuda: no thread to watch NCCL with");
+  (void)pthread_detach(thread);
+  return LAM_OK;
+}
+
 const lam_device_nccl lam_cuda_nccl = {
     .place = link_place,
     .make_id = link_make_id,
@@ -363,4 +377,5 @@ const lam_device_nccl lam_cuda_nccl = {
     .abort = link_abort,
     .finish = link_finish,
     .close = link_close,
+    .spawn = link_spawn,
 };

@@ -4,6 +4,8 @@
  * this thread looks at each group's links some hundred times a second: did a peer die, did anyone end
  * the world, does NCCL report an error, did nothing end within the deadline while nothing but peers was
  * waited for? Then it aborts the group's communicators, and poisons the world, once.
+ * Where signals go, and what threads there are, is the host's: the thread is one of the object that uses
+ * NCCL, which starts some itself.
  * Invariant: a group is looked at only between lam_nccl_watch and lam_nccl_unwatch; the thread lives
  * while there is a group.
  * Leaves to the group's own thread to notice the poison at its next call. */
@@ -65,12 +67,8 @@ static void *run(void *unused) {
   }
 }
 
-static lam_status start_thread(void) {
-  pthread_t thread;
-  if (is_running) return LAM_OK;
-  if (pthread_create(&thread, NULL, run, NULL) != 0)
-    return lam_fail(LAM_RESOURCE_EXHAUSTED, "no thread to watch the group with");
-  pthread_detach(thread);
+static lam_status start_thread(const lam_device *d) {
+  if (!is_running) LAM_TRY(d->nccl->spawn(run));
   is_running = true;
   return LAM_OK;
 }
@@ -79,7 +77,7 @@ lam_status lam_nccl_watch(lam_nccl *n) {
   pthread_mutex_lock(&lock);
   n->next = watched;
   watched = n;
-  const lam_status status = start_thread();
+  const lam_status status = start_thread(n->device);
   if (status != LAM_OK) watched = n->next;
   pthread_mutex_unlock(&lock);
   return status;
