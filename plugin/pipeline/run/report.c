@@ -143,6 +143,13 @@ static void copy_events(const lam_meter *m, lam_pipeline_report *r) {
   r->n_events = m->n_events;
 }
 
+/* Over NCCL a slot waits for what was sent from it in earlier steps, which a graph cannot. */
+static bool is_capturable(const lam_pipeline *p) {
+  for (int i = 0; i < p->n_ports; i++)
+    if (p->ports[i].channel && p->ports[i].channel->way != &lam_engine_peer) return false;
+  return p->device != NULL;
+}
+
 lam_status lam_pipeline_get_report(const lam_pipeline *p, lam_pipeline_report *out_report) {
   if (!p) return lam_fail(LAM_INVALID_ARGUMENT, "lam_pipeline_get_report: pipeline is NULL");
   LAM_TRY(lam_struct_check("lam_pipeline_get_report", "lam_pipeline_report", out_report,
@@ -157,7 +164,7 @@ lam_status lam_pipeline_get_report(const lam_pipeline *p, lam_pipeline_report *o
   r->drain = m->n_actions ? m->end - m->last_end : 0;
   r->overhead = r->step_time - r->busy - r->warm_up - r->waiting - r->drain;
   r->slot_bytes = p->slot_bytes;
-  r->capturable = p->device != NULL;
+  r->capturable = is_capturable(p);
   r->device_times = m->retold;
   find_worst(p, r);
   copy_events(m, r);

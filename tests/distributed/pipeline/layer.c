@@ -59,10 +59,22 @@ void layer_destroy(layer *l, float *dw) {
   free(l);
 }
 
+static bool has_cards(void) { return getenv("LAMELLA_TEST_CARDS") != NULL; }
+
+void layer_check(const float *got, const float *want) {
+  double exact[ALL];
+  if (!has_cards()) {
+    CHECK_SAME_BITS(got, want, ALL * sizeof *got);
+    return;
+  }
+  for (int i = 0; i < ALL; i++) exact[i] = want[i];
+  CHECK_CLOSE(got, exact, ALL, 1e-4, 1e-4);
+}
+
 static DLTensor tensor_of(const float *data, int32_t ndim) {
   static int64_t rows[] = {ROWS, WIDTH}, weights[] = {WIDTH, WIDTH}, bias[] = {WIDTH};
   DLTensor t = {.data = (void *)(uintptr_t)data, .dtype = {kDLFloat, 32, 1}};
-  t.device.device_type = (DLDeviceType)place_device_type();
+  t.device.device_type = (DLDeviceType)place_device_type(), t.device.device_id = place_device_id();
   t.ndim = ndim == 1 ? 1 : 2;
   t.shape = ndim == 1 ? bias : ndim == 2 ? weights : rows;
   return t;
@@ -175,6 +187,8 @@ lam_group *join_threads(lam_context *ctx, const lam_group_id *id, int rank, int 
   lam_group_desc d = LAM_GROUP_DESC_INIT;
   lam_group *g = NULL;
   d.rank = rank, d.size = size, d.id = *id;
+  d.engine = getenv("LAMELLA_TEST_ENGINE");
+  if (has_cards()) place_take(rank);
   if (size > 1) CHECK_OK(lam_group_create(ctx, &d, &g));
   return g;
 }
@@ -190,6 +204,6 @@ void open_layers(lam_context *ctx, lam_group *g, const lam_schedule *s, uint32_t
   d.group = g, d.schedule = s, d.flags = flags;
   d.stages = stages, d.n_stages = (uint32_t)n_stages;
   d.edges = edges, d.n_edges = (uint32_t)(info.n_stages - 1);
-  d.device_type = place_device_type(), d.stream = place_stream();
+  d.device_type = place_device_type(), d.device_id = place_device_id(), d.stream = place_stream();
   CHECK_OK(lam_pipeline_create(ctx, &d, out));
 }

@@ -34,12 +34,16 @@ layer *layer_create(lam_context *ctx, int number);
 /* The first layer's data of `step` become those of step `as`. */
 void layer_fill_step(const layer *l, int step, int as);
 void layer_destroy(layer *l, float *dw); /* [LAYER_ALL], its gradients, which are read first */
+/* Gradients are one process's to the bit; of ranks with a card each, which time their products each
+ * for itself and may choose other algorithms, within rounding. */
+void layer_check(const float *got, const float *want);
 lam_stage layer_stage(layer *l, bool splits);
 
 /* Forward and backward of n layers, a micro-batch after the other. */
 void layers_run(layer **all, int n, int64_t step);
 
 lam_context *context_of(int threads);
+/* LAMELLA_TEST_ENGINE is the group's engine; LAMELLA_TEST_CARDS=each gives each rank a card. */
 lam_group *join_threads(lam_context *ctx, const lam_group_id *id, int rank, int size);
 /* A pipeline of layers where the tensors of tests lie, on the thread's stream. */
 void open_layers(lam_context *ctx, lam_group *g, const lam_schedule *s, uint32_t flags,
