@@ -28,6 +28,7 @@ enum { NCCL_TO, NCCL_FROM };
 
 typedef struct nccl_link {
   lam_link *link; /* NULL: there is none */
+  uint64_t used;  /* operations queued, that of its making among them */
   /* the watch's */
   uint64_t ended; /* operations it has seen end */
   int64_t since;  /* when that last changed, or nothing waited for a peer */

@@ -91,7 +91,7 @@ lam_status lam_nccl_prepare(lam_group *g) {
 static lam_status begin(lam_nccl *n, nccl_link *k, const lam_link_op *ops, int count,
                         lam_link_after after, bool *out_busy) {
   LAM_TRY(lam_nccl_check(n));
-  n->deadline_ms = n->g->sequence <= 1 ? n->g->first_deadline_ms : n->g->deadline_ms;
+  n->deadline_ms = k->used++ <= 1 ? n->g->first_deadline_ms : n->g->deadline_ms;
   LAM_TRY(lam_link_start(n->device, k->link, ops, count, after));
   return n->device->nccl->state(k->link, out_busy);
 }
