@@ -90,11 +90,12 @@ def wheel_onednn(n):
     figures = rounds({"the wheel's oneDNN": program("wheel_onednn.py")}, n)["the wheel's oneDNN"]
     cases = [f"{dtype}_{size}" for size in ("m512", "m64") for dtype in ("f32", "bf16")]
     require(figures, *(f"product_{case}_{side}" for case in cases for side in ("wheel", "debian")))
-    note = "K=N=4096; without Debian's libdnnl the wheel computes with its own"
+    note = "K=N=4096, CPU time of one thread; without Debian's libdnnl the wheel computes with its own"
     rows = []
     for case in cases:
         ours, theirs = (figures[f"product_{case}_{side}"] for side in ("wheel", "debian"))
-        rows.append(compare(f"product {case}, the wheel's oneDNN", "us", ours, "Debian's", theirs, "<= 1.05", note))
+        goal = "<= 1.05" if case.endswith("m512") else ""  # where nothing but the product counts
+        rows.append(compare(f"product {case}, the wheel's oneDNN", "us", ours, "Debian's", theirs, goal, note))
     return rows
 
 

@@ -1,8 +1,9 @@
 """Products by the oneDNN that the wheel carries, and by the machine's own, in turn.
 
-Makes the wheel of this checkout and starts two processes: one has the package of the unpacked wheel,
-the other that of the checkout; each multiplies when it is asked. The files that they have mapped
-tell whose oneDNN each used.
+Makes the wheel of this checkout and starts two processes: one has the package of the unpacked
+wheel, the other that of the checkout; each multiplies when it is asked, on one thread, whose CPU
+time is taken: what else the machine does counts little. The files that they have mapped tell whose
+oneDNN each used.
 
     wheel_onednn.py [rounds]
 """
@@ -10,10 +11,11 @@ tell whose oneDNN each used.
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 
-from figures import in_turn, show
+from figures import show
 
 ROOT = Path(__file__).resolve().parents[3]
 HERE = Path(__file__).resolve()
@@ -33,18 +35,23 @@ def multiply():
             x, w = (torch.randn(rows, k, dtype=getattr(torch, dtype)) for rows in (m, n))
             products["%s_%s" % (name, size)] = lambda x=x, w=w: lamella.torch.ops.linear(x, w)
     with torch.inference_mode():
-        in_turn(products, 1)
+        for product in products.values():
+            product()
         maps = open("/proc/self/maps").read().split()
         print(next(path for path in maps if "libdnnl.so" in path), flush=True)
         for line in sys.stdin:
-            [times] = in_turn({0: products[line.strip()]}, 1).values()
-            print(times[0], flush=True)
+            product = products[line.strip()]
+            product()  # after the other side's turn
+            begin = time.thread_time_ns()
+            product()
+            print((time.thread_time_ns() - begin) / 1e3, flush=True)
 
 
 class Worker:
     def __init__(self, packages):
+        settings = ["PYTHONPATH=%s" % packages, "OMP_NUM_THREADS=1"]
         self.process = subprocess.Popen(
-            ["env", "PYTHONPATH=%s" % packages, sys.executable, "-B", HERE, "multiply"],
+            ["env", *settings, sys.executable, "-B", HERE, "multiply"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -67,7 +74,7 @@ def unpack(folder):
 
 
 def main():
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 9
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     with tempfile.TemporaryDirectory() as folder:
         unpack(folder)
         workers = {"wheel": Worker(folder), "debian": Worker(ROOT / "bindings/python")}
@@ -78,9 +85,9 @@ def main():
             for dtype in DTYPES:
                 name = "%s_%s" % (dtype, size)
                 times = {side: [] for side in workers}
-                for _ in range(rounds):
-                    for side, worker in workers.items():
-                        times[side].append(worker.ask(name))
+                for i in range(rounds):
+                    for side in sorted(workers, reverse=bool(i % 2)):
+                        times[side].append(workers[side].ask(name))
                 for side in workers:
                     show("product_%s_%s" % (name, side), times[side])
         for worker in workers.values():
