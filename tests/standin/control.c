@@ -12,8 +12,10 @@
 
 #include "tests/standin/inside.h"
 
-static const si_machine as_usual = {2, 90, 13000, 20000, (uint64_t)4 << 30};
-si_machine si_machine_is = {2, 90, 13000, 20000, (uint64_t)4 << 30};
+static const si_machine as_usual = {
+    .n_devices = 2, .sm = 90, .driver = 13000, .patience_ms = 20000, .memory = (uint64_t)4 << 30};
+si_machine si_machine_is = {
+    .n_devices = 2, .sm = 90, .driver = 13000, .patience_ms = 20000, .memory = (uint64_t)4 << 30};
 standin_counts si_counted;
 _Thread_local int si_device;
 
@@ -215,6 +217,11 @@ void standin_devices(int n) { si_machine_is.n_devices = n < SI_MAX_DEVICES ? n :
 void standin_set_sm(int version) { si_machine_is.sm = version; }
 void standin_set_driver(int version) { si_machine_is.driver = version; }
 void standin_set_memory(uint64_t bytes) { si_machine_is.memory = bytes; }
+void standin_set_apart(bool apart) { si_machine_is.cards_apart = apart; }
+void standin_set_ipc(bool show, bool open) {
+  si_machine_is.may_not_show = !show;
+  si_machine_is.may_not_open = !open;
+}
 void standin_set_patience(int ms) { si_machine_is.patience_ms = ms; }
 
 void standin_reset(void) {

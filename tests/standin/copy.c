@@ -51,6 +51,23 @@ cudaError_t CUDARTAPI cudaFreeHost(void *p) {
   return si_leave_as_is(free_now(p, true, __func__));
 }
 
+cudaError_t CUDARTAPI cudaHostRegister(void *p, size_t bytes, unsigned int flags) {
+  si_enter();
+  if (flags & ~(unsigned)(cudaHostRegisterPortable | cudaHostRegisterMapped))
+    return si_leave(cudaErrorInvalidValue);
+  const cudaError_t e = si_capture_forbids(__func__);
+  return si_leave(e != cudaSuccess ? e : si_memory_register(p, bytes));
+}
+
+cudaError_t CUDARTAPI cudaHostUnregister(void *p) {
+  si_enter();
+  const cudaError_t e = si_capture_forbids(__func__);
+  if (e != cudaSuccess) return si_leave_as_is(e);
+  si_counted.syncs++;
+  si_queue_drain(-1);
+  return si_leave_as_is(si_memory_unregister(p, __func__));
+}
+
 cudaError_t CUDARTAPI cudaHostGetDevicePointer(void **out, void *host, unsigned int flags) {
   si_enter();
   *out = NULL;
@@ -83,7 +100,9 @@ cudaError_t CUDARTAPI cudaMallocAsync(void **out, size_t bytes, cudaStream_t str
   si_enter();
   *out = NULL;
   const si_stream *s = not_captured(stream, __func__, &e);
-  return si_leave(s ? si_memory_new(s->device, bytes, out) : e);
+  if (s) e = si_memory_new(s->device, bytes, out);
+  si_memory_mark_pooled(*out);
+  return si_leave(e);
 }
 
 cudaError_t CUDARTAPI cudaFreeAsync(void *p, cudaStream_t stream) {

@@ -103,6 +103,8 @@ cudaError_t CUDARTAPI cudaGetDeviceProperties(struct cudaDeviceProp *out, int de
   si_enter();
   if (!is_device(device)) return si_leave(cudaErrorInvalidDevice);
   memset(out, 0, sizeof *out);
+  memcpy(out->uuid.bytes, "standin", 7);
+  out->uuid.bytes[15] = (char)device;
   snprintf(out->name, sizeof out->name, "stand-in for sm_%d (no GPU)", si_machine_is.sm);
   out->totalGlobalMem = si_machine_is.memory;
   out->pciBusID = device + 1;
@@ -122,31 +124,8 @@ cudaError_t CUDARTAPI cudaGetDeviceProperties(struct cudaDeviceProp *out, int de
 cudaError_t CUDARTAPI cudaDeviceCanAccessPeer(int *out, int device, int peer) {
   si_enter();
   if (!is_device(device) || !is_device(peer)) return si_leave(cudaErrorInvalidDevice);
-  *out = device != peer;
+  *out = device != peer && !si_machine_is.cards_apart;
   return si_leave(cudaSuccess);
-}
-
-/* -- memory of other processes: the stand-in is one process -- */
-
-cudaError_t CUDARTAPI cudaIpcGetMemHandle(cudaIpcMemHandle_t *out, void *p) {
-  si_enter();
-  memset(out, 0, sizeof *out);
-  memcpy(out->reserved, &p, sizeof p);
-  return si_leave(si_memory_check(p, 1, si_device, __func__, "the memory"));
-}
-
-/* In the process that made it a handle cannot be opened; nor can it be in another one here. */
-cudaError_t CUDARTAPI cudaIpcOpenMemHandle(void **out, cudaIpcMemHandle_t handle,
-                                           unsigned int flags) {
-  (void)handle, (void)flags;
-  si_enter();
-  *out = NULL;
-  return si_leave(cudaErrorDeviceUninitialized);
-}
-
-cudaError_t CUDARTAPI cudaIpcCloseMemHandle(void *p) {
-  si_enter();
-  return si_leave(si_misuse(cudaErrorInvalidValue, "%s: %p was not opened", __func__, p));
 }
 
 /* -- errors -- */
@@ -168,6 +147,10 @@ cudaError_t CUDARTAPI cudaIpcCloseMemHandle(void *p) {
   E(cudaErrorIllegalAddress, "an illegal memory access was encountered")                          \
   E(cudaErrorLaunchOutOfResources, "too many resources requested for launch")                     \
   E(cudaErrorLaunchTimeout, "the launch timed out and was terminated")                            \
+  E(cudaErrorPeerAccessUnsupported, "peer access is not supported between these two devices")     \
+  E(cudaErrorHostMemoryAlreadyRegistered, "part or all of the requested memory range is already mapped") \
+  E(cudaErrorHostMemoryNotRegistered, "pointer does not correspond to a registered memory region") \
+  E(cudaErrorMapBufferObjectFailed, "mapping of buffer object failed")                            \
   E(cudaErrorPeerAccessAlreadyEnabled, "peer access is already enabled")                          \
   E(cudaErrorContextIsDestroyed, "context is destroyed")                                          \
   E(cudaErrorMisalignedAddress, "misaligned address")                                             \

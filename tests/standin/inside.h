@@ -5,8 +5,8 @@
  * only inside si_memory_open .. si_leave.
  * Who does what: control.c the lock, chance, faults and reports; handle.c handles; memory.c
  * allocations and traps; queue.c work and its order; stream.c, graph.c, copy.c, device.c calls of
- * the runtime; fiber.c, block.c, kernel.c kernels; lt.c, lt_rules.c, lt_run.c cuBLASLt;
- * nccl.c, nccl_run.c NCCL. */
+ * the runtime; ipc.c other processes; fiber.c, block.c, kernel.c kernels; lt.c, lt_rules.c, lt_run.c
+ * cuBLASLt; nccl.c, nccl_run.c NCCL. */
 #ifndef LAMELLA_TESTS_STANDIN_INSIDE_H
 #define LAMELLA_TESTS_STANDIN_INSIDE_H
 
@@ -23,6 +23,7 @@ enum { SI_MAX_DEVICES = 8 };
 typedef struct si_machine {
   int n_devices, sm, driver, patience_ms;
   uint64_t memory;
+  bool cards_apart, may_not_show, may_not_open;
 } si_machine;
 extern si_machine si_machine_is;
 extern standin_counts si_counted;
@@ -79,7 +80,27 @@ int64_t si_memory_alive(void);
 void si_memory_forget(void);
 extern const char *si_running; /* the work that runs, for the message of a trap; NULL: none */
 bool si_peers(int device, int peer);
+bool si_peers_enable(int device, int peer); /* false: it does not reach it */
 uint64_t si_memory_used(int device);
+
+/* What a process tells another of memory that it shows: fits a cudaIpcMemHandle_t. */
+typedef struct standin_handle {
+  uint64_t process, number; /* which allocation, of all there ever were */
+  int32_t pid, fd, device, reserved;
+  uint64_t span, bytes, first; /* of its pages; of it; from the first to the second */
+} standin_handle;
+void si_memory_mark_pooled(const void *p);
+cudaError_t si_memory_show(const void *p, const char *who, standin_handle *out);
+cudaError_t si_memory_map(const standin_handle *h, int fd, void **out); /* fd becomes its own */
+cudaError_t si_memory_unmap(const void *p, const char *who);
+cudaError_t si_memory_register(void *p, uint64_t bytes);
+cudaError_t si_memory_unregister(void *p, const char *who);
+
+/* -- ipc.c -- */
+
+uint64_t si_ipc_process(void); /* this one; a forked child is another */
+bool si_ipc_is_open(const char *page); /* in a process that is alive */
+void si_ipc_note_open(char *page, bool open);
 
 /* -- queue.c -- */
 
@@ -121,6 +142,7 @@ void si_queue_some(void);             /* a few steps, or none */
 void si_queue_poll(void);             /* at least one */
 void si_queue_finish(si_node *until); /* all that it needs; NULL: nothing */
 void si_queue_drain(int device);       /* all there is on it; -1: on any */
+void si_queue_go_on(void);            /* a while; or waits, where nothing can move */
 void si_queue_forget(void);
 
 /* -- stream.c -- */

@@ -6,7 +6,7 @@
  * Invariant: fresh memory holds bytes 0xff: NaN in every float type, -1 in integers. Between calls
  * of the runtime the host cannot touch device memory.
  * Leaves order in time to queue.c: a range that is valid when work is queued is checked again when
- * it runs. */
+ * it runs; and what processes say to each other to ipc.c. */
 #include <dlfcn.h>
 #include <signal.h>
 #include <stdio.h>
@@ -26,11 +26,16 @@ enum {
 };
 static const uint64_t arena_bytes = (uint64_t)1 << 36, poison_bytes = (uint64_t)8 << 20;
 
+typedef struct shown shown;
+
 typedef struct allocation {
   char *map, *at; /* pages, and what the caller got */
   uint64_t span, bytes;
   int place;
   bool freed, spoilt;
+  bool pooled;     /* of the stream-ordered pool, which is not shown to others */
+  bool registered; /* the host's own, which it pinned */
+  shown *shown;    /* to other processes, or by one of them */
 } allocation;
 
 /* Addresses, taken one after another up to `round`, then from the start again where they are free: so
@@ -284,7 +289,7 @@ cudaError_t si_memory_new(int place, uint64_t bytes, void **out) {
   if (n_allocations % 1024 == 1023) forget_freed();
   allocations = si_grown(allocations, ((size_t)n_allocations + 1) * sizeof *allocations);
   allocations[n_allocations++] =
-      (allocation){map, placed(map, span, bytes), span, bytes, place, false, false};
+      (allocation){.map = map, .at = placed(map, span, bytes), .span = span, .bytes = bytes, .place = place};
   if (place >= 0) used_bytes[place] += bytes, si_counted.live_bytes += bytes;
   si_counted.allocs++;
   *out = placed(map, span, bytes);
@@ -311,13 +316,55 @@ void si_memory_audit(void) {
   for (int64_t i = 0; i < n_allocations; i++) audit(&allocations[i]);
 }
 
+/* -- memory that other processes see -- */
+
+struct shown {
+  int fd;       /* its pages, and one more */
+  char *page;   /* that one, mapped apart: who has it open */
+  bool own;     /* made here */
+  int64_t refs; /* opened so often */
+  standin_handle handle;
+};
+
+static void map_shared(char *at, uint64_t bytes, int prot, int fd, uint64_t first) {
+  if (mmap(at, bytes, prot, MAP_SHARED | MAP_FIXED, fd, (off_t)first) == MAP_FAILED)
+    perror("standin: mmap"), abort();
+}
+
+static shown *shown_new(int fd, bool own, const standin_handle *h) {
+  shown *s = si_new(sizeof *s);
+  char *page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)h->span);
+  if (page == MAP_FAILED) perror("standin: mmap"), abort();
+  *s = (shown){.fd = fd, .page = page, .own = own, .refs = 1, .handle = *h};
+  s->handle.fd = fd;
+  return s;
+}
+
+/* Its pages are nobody's again; the file stays as long as another process has it. */
+static void unshow(allocation *a) {
+  si_memory_open();
+  if (a->shown->own) {
+    audit(a);
+    used_bytes[a->place] -= a->bytes, si_counted.live_bytes -= a->bytes;
+  } else {
+    si_ipc_note_open(a->shown->page, false);
+  }
+  map_nothing(a->place, a->map, a->span);
+  munmap(a->shown->page, PAGE);
+  close(a->shown->fd);
+  free(a->shown);
+  a->shown = NULL;
+}
+
 static void release(allocation *a) {
-  if (a->place >= 0) {
+  if (a->shown) {
+    unshow(a);
+  } else if (a->place >= 0) {
     si_memory_open();
     audit(a);
     forbid(a->place, a->map, a->span);
     used_bytes[a->place] -= a->bytes, si_counted.live_bytes -= a->bytes;
-  } else {
+  } else if (!a->registered) {
     munmap(a->map, a->span + PAGE);
   }
   a->freed = true;
@@ -335,12 +382,119 @@ cudaError_t si_memory_free(void *p, bool pinned, const char *who) {
   if (!a || a->at != (char *)p)
     return si_misuse(cudaErrorInvalidValue, "%s: %p is not the start of an allocation", who, p);
   if (a->freed) return si_misuse(cudaErrorInvalidValue, "%s: %p was freed before", who, p);
+  if (a->registered || (a->shown && !a->shown->own))
+    return si_misuse(cudaErrorInvalidValue, "%s: %p was not allocated here", who, p);
+  if (a->shown && si_ipc_is_open(a->shown->page))
+    si_report("%s: %p is open in another process", who, p);
   if (pinned != (a->place == SI_PINNED))
     return si_misuse(cudaErrorInvalidValue, "%s: %p is %s memory", who, p,
                      pinned ? "device" : "pinned");
   release(a);
   drop_pinned(a);
   si_counted.frees++;
+  return cudaSuccess;
+}
+
+/* -- shown and opened -- */
+
+void si_memory_mark_pooled(const void *p) {
+  if (p) find(p)->pooled = true;
+}
+
+/* From here on its pages are those of a file, which holds what they held. */
+static void move_to_file(allocation *a) {
+  static uint64_t numbers;
+  const int fd = memfd_create("standin shown", MFD_CLOEXEC);
+  if (fd < 0 || ftruncate(fd, (off_t)(a->span + PAGE))) perror("standin: memfd"), abort();
+  si_memory_open();
+  for (uint64_t done = 0; done < a->span;) {
+    const ssize_t n = pwrite(fd, a->map + done, a->span - done, (off_t)done);
+    if (n <= 0) perror("standin: pwrite"), abort();
+    done += (uint64_t)n;
+  }
+  map_shared(a->map, a->span, PROT_READ | PROT_WRITE, fd, 0);
+  const standin_handle h = {.process = si_ipc_process(),
+                            .number = ++numbers,
+                            .pid = getpid(),
+                            .device = a->place,
+                            .span = a->span,
+                            .bytes = a->bytes,
+                            .first = (uint64_t)(a->at - a->map)};
+  a->shown = shown_new(fd, true, &h);
+}
+
+cudaError_t si_memory_show(const void *p, const char *who, standin_handle *out) {
+  allocation *a = find(p);
+  if (!a || a->freed || a->place < 0 || a->at != (const char *)p)
+    return si_misuse(cudaErrorInvalidValue, "%s: %p is not the start of device memory", who, p);
+  if (a->pooled || (a->shown && !a->shown->own)) return cudaErrorInvalidValue;
+  if (!a->shown) move_to_file(a);
+  *out = a->shown->handle;
+  return cudaSuccess;
+}
+
+static allocation *opened_before(const standin_handle *h) {
+  for (int64_t i = 0; i < n_allocations; i++) {
+    allocation *a = &allocations[i];
+    if (!a->freed && a->shown && !a->shown->own && a->shown->handle.process == h->process &&
+        a->shown->handle.number == h->number)
+      return a;
+  }
+  return NULL;
+}
+
+cudaError_t si_memory_map(const standin_handle *h, int fd, void **out) {
+  allocation *a = opened_before(h);
+  if (a) {
+    close(fd);
+    a->shown->refs++;
+    *out = a->at;
+    return cudaSuccess;
+  }
+  if (!arenas[h->device]) make_arena(h->device);
+  char *map = take(&ranges[h->device][h->span > SMALL], h->span + PAGE);
+  if (!map) return cudaErrorMemoryAllocation;
+  map_shared(map, h->span, prot_now(), fd, 0);
+  map_nothing(h->device, map + h->span, PAGE);
+  shown *s = shown_new(fd, false, h);
+  *out = map + h->first;
+  allocations = si_grown(allocations, ((size_t)n_allocations + 1) * sizeof *allocations);
+  allocations[n_allocations++] = (allocation){.map = map,
+                                              .at = *out,
+                                              .span = h->span,
+                                              .bytes = h->bytes,
+                                              .place = h->device,
+                                              .spoilt = true, /* its owner looks beside it */
+                                              .shown = s};
+  si_ipc_note_open(s->page, true);
+  return cudaSuccess;
+}
+
+cudaError_t si_memory_unmap(const void *p, const char *who) {
+  allocation *a = find(p);
+  if (!a || a->freed || !a->shown || a->shown->own || a->at != (const char *)p)
+    return si_misuse(cudaErrorInvalidValue, "%s: %p was not opened", who, p);
+  if (--a->shown->refs == 0) release(a);
+  return cudaSuccess;
+}
+
+/* -- the host's own memory, pinned -- */
+
+cudaError_t si_memory_register(void *p, uint64_t bytes) {
+  if ((uintptr_t)p % PAGE || bytes == 0 || bytes % PAGE) return cudaErrorInvalidValue;
+  for (const char *at = p; at < (const char *)p + bytes; at += PAGE)
+    if (around(at, 0)) return cudaErrorHostMemoryAlreadyRegistered;
+  allocations = si_grown(allocations, ((size_t)n_allocations + 1) * sizeof *allocations);
+  allocations[n_allocations++] = (allocation){
+      .map = p, .at = p, .span = bytes, .bytes = bytes, .place = SI_PINNED, .registered = true};
+  return cudaSuccess;
+}
+
+cudaError_t si_memory_unregister(void *p, const char *who) {
+  allocation *a = find(p);
+  if (!a || !a->registered || a->at != (char *)p)
+    return si_misuse(cudaErrorHostMemoryNotRegistered, "%s: %p was not registered", who, p);
+  drop_pinned(a);
   return cudaSuccess;
 }
 
@@ -365,14 +519,19 @@ void si_memory_forget(void) {
 
 bool si_peers(int device, int peer) { return device == peer || peers[device][peer]; }
 
+bool si_peers_enable(int device, int peer) {
+  if (device != peer && si_machine_is.cards_apart) return false;
+  peers[device][peer] = true;
+  return true;
+}
+
 cudaError_t CUDARTAPI cudaDeviceEnablePeerAccess(int peer, unsigned int flags) {
   si_enter();
   if (flags != 0) return si_leave(cudaErrorInvalidValue);
   if (peer < 0 || peer >= si_machine_is.n_devices || peer == si_device)
     return si_leave(cudaErrorInvalidDevice);
   if (peers[si_device][peer]) return si_leave(cudaErrorPeerAccessAlreadyEnabled);
-  peers[si_device][peer] = true;
-  return si_leave(cudaSuccess);
+  return si_leave(si_peers_enable(si_device, peer) ? cudaSuccess : cudaErrorPeerAccessUnsupported);
 }
 
 cudaError_t si_memory_check(const void *p, uint64_t bytes, int device, const char *who,

@@ -182,6 +182,14 @@ void si_queue_drain(int device) {
   while (is_left(device)) step_or_wait();
 }
 
+void si_queue_go_on(void) {
+  for (int i = 0; i < 32 && n_ready > 0 && !all_wait(); i++) step();
+  if (n_ready == 0)
+    si_wait_for_others();
+  else if (all_wait())
+    step_or_wait();
+}
+
 void si_queue_forget(void) {
   for (int d = 0; d < SI_MAX_DEVICES; d++) si_lose(d, cudaErrorContextIsDestroyed);
   while (n_ready > 0) step();

@@ -4,7 +4,8 @@
  * The stand-in has the calls of kernels/cuda/calls.def and runs them on the CPU. Nothing runs in
  * the background: work that was queued runs inside later calls, of any thread, in an order drawn
  * from the seed, as far as streams and events allow. Between calls device memory traps when the
- * host touches it. Misuse gives CUDA's own error and one line (a report); reports that no test has
+ * host touches it. A process that shows memory to another one, or opens another's, has a thread that
+ * runs what is queued, since no call of the other could; while that is at work, memory is open. Misuse gives CUDA's own error and one line (a report); reports that no test has
  * read when the process ends are printed, and make it fail. What passes here is "emulated"; it
  * never ran on a GPU.
  * Leaves speed, memory models weaker than the CPU's and races inside one warp to real cards. */
@@ -32,6 +33,9 @@ void standin_set_driver(int version);    /* 13000; 0: there is no driver */
 void standin_set_nccl(int version);      /* as this thread finds it: 23007 */
 void standin_set_memory(uint64_t bytes); /* of each device: 4 GiB */
 void standin_set_patience(int ms);       /* 20000: how long kernels may wait with nobody moving */
+void standin_set_apart(bool apart);      /* false; true: no device reaches another's memory */
+/* true, true; as in a container that forbids to show memory to other processes, or to open theirs. */
+void standin_set_ipc(bool show, bool open);
 
 /* -- faults -- */
 typedef enum standin_fault {
