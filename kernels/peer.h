@@ -16,6 +16,16 @@ enum { LAM_PEERS = 16 }; /* most ranks that read each other's memory */
 /* One rank's own: the order of what its group queues, whatever the streams; and the words by which
  * host and kernels tell each other that it is over. */
 typedef struct lam_peer_line lam_peer_line;
+enum {
+  LAM_WORD_END,  /* not 0: give up */
+  LAM_WORD_LATE, /* 1 + the peer that did not come */
+  LAM_WORDS = 16
+};
+
+/* By which another process of this machine opens memory. */
+typedef struct lam_peer_handle {
+  unsigned char bytes[64];
+} lam_peer_handle;
 
 typedef struct lam_peers {
   lam_peer_line *line;
@@ -64,17 +74,27 @@ enum {
 };
 
 typedef struct lam_device_peer {
-  /* On this thread's device, whose number it tells. close waits for what was queued. */
-  lam_status (*open)(lam_peer_line **out, int32_t *out_device);
+  /* On this thread's device, whose number it tells. page: NULL, or the host's, whole pages, where the
+   * words come first, so that others can end the line, too. close waits for what was queued. */
+  lam_status (*open)(void *page, uint64_t page_bytes, lam_peer_line **out, int32_t *out_device);
   void (*close)(lam_peer_line *line);
   /* From any thread: whatever waits there, or will, ends soon. */
   void (*end)(lam_peer_line *line);
   /* Is this thread's device the line's, may `stream` be used, and did all kernels so far find their
    * peers? alone: no other rank is on this card. */
   lam_status (*check)(lam_peer_line *line, bool alone, void *stream);
-  /* Memory of this thread's device that peers reach, zeroed; free waits for what is queued. */
-  lam_status (*alloc)(uint64_t bytes, void **out);
+  /* Memory of this thread's device that peers reach, zeroed; free waits for what is queued. apart:
+   * nothing else lies in its pages, so that it may be shown to other processes. */
+  lam_status (*alloc)(uint64_t bytes, bool apart, void **out);
   void (*free)(int32_t device_id, void *p);
+  /* Between processes: its owner shows it, another maps it, and unmaps it (which waits for what is
+   * queued) before the owner frees it. */
+  lam_status (*show)(void *p, lam_peer_handle *out);
+  lam_status (*map)(const lam_peer_handle *h, void **out);
+  void (*unmap)(int32_t device_id, void *p);
+  /* Host memory that the device copies from and to without help. */
+  lam_status (*pin)(uint64_t bytes, void **out);
+  void (*unpin)(int32_t device_id, void *p);
   lam_status (*reach)(int32_t device_id); /* this thread's device: the memory of that one */
   /* How many lanes are sure to run at once where `on_card` ranks share this thread's card. */
   lam_status (*lanes)(int on_card, int32_t *out_lanes, uint64_t *out_lane_bytes);
@@ -88,11 +108,19 @@ typedef struct lam_device_peer {
   lam_status (*gather)(const lam_peers *p, const lam_peer_gather *g, void *stream);
   lam_status (*box)(lam_peer_line *line, int peer, uint32_t deadline_ms, const lam_peer_box *box,
                     int what, void *data, uint64_t bytes, void *stream);
+  /* A plain copy in the line's order, by the device's copy engine. */
+  lam_status (*copy)(lam_peer_line *line, const void *from, void *to, uint64_t bytes, void *stream);
 } lam_device_peer;
 
 /* The wrappers, as those of device.h; d has a peer table. */
-lam_status lam_peer_open(const lam_device *d, lam_peer_line **out, int32_t *out_device);
-lam_status lam_peer_alloc(const lam_device *d, uint64_t bytes, void **out);
+lam_status lam_peer_open(const lam_device *d, void *page, uint64_t page_bytes, lam_peer_line **out,
+                         int32_t *out_device);
+lam_status lam_peer_alloc(const lam_device *d, uint64_t bytes, bool apart, void **out);
+lam_status lam_peer_show(const lam_device *d, void *p, lam_peer_handle *out);
+lam_status lam_peer_map(const lam_device *d, const lam_peer_handle *h, void **out);
+lam_status lam_peer_pin(const lam_device *d, uint64_t bytes, void **out);
+lam_status lam_peer_copy(const lam_device *d, lam_peer_line *line, const void *from, void *to,
+                         uint64_t bytes, void *stream);
 lam_status lam_peer_reach(const lam_device *d, int32_t device_id);
 lam_status lam_peer_sum_run(const lam_device *d, const lam_peers *p, const lam_peer_sum *s,
                             void *stream);

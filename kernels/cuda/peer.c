@@ -7,11 +7,15 @@
  * has come to their end.
  * Leaves the kernels to peer_sum.cu and peer_move.cu. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "kernels/cuda/host.h"
 #include "kernels/cuda/peer.h"
 
-enum { FORKS = 4 };
+enum {
+  FORKS = 4,
+  APART_BYTES = 2 << 20 /* the driver's own unit: what is smaller may share one */
+};
 
 struct lam_peer_line {
   uint32_t *words, *words_on_card;
@@ -19,7 +23,8 @@ struct lam_peer_line {
   cudaStream_t side;
   unsigned long long last_stream; /* the id of the stream that `last` was recorded on */
   int32_t device;
-  bool queued; /* `last` was recorded */
+  bool queued;   /* `last` was recorded */
+  bool borrowed; /* the words lie in the host's page */
 };
 
 uint32_t *lam_cuda_line_words(const lam_peer_line *line) { return line->words_on_card; }
@@ -35,6 +40,25 @@ static lam_status make_events(lam_peer_line *l) {
   return LAM_OK;
 }
 
+/* Where the system lets the card see the page; else only this process can end the line. */
+static bool borrow_page(lam_peer_line *l, void *page, uint64_t bytes) {
+  const unsigned flags = cudaHostRegisterMapped | cudaHostRegisterPortable;
+  void *on_card = NULL;
+  if (!page || cudaHostRegister(page, bytes, flags) != cudaSuccess) {
+    (void)cudaGetLastError();
+    return false;
+  }
+  if (cudaHostGetDevicePointer(&on_card, page, 0) != cudaSuccess) {
+    (void)cudaGetLastError();
+    (void)cudaHostUnregister(page);
+    return false;
+  }
+  l->words = page;
+  l->words_on_card = on_card;
+  l->borrowed = true;
+  return true;
+}
+
 static lam_status make_words(lam_peer_line *l) {
   void *words = NULL, *on_card = NULL;
   LAM_TRY_CUDA(cudaHostAlloc(&words, LAM_WORDS * sizeof(uint32_t),
@@ -47,9 +71,9 @@ static lam_status make_words(lam_peer_line *l) {
   return LAM_OK;
 }
 
-static lam_status make_line(lam_peer_line *l) {
+static lam_status make_line(lam_peer_line *l, void *page, uint64_t page_bytes) {
   LAM_TRY_CUDA(cudaGetDevice(&l->device), "ask for the thread's device");
-  LAM_TRY(make_words(l));
+  if (!borrow_page(l, page, page_bytes)) LAM_TRY(make_words(l));
   LAM_TRY(make_events(l));
   LAM_TRY_CUDA(cudaStreamCreateWithFlags(&l->side, cudaStreamNonBlocking), "make a stream");
   LAM_TRY(lam_cuda_peer_load_sum());
@@ -58,6 +82,12 @@ static lam_status make_line(lam_peer_line *l) {
 
 static void destroy_event(cudaEvent_t e) {
   if (e && cudaEventDestroy(e) != cudaSuccess) (void)cudaGetLastError();
+}
+
+static void drop_words(const lam_peer_line *l) {
+  if (!l->words) return;
+  if ((l->borrowed ? cudaHostUnregister : cudaFreeHost)(l->words) != cudaSuccess)
+    (void)cudaGetLastError();
 }
 
 static void peer_close(lam_peer_line *l) {
@@ -69,18 +99,19 @@ static void peer_close(lam_peer_line *l) {
   destroy_event(l->last);
   for (int i = 0; i < FORKS; i++) destroy_event(l->forked[i]), destroy_event(l->done[i]);
   if (l->side && cudaStreamDestroy(l->side) != cudaSuccess) (void)cudaGetLastError();
-  if (l->words && cudaFreeHost(l->words) != cudaSuccess) (void)cudaGetLastError();
+  drop_words(l);
   (void)lam_cuda_set_capture_mode(mode);
   if (entered == LAM_OK) lam_cuda_leave(was);
   free(l);
 }
 
-static lam_status peer_open(lam_peer_line **out, int32_t *out_device) {
+static lam_status peer_open(void *page, uint64_t page_bytes, lam_peer_line **out,
+                            int32_t *out_device) {
   *out = NULL;
   lam_peer_line *l = calloc(1, sizeof *l);
   if (!l) return lam_fail(LAM_RESOURCE_EXHAUSTED, "cuda: no memory");
   const enum cudaStreamCaptureMode mode = lam_cuda_set_capture_mode(cudaStreamCaptureModeRelaxed);
-  const lam_status status = make_line(l);
+  const lam_status status = make_line(l, page, page_bytes);
   (void)lam_cuda_set_capture_mode(mode);
   if (status != LAM_OK) {
     peer_close(l);
@@ -158,8 +189,9 @@ static lam_status alloc_zeroed(uint64_t bytes, void **out) {
   return lam_cuda_status(error, "clear memory for peers");
 }
 
-static lam_status peer_alloc(uint64_t bytes, void **out) {
+static lam_status peer_alloc(uint64_t bytes, bool apart, void **out) {
   *out = NULL;
+  if (apart) bytes = (bytes + APART_BYTES - 1) / APART_BYTES * APART_BYTES;
   const enum cudaStreamCaptureMode mode = lam_cuda_set_capture_mode(cudaStreamCaptureModeRelaxed);
   const lam_status status = alloc_zeroed(bytes, out);
   if (status != LAM_OK && *out) (void)cudaFree(*out), *out = NULL;
@@ -167,13 +199,45 @@ static lam_status peer_alloc(uint64_t bytes, void **out) {
   return status;
 }
 
-static void peer_free(int32_t device_id, void *p) {
+_Static_assert(sizeof(lam_peer_handle) == sizeof(cudaIpcMemHandle_t), "one is the other");
+
+static lam_status peer_show(void *p, lam_peer_handle *out) {
+  cudaIpcMemHandle_t h;
+  const enum cudaStreamCaptureMode mode = lam_cuda_set_capture_mode(cudaStreamCaptureModeRelaxed);
+  const cudaError_t error = cudaIpcGetMemHandle(&h, p);
+  (void)lam_cuda_set_capture_mode(mode);
+  memcpy(out, &h, sizeof h);
+  return lam_cuda_status(error, "show memory to another process (cudaIpcGetMemHandle)");
+}
+
+static lam_status peer_map(const lam_peer_handle *from, void **out) {
+  cudaIpcMemHandle_t h;
+  memcpy(&h, from, sizeof h);
+  const enum cudaStreamCaptureMode mode = lam_cuda_set_capture_mode(cudaStreamCaptureModeRelaxed);
+  const cudaError_t error = cudaIpcOpenMemHandle(out, h, cudaIpcMemLazyEnablePeerAccess);
+  (void)lam_cuda_set_capture_mode(mode);
+  return lam_cuda_status(error, "open another process's memory (cudaIpcOpenMemHandle)");
+}
+
+/* Ends what `end` ends, on its device, whatever is captured. */
+static void drop(int32_t device_id, void *p, cudaError_t (*end)(void *p)) {
   int32_t was = 0;
   if (!p || lam_cuda_enter(device_id, &was) != LAM_OK) return;
   const enum cudaStreamCaptureMode mode = lam_cuda_set_capture_mode(cudaStreamCaptureModeRelaxed);
-  if (cudaFree(p) != cudaSuccess) (void)cudaGetLastError();
+  if (end(p) != cudaSuccess) (void)cudaGetLastError();
   (void)lam_cuda_set_capture_mode(mode);
   lam_cuda_leave(was);
+}
+
+static void peer_free(int32_t device_id, void *p) { drop(device_id, p, cudaFree); }
+static void peer_unmap(int32_t device_id, void *p) { drop(device_id, p, cudaIpcCloseMemHandle); }
+static void peer_unpin(int32_t device_id, void *p) { drop(device_id, p, cudaFreeHost); }
+
+static lam_status peer_pin(uint64_t bytes, void **out) {
+  const enum cudaStreamCaptureMode mode = lam_cuda_set_capture_mode(cudaStreamCaptureModeRelaxed);
+  const cudaError_t error = cudaMallocHost(out, bytes);
+  (void)lam_cuda_set_capture_mode(mode);
+  return lam_cuda_status(error, "have pinned memory");
 }
 
 static lam_status peer_reach(int32_t device_id) {
@@ -228,6 +292,14 @@ static lam_status peer_box(lam_peer_line *line, int peer, uint32_t deadline_ms,
   return mark(line, stream, captured);
 }
 
+static lam_status peer_copy(lam_peer_line *line, const void *from, void *to, uint64_t bytes,
+                            void *stream) {
+  bool captured = false;
+  LAM_TRY(follow(line, stream, &captured));
+  LAM_TRY_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream), "copy");
+  return mark(line, stream, captured);
+}
+
 const lam_device_peer lam_cuda_peer = {
     .open = peer_open,
     .close = peer_close,
@@ -235,6 +307,11 @@ const lam_device_peer lam_cuda_peer = {
     .check = peer_check,
     .alloc = peer_alloc,
     .free = peer_free,
+    .show = peer_show,
+    .map = peer_map,
+    .unmap = peer_unmap,
+    .pin = peer_pin,
+    .unpin = peer_unpin,
     .reach = peer_reach,
     .lanes = peer_lanes,
     .fork = peer_fork,
@@ -244,4 +321,5 @@ const lam_device_peer lam_cuda_peer = {
     .norms = lam_cuda_peer_norms,
     .gather = peer_gather,
     .box = peer_box,
+    .copy = peer_copy,
 };

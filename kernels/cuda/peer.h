@@ -21,8 +21,6 @@ enum {
   LAM_LANES = 32 /* at most: enough to fill a link, and few to wait */
 };
 
-/* Words in memory that host and card see. */
-enum { LAM_WORD_END, /* not 0: give up */ LAM_WORD_LATE, /* 1 + the peer that did not come */ LAM_WORDS = 16 };
 uint32_t *lam_cuda_line_words(const lam_peer_line *line); /* as the card sees them */
 
 /* Kernels whose blocks wait for each other are loaded before any is launched: to load one may wait

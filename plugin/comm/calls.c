@@ -21,7 +21,7 @@ void lam_group_keep(lam_group *g, lam_status status) {
 }
 
 const lam_engine *lam_group_on_device(const lam_group *g) {
-  return g->engine->on_device ? g->engine->on_device : &lam_engine_peer;
+  return g->engine->on_device ? g->engine->on_device : lam_peer_cells(g);
 }
 
 lam_status lam_group_end(lam_group *g, const char *doing, lam_status status) {
@@ -86,7 +86,7 @@ static lam_status announce(lam_group *g, const lam_comm_op *op) {
   lam_status status = g->engine->begin(g, &numbered);
   if (status != LAM_OK) return end_unless_refused(g, lam_comm_op_name(op->op), status);
   g->sequence++;
-  if (!lam_peer_takes(g)) return LAM_OK;
+  if (!lam_peer_takes(g) || way(g) == &lam_engine_by_host) return LAM_OK; /* compared with the data */
   status = g->engine->agree(g);
   return status == LAM_OK ? LAM_OK : lam_group_end(g, lam_comm_op_name(op->op), status);
 }
@@ -330,6 +330,35 @@ lam_status lam_group_recv(lam_group *g, int peer, int kind, lam_wire *header, vo
   return end_unless_refused(g, "recv", way(g)->recv(g, peer, kind, header, data, room));
 }
 
+static bool may_be_in_place(const lam_group *g) {
+  return lam_peer_takes(g) && !g->engine->on_device && g->engine->send && g->engine->recv;
+}
+
+lam_status lam_group_send_open(lam_group *g, int peer, int kind, const lam_wire *header,
+                               void **out_place) {
+  *out_place = NULL;
+  LAM_TRY(check_peer(g, "send", peer, kind));
+  if (!may_be_in_place(g)) return LAM_OK;
+  return end_unless_refused(g, "send", lam_peer_send_open(g, peer, kind, header, out_place));
+}
+
+lam_status lam_group_send_close(lam_group *g) {
+  return end_unless_refused(g, "send", lam_peer_send_close(g));
+}
+
+lam_status lam_group_recv_open(lam_group *g, int peer, int kind, lam_wire *header, uint64_t room,
+                               const void **out_place) {
+  *out_place = NULL;
+  LAM_TRY(check_peer(g, "recv", peer, kind));
+  if (!may_be_in_place(g)) return LAM_OK;
+  return end_unless_refused(g, "recv",
+                            lam_peer_recv_open(g, peer, kind, header, room, out_place));
+}
+
+lam_status lam_group_recv_close(lam_group *g) {
+  return end_unless_refused(g, "recv", lam_peer_recv_close(g));
+}
+
 /* ---- Channels -------------------------------------------------------------------------------- */
 
 lam_status lam_channel_open(lam_group *g, int peer, bool sender, uint64_t key, int depth,
@@ -370,6 +399,11 @@ lam_status lam_channel_release(lam_channel *c) {
   lam_group *g = c->group;
   if (g->poison != LAM_OK) return poisoned(g);
   return end_unless_refused(g, "channel, giving back", c->way->channel_release(c));
+}
+
+const char *lam_channel_path(const lam_channel *c) {
+  const bool on_device = c->way == &lam_engine_peer || c->way == &lam_engine_by_host;
+  return on_device ? lam_peer_channel_path(c) : c->way->name;
 }
 
 void lam_channel_close(lam_channel *c) {

@@ -59,15 +59,29 @@ void lam_group_unregister(const lam_group *g);
 
 /* ---- Operands on a device (peer/) ------------------------------------------------------------- */
 bool lam_peer_takes(const lam_group *g); /* the present call's lie on a device that queues its work */
-extern const lam_engine lam_engine_peer; /* and then move over peers' pointers: these cells */
+extern const lam_engine lam_engine_peer; /* and then move over peers' memory: these cells */
 const lam_engine *lam_group_on_device(const lam_group *g); /* or those of its engine; calls.c */
 lam_status lam_nccl_warm(lam_group *g);
 lam_status lam_nccl_adopt(const lam_group_desc *desc, void *comm, lam_group *g);
 /* Before an operation of all ranks is announced: they read each other's memory. */
 lam_status lam_peer_prepare(lam_group *g);
-bool lam_peer_queues(const lam_group *g); /* engines' cell `queues`, where ranks are threads */
-void lam_peer_end(lam_group *g);          /* from any thread: what waits on the device gives up */
+bool lam_peer_queues(const lam_group *g); /* engines' cell `queues` */
+/* The cells of the way that is known now: those of kernels, until another was found. */
+const lam_engine *lam_peer_cells(const lam_group *g);
+extern const lam_engine lam_engine_by_host;
+/* "threads", "ipc", "host", for which out_why says why; NULL: not known yet. */
+const char *lam_peer_way(const lam_group *g, const char **out_why);
+/* A message that is written, or read, where it lies; NULL: it is sent otherwise. */
+lam_status lam_peer_send_open(lam_group *g, int peer, int kind, const lam_wire *header,
+                              void **out_place);
+lam_status lam_peer_send_close(lam_group *g);
+lam_status lam_peer_recv_open(lam_group *g, int peer, int kind, lam_wire *header, uint64_t room,
+                              const void **out_place);
+lam_status lam_peer_recv_close(lam_group *g);
+const char *lam_peer_channel_path(const lam_channel *c);
+void lam_peer_end(lam_group *g); /* from any thread: what waits on the device gives up */
 void lam_peer_leave(lam_group *g);
+void lam_peer_sweep(void); /* after a group was destroyed: what groups left for their peers to read */
 
 /* ---- Failing, sums (calls.c); callback groups (callback.c) ----------------------------------- */
 /* This thread's last message becomes the group's. */

@@ -171,6 +171,7 @@ lam_status lam_group_get_info(const lam_group *g, lam_group_info *out_info) {
                                .operations = g->sequence,
                                .waits = g->waits,
                                .sleeps = g->sleeps};
+  out_info->device_way = lam_peer_way(g, &out_info->device_why);
   return LAM_OK;
 }
 
@@ -225,4 +226,5 @@ void lam_group_destroy(lam_group *g) {
   lam_group_on_device(g)->leave(g);
   g->engine->destroy(g);
   group_free(g);
+  lam_peer_sweep();
 }

@@ -80,6 +80,8 @@ typedef struct lam_wire {
 #define LAM_WIRE_VERSION 1
 
 typedef struct lam_engine lam_engine;
+typedef struct lam_hold lam_hold; /* what a group's ranks showed each other, after it; the engine's */
+enum { LAM_SHOWN_BYTES = 4096 };
 typedef struct lam_world lam_world; /* what a group and its splits share; the engine's own */
 
 /* A rank uses the groups of a world from one thread at a time; only lam_group_poison may come from
@@ -131,6 +133,16 @@ struct lam_engine {
    * whether `rank` is a thread of this process */
   lam_status (*agree)(lam_group *g);
   bool (*is_thread)(const lam_group *g, int rank);
+  /* optional, all or none. A page that `rank` shows the others, zero at first; an fd that is readable
+   * once its process has ended, -1: it is this one; whether it destroyed its group. */
+  void *(*shown)(const lam_group *g, int rank);
+  int (*end_of_process)(const lam_group *g, int rank);
+  bool (*has_left)(const lam_group *g, int rank);
+  /* From a group that is about to be destroyed: have all others left it, or died? These two from
+   * any thread. */
+  lam_status (*hold)(lam_group *g, lam_hold **out);
+  bool (*all_left)(const lam_hold *h);
+  void (*let_go)(lam_hold *h);
   /* x == y allowed */
   lam_status (*all_reduce)(lam_group *g, const void *x, void *y, int64_t n, lam_dtype t);
   lam_status (*all_gather)(lam_group *g, const lam_parts *p, const void *mine, void *whole);
@@ -190,8 +202,19 @@ lam_status lam_group_send(lam_group *g, int peer, int kind, const lam_wire *head
                           const void *data);
 lam_status lam_group_recv(lam_group *g, int peer, int kind, lam_wire *header, void *data,
                           uint64_t room);
+/* The same where operands lie on a device, in two steps: the message is written in its place on the
+ * way by what is queued between them, or read there. NULL: there is no such place, use the above. */
+lam_status lam_group_send_open(lam_group *g, int peer, int kind, const lam_wire *header,
+                               void **out_place);
+lam_status lam_group_send_close(lam_group *g);
+lam_status lam_group_recv_open(lam_group *g, int peer, int kind, lam_wire *header, uint64_t room,
+                               const void **out_place);
+lam_status lam_group_recv_close(lam_group *g);
 lam_status lam_channel_open(lam_group *g, int peer, bool sender, uint64_t key, int depth,
                             uint64_t bytes, lam_channel **out);
+/* What carries its messages: "threads", "ipc" or "host" on a device, else the engine's name; NULL:
+ * not known before the first. */
+const char *lam_channel_path(const lam_channel *c);
 lam_status lam_channel_acquire(lam_channel *c, void **out_slot);
 lam_status lam_channel_push(lam_channel *c, const lam_wire *header);
 lam_status lam_channel_pull(lam_channel *c, lam_wire *out_header, const void **out_data);

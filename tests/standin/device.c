@@ -103,8 +103,6 @@ cudaError_t CUDARTAPI cudaGetDeviceProperties(struct cudaDeviceProp *out, int de
   si_enter();
   if (!is_device(device)) return si_leave(cudaErrorInvalidDevice);
   memset(out, 0, sizeof *out);
-  memcpy(out->uuid.bytes, "standin", 7);
-  out->uuid.bytes[15] = (char)device;
   snprintf(out->name, sizeof out->name, "stand-in for sm_%d (no GPU)", si_machine_is.sm);
   out->totalGlobalMem = si_machine_is.memory;
   out->pciBusID = device + 1;

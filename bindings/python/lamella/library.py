@@ -107,6 +107,8 @@ class GroupInfo(ctypes.Structure):
         ("operations", ctypes.c_uint64),
         ("waits", ctypes.c_uint64),
         ("sleeps", ctypes.c_uint64),
+        ("device_way", ctypes.c_char_p),
+        ("device_why", ctypes.c_char_p),
     ]
 
 

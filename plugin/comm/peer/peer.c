@@ -1,58 +1,64 @@
-/* peer.c: how ranks on a device come to read each other's memory, and how that ends.
- *
- * At a group's first operation on a device every rank makes its lanes, tells the others where they
- * are in a gather of rows, and takes part in one record of all, which rank 0 made.
- * Invariant: what one rank lacks fails on all of them alike; the memory of all ranks lives until the
- * last of them has left the group and the card has come to the end of its kernels.
- * Leaves operations to collectives.c, sums.c and boxes.c. */
+/* peer.c: a rank's own part of a group on a device: made at its first operation there, asked about,
+ * ended.
+ * Invariant: what a rank made lives until its kernels have come to their end; what others read of it,
+ * until they have left, too.
+ * Leaves how ranks find the way to meet.c, operations to the files of their names. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "plugin/comm/peer/peer.h"
 
-/* ---- This rank's own --------------------------------------------------------------------------- */
-
 bool lam_peer_takes(const lam_group *g) { return g->device && g->device->order; }
 
-static lam_status check_engine(const lam_group *g) {
-  if (!g->device->peer)
-    return lam_fail(LAM_UNIMPLEMENTED, "the device %s has no way between ranks", g->device->name);
-  if (!g->engine->agree || !g->engine->is_thread)
-    return lam_fail(LAM_UNIMPLEMENTED,
-                    "operands lie on %s, and the engine %s moves the host's memory only",
-                    g->device->name, g->engine->name);
-  if (g->size > LAM_PEERS)
-    return lam_fail(LAM_UNIMPLEMENTED, "%d ranks; on %s a group has %d at most", g->size,
-                    g->device->name, LAM_PEERS);
-  return LAM_OK;
+const lam_engine *lam_peer_cells(const lam_group *g) {
+  const lam_peer *p = __atomic_load_n(&g->peer, __ATOMIC_ACQUIRE); /* poison: from any thread */
+  return g->size > 1 && p && p->way == PEER_HOST ? &lam_engine_by_host : &lam_engine_peer;
 }
 
-static lam_status check_thread(const lam_group *g, int rank) {
-  if (g->engine->is_thread(g, rank)) return LAM_OK;
-  return lam_fail(LAM_UNIMPLEMENTED,
-                  "operands lie on %s, and rank %d is another process: between processes they will "
-                  "go by CUDA IPC or NCCL, which this build has not; ranks that are threads of one "
-                  "process can",
-                  g->device->name, rank);
+/* -- making -- */
+
+static bool is_among_processes(const lam_group *g) {
+  for (int r = 0; r < g->size && g->engine->shown; r++)
+    if (g->size > 1 && !g->engine->is_thread(g, r)) return true;
+  return false;
+}
+
+static lam_status open_line(const lam_group *g, lam_peer *p) {
+  const bool shown = g->size > 1 && g->size <= LAM_PEERS && g->engine->shown;
+  return lam_peer_open(g->device, shown ? peer_shown_of(g, g->rank) : NULL, LAM_SHOWN_BYTES,
+                       &p->line, &p->device_id);
+}
+
+/* From here on processes find what this rank offers, and their end ends what waits here. */
+static lam_status join_processes(lam_group *g) {
+  if (!g->peer->among_processes || g->size > LAM_PEERS) return LAM_OK;
+  LAM_TRY(lam_peer_watch(g));
+  return lam_peer_offer(g);
 }
 
 static lam_status make_own(lam_group *g) {
   lam_peer *p = calloc(1, sizeof *p);
   if (!p) return lam_fail(LAM_RESOURCE_EXHAUSTED, "no memory");
   p->device = g->device;
+  p->process = getpid();
   p->peers = (lam_peers){.rank = g->rank, .size = g->size};
-  const lam_status status = lam_peer_open(g->device, &p->line, &p->device_id);
+  p->among_processes = is_among_processes(g);
+  const lam_status status = open_line(g, p);
   if (status != LAM_OK) {
     free(p);
     return status;
   }
   p->peers.line = p->line;
   __atomic_store_n(&g->peer, p, __ATOMIC_RELEASE); /* lam_group_poison may come from any thread */
-  return LAM_OK;
+  const lam_status joined = join_processes(g);
+  if (joined != LAM_OK) lam_peer_leave(g);
+  return joined;
 }
 
 lam_status lam_peer_of(lam_group *g, lam_peer **out) {
-  LAM_TRY(check_engine(g));
+  if (!g->device->peer)
+    return lam_fail(LAM_UNIMPLEMENTED, "the device %s has no way between ranks", g->device->name);
   if (!g->peer) LAM_TRY(make_own(g));
   *out = g->peer;
   if (g->peer->device == g->device) return LAM_OK;
@@ -60,163 +66,83 @@ lam_status lam_peer_of(lam_group *g, lam_peer **out) {
                   g->peer->device->name, g->device->name);
 }
 
-/* ---- All ranks' -------------------------------------------------------------------------------- */
+/* -- before an operation -- */
 
-typedef struct row { /* what a rank tells the others */
-  lam_status status;
-  int32_t device_id, n_lanes;
-  char why[160];
-  lam_peer_line *line;
-  void *lanes;
-  peer_shared *shared; /* rank 0's */
-} row;
-
-static lam_status make_row(const lam_group *g, row *r) {
-  uint64_t lane_bytes = 0;
-  const lam_peer *p = g->peer;
-  r->line = p->line;
-  r->device_id = p->device_id;
-  if (g->rank == 0 && !(r->shared = calloc(1, sizeof *r->shared)))
-    return lam_fail(LAM_RESOURCE_EXHAUSTED, "no memory");
-  if (r->shared) atomic_store(&r->shared->users, g->size);
-  /* All ranks may be on this card: until the rows are here, nobody knows. */
-  LAM_TRY(p->device->peer->lanes(g->size, &r->n_lanes, &lane_bytes));
-  return lam_peer_alloc(p->device, (uint64_t)r->n_lanes * lane_bytes, &r->lanes);
+/* Through the host, a call waits for the stream: which cannot be recorded. */
+lam_status lam_peer_refuse_capture(const lam_group *g) {
+  bool captured = false;
+  LAM_TRY(lam_device_capturing(g->device, g->stream, &captured));
+  if (!captured) return LAM_OK;
+  return lam_fail(LAM_FAILED_PRECONDITION,
+                  "the stream is captured, and this group's data goes through the host: %s",
+                  g->peer->why[0] ? g->peer->why : "not all ranks have said yet what they reach");
 }
 
-/* Also where the own row failed: the others wait for it. */
-static lam_status exchange(lam_group *g, row *rows) {
-  row own = {0};
-  const lam_comm_op op = {.op = LAM_COMM_PEERS, .dtype = LAM_U8, .ndim = 1, .dims = {g->size}};
-  own.status = make_row(g, &own);
-  if (own.status != LAM_OK) {
-    snprintf(own.why, sizeof own.why, "%.150s", lam_last_error());
-    free(own.shared);
-    own.shared = NULL;
-  }
-  const lam_status status = lam_group_gather_rows(g, &op, &own, sizeof own, rows);
-  if (status == LAM_OK) return LAM_OK;
-  if (own.lanes) g->peer->device->peer->free(own.device_id, own.lanes);
-  free(own.shared);
-  return status;
-}
-
-static lam_status check_rows(const lam_group *g, const row *rows) {
-  for (int r = 0; r < g->size; r++)
-    if (rows[r].status != LAM_OK)
-      return lam_fail(rows[r].status, "rank %d has no memory for its peers: %s", r, rows[r].why);
-  return LAM_OK;
-}
-
-static lam_status join_shared(lam_group *g, const row *rows) {
-  lam_peer *p = g->peer;
-  peer_shared *s = rows[0].shared;
-  lam_status status = LAM_OK;
-  if (g->rank == 0) {
-    s->device = p->device;
-    s->size = g->size;
-    for (int r = 0; r < g->size; r++) {
-      s->of[r].line = rows[r].line;
-      s->of[r].lanes = rows[r].lanes;
-      s->of[r].device_id = rows[r].device_id;
-    }
-  }
-  p->alone = true;
-  p->peers.n_lanes = rows[0].n_lanes;
-  for (int r = 0; r < g->size; r++) {
-    p->peers.lanes[r] = rows[r].lanes;
-    if (rows[r].n_lanes < p->peers.n_lanes) p->peers.n_lanes = rows[r].n_lanes;
-    if (r != g->rank && rows[r].device_id == p->device_id) p->alone = false;
-    if (status == LAM_OK) status = lam_peer_reach(p->device, rows[r].device_id);
-  }
-  p->shared = s;
-  return status;
-}
-
-static void drop_rows(const lam_group *g, const row *rows) {
-  const row *own = &rows[g->rank];
-  if (own->lanes) g->peer->device->peer->free(own->device_id, own->lanes);
-  if (g->rank == 0) free(own->shared);
-}
-
-/* All have taken part before one goes on; and a card that reaches not all others fails on all. */
-static lam_status confirm(lam_group *g, lam_status joined) {
-  unsigned char failed = joined != LAM_OK, all[LAM_PEERS];
-  char why[LAM_MESSAGE_BYTES] = "";
-  const lam_comm_op op = {.op = LAM_COMM_PEERS, .dtype = LAM_U8, .ndim = 1, .dims = {0}};
-  if (failed) snprintf(why, sizeof why, "%s", lam_last_error());
-  LAM_TRY(lam_group_gather_rows(g, &op, &failed, 1, all));
-  if (failed) return lam_group_end(g, NULL, lam_fail(joined, "%s", why));
-  for (int r = 0; r < g->size; r++)
-    if (all[r])
-      return lam_fail(LAM_UNIMPLEMENTED, "rank %d does not reach the memory of its peers", r);
-  return LAM_OK;
-}
-
-static lam_status meet(lam_group *g) {
-  row rows[LAM_PEERS];
-  for (int r = 0; r < g->size; r++) LAM_TRY(check_thread(g, r));
-  LAM_TRY(exchange(g, rows));
-  const lam_status status = check_rows(g, rows);
-  if (status != LAM_OK) {
-    drop_rows(g, rows);
-    return status;
-  }
-  return confirm(g, join_shared(g, rows));
+lam_status lam_peer_begin(lam_group *g, lam_peer **out) {
+  LAM_TRY(lam_peer_of(g, out));
+  if ((*out)->way == PEER_UNSETTLED && (*out)->among_processes && g->size <= LAM_PEERS)
+    lam_peer_try_offers(g);
+  return (*out)->device->peer->check((*out)->line, true, g->stream);
 }
 
 lam_status lam_peer_prepare(lam_group *g) {
   lam_peer *p = NULL;
-  LAM_TRY(lam_peer_of(g, &p));
-  LAM_TRY(p->device->peer->check(p->line, true, g->stream));
-  if (!p->shared) {
+  LAM_TRY(lam_peer_begin(g, &p));
+  if (p->way == PEER_UNSETTLED) {
     const uint64_t before = g->sequence;
-    const lam_status status = meet(g);
+    const lam_status status = lam_peer_meet(g);
     g->sequence = before; /* what is refused now was never announced */
     LAM_TRY(status);
   }
-  LAM_TRY(p->device->peer->check(p->line, p->alone, g->stream));
+  LAM_TRY(p->way == PEER_HOST ? lam_peer_refuse_capture(g)
+                              : p->device->peer->check(p->line, p->alone, g->stream));
   p->peers.deadline_ms = lam_peer_deadline(g);
   return LAM_OK;
 }
 
+/* -- questions -- */
+
 bool lam_peer_queues(const lam_group *g) {
-  if (!lam_peer_takes(g) || check_engine(g) != LAM_OK) return false;
-  for (int r = 0; r < g->size; r++)
-    if (check_thread(g, r) != LAM_OK) return false;
-  return true;
+  if (!lam_peer_takes(g) || !g->device->peer) return false;
+  const int way = g->peer ? g->peer->way : PEER_UNSETTLED;
+  if (way != PEER_UNSETTLED) return way != PEER_HOST;
+  return g->engine->shown && g->size <= LAM_PEERS && !is_among_processes(g);
 }
 
-/* ---- The end ----------------------------------------------------------------------------------- */
+const char *lam_peer_way(const lam_group *g, const char **out_why) {
+  static const char *const names[] = {
+      [PEER_THREADS] = "threads", [PEER_IPC] = "ipc", [PEER_HOST] = "host"};
+  const int way = g->peer ? g->peer->way : PEER_UNSETTLED;
+  *out_why = way == PEER_HOST ? g->peer->why : NULL;
+  return g->engine->on_device ? g->engine->on_device->name : names[way];
+}
+
+/* -- the end -- */
 
 void lam_peer_end(lam_group *g) {
   const lam_peer *p = __atomic_load_n(&g->peer, __ATOMIC_ACQUIRE);
-  if (!p) return;
-  p->device->peer->end(p->line);
-  for (int r = 0; p->shared && r < p->shared->size; r++)
-    p->device->peer->end(p->shared->of[r].line);
+  if (p) p->device->peer->end(p->line);
+  if (!p || g->size < 2 || g->size > LAM_PEERS || !g->engine->shown) return;
+  for (int r = 0; r < g->size; r++)
+    __atomic_store_n(&peer_shown_of(g, r)->words[LAM_WORD_END], 1, __ATOMIC_RELEASE);
 }
 
-static void close_shared(peer_shared *s) {
-  if (atomic_fetch_sub(&s->users, 1) > 1) return;
-  for (int r = 0; r < s->size; r++) {
-    s->device->peer->close(s->of[r].line);
-    s->device->peer->free(s->of[r].device_id, s->of[r].lanes);
-  }
-  free(s);
+static void leave(lam_group *g, lam_peer *p) {
+  lam_peer_unwatch(p);
+  if (g->poison != LAM_OK) lam_peer_end(g); /* what waits there would only reach its deadline */
+  for (int i = 0; i < PEER_SUMS; i++)
+    if (p->chunks[i].data) lam_device_give_back(p->device, p->chunks[i].data, g->stream);
+  p->device->peer->close(p->line);
+  lam_peer_unmap_all(p);
+  lam_peer_memory_leave(g);
+  lam_peer_edges_free(p);
+  if (p->pinned) p->device->peer->unpin(p->device_id, p->pinned);
 }
 
 void lam_peer_leave(lam_group *g) {
   lam_peer *p = g->peer;
-  if (g->poison != LAM_OK) lam_peer_end(g); /* what waits there would only reach its deadline */
-  lam_peer_edges_leave(g); /* also where a peer sent what this rank never looked for */
   if (!p) return;
-  for (int i = 0; i < PEER_SUMS; i++)
-    if (p->chunks[i].data) lam_device_give_back(p->device, p->chunks[i].data, g->stream);
-  if (p->shared)
-    close_shared(p->shared);
-  else
-    p->device->peer->close(p->line);
+  if (p->process == getpid()) leave(g, p);
   g->peer = NULL;
   free(p);
 }
@@ -224,7 +150,7 @@ void lam_peer_leave(lam_group *g) {
 /* What the engine of a group does with operands that lie on a device. */
 const lam_engine lam_engine_peer = {
     .name = "peer pointers",
-    .what = "ranks that are threads of one process read each other's device memory",
+    .what = "ranks read each other's device memory",
     .prepare = lam_peer_prepare,
     .end = lam_peer_end,
     .leave = lam_peer_leave,

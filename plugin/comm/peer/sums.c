@@ -1,7 +1,7 @@
 /* sums.c: sums of partial products that lie on a device: the second level of tiling.
  *
- * A product writes its f32 part into scratch; a part that is there already is read where it lies. A small sum is queued when it is finished, in the same
- * stream: there is nothing to hide behind. A large one is queued when it starts, on a side stream,
+ * A product writes its f32 part into scratch; a part that is there already is read where it lies. A
+ * small sum is queued when it is finished, in the same stream: there is nothing to hide behind. A large one is queued when it starts, on a side stream,
  * and runs beside the next chunk's product; to finish is to let the stream wait for it.
  * Invariant: the kernels of one group run in the order of its calls, on all ranks: whatever is queued
  * next waits for what was put aside.
@@ -88,16 +88,20 @@ lam_status lam_peer_come_back(lam_group *g) {
   return LAM_OK;
 }
 
-lam_status lam_peer_sum_finish(lam_group *g, lam_sum *s) {
+void lam_peer_sum_drop(lam_group *g, const lam_sum *s) {
   lam_peer *p = g->peer;
+  lam_device_give_back(g->device, p->chunks[s->slot].data, g->stream);
+  p->chunks[s->slot].data = NULL;
+  p->finished++;
+}
+
+lam_status lam_peer_sum_finish(lam_group *g, lam_sum *s) {
   if (goes_aside(g, s)) {
     LAM_TRY(join(g, s->slot));
   } else {
     LAM_TRY(lam_peer_come_back(g));
     LAM_TRY(queue_sum(g, s, g->stream));
   }
-  lam_device_give_back(g->device, p->chunks[s->slot].data, g->stream);
-  p->chunks[s->slot].data = NULL;
-  p->finished++;
+  lam_peer_sum_drop(g, s);
   return LAM_OK;
 }

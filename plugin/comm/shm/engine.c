@@ -44,7 +44,7 @@ static void leave(shm_group *s) {
     return; /* a forked child's copy: the peers are its parent's */
   lam_shm_sums_leave(s);
   lam_shm_transfers_leave(s);
-  for (int r = 0; r < s->g->size; r++)
+  for (int r = 0; r < s->g->size && !s->held; r++)
     if (r != s->g->rank && s->boards[r]) shm_region_leave_peer(&s->boards[r]->head);
   lam_shm_region_leave(s->world, &s->boards[s->g->rank]->head);
 }
@@ -88,7 +88,7 @@ static lam_status shm_split(lam_group *parent, const int *members, int n, lam_gr
   sub->handle = lam_group_handle_make(lam_mix((uint64_t)parent->handle, parent->sequence),
                                       (uint64_t)members[0]);
   for (int r = 0; r < n; r++) world_rank[r] = s->world_rank[members[r]];
-  atomic_fetch_add(&s->world->refs, 1);
+  lam_shm_world_join(s->world);
   return group_open(sub, s->world, world_rank);
 }
 
@@ -122,6 +122,58 @@ static lam_status shm_agree(lam_group *g) {
 static bool shm_is_thread(const lam_group *g, int rank) {
   const shm_group *s = shm_group_of(g);
   return s && s->world->peers[s->world_rank[rank]].life < 0;
+}
+
+static void *shm_shown(const lam_group *g, int rank) {
+  return shm_group_of(g)->boards[rank]->shown;
+}
+
+static int shm_end_of_process(const lam_group *g, int rank) {
+  const shm_group *s = shm_group_of(g);
+  return s->world->peers[s->world_rank[rank]].life;
+}
+
+static bool board_left(const shm_board *b) {
+  return atomic_load_explicit(&b->head.owner_left, memory_order_acquire);
+}
+
+static bool shm_has_left(const lam_group *g, int rank) {
+  return board_left(shm_group_of(g)->boards[rank]);
+}
+
+/* The peers' boards stay as they are until a hold leaves them, so that it can ask. */
+struct lam_hold {
+  lam_world *world;
+  int n, world_rank[SHM_RANKS];
+  shm_board *boards[SHM_RANKS];
+};
+
+static lam_status shm_hold(lam_group *g, lam_hold **out) {
+  shm_group *s = shm_group_of(g);
+  lam_hold *h = calloc(1, sizeof *h);
+  if (!h) return lam_fail(LAM_RESOURCE_EXHAUSTED, "group: no memory");
+  h->world = s->world;
+  atomic_fetch_add(&s->world->refs, 1);
+  for (int r = 0; r < g->size; r++) {
+    if (r == g->rank) continue;
+    h->world_rank[h->n] = s->world_rank[r];
+    h->boards[h->n++] = s->boards[r];
+  }
+  s->held = true;
+  *out = h;
+  return LAM_OK;
+}
+
+static bool shm_all_left(const lam_hold *h) {
+  for (int i = 0; i < h->n; i++)
+    if (!board_left(h->boards[i]) && !lam_shm_peer_died(h->world, h->world_rank[i])) return false;
+  return true;
+}
+
+static void shm_let_go(lam_hold *h) {
+  for (int i = 0; i < h->n; i++) shm_region_leave_peer(&h->boards[i]->head);
+  lam_shm_world_drop(h->world);
+  free(h);
 }
 
 /* ---- The host's memory ----------------------------------------------------------------------- */
@@ -171,6 +223,12 @@ const lam_engine lam_engine_shm = {
     .begin = lam_shm_begin,
     .agree = shm_agree,
     .is_thread = shm_is_thread,
+    .shown = shm_shown,
+    .end_of_process = shm_end_of_process,
+    .has_left = shm_has_left,
+    .hold = shm_hold,
+    .all_left = shm_all_left,
+    .let_go = shm_let_go,
     .all_reduce = lam_shm_all_reduce,
     .all_gather = lam_shm_all_gather,
     .reduce_scatter = lam_shm_reduce_scatter,

@@ -115,7 +115,8 @@ typedef struct shm_peer {
 struct lam_world {
   lam_context *ctx;
   int rank, size;
-  _Atomic int refs; /* groups */
+  _Atomic int groups;
+  _Atomic int refs; /* groups and holds */
   uint64_t tag;     /* one per meeting, equal on all ranks */
   uint32_t forks;   /* of this process when the world was made */
   int life_write;   /* -1: a pidfd tells that this process lives */
@@ -127,7 +128,9 @@ struct lam_world {
 };
 
 lam_status lam_shm_world_create(lam_context *ctx, const lam_group_desc *desc, lam_world **out);
-void lam_shm_world_release(lam_world *w);
+void lam_shm_world_join(lam_world *w);    /* one more group */
+void lam_shm_world_release(lam_world *w); /* one less */
+void lam_shm_world_drop(lam_world *w);    /* a ref that is no group's */
 bool lam_shm_world_is_ours(const lam_world *w);     /* not a forked child's copy */
 lam_status lam_shm_world_use(const lam_world *w);   /* FAILED_PRECONDITION in a forked child */
 lam_status lam_shm_world_check(const lam_world *w); /* poisoned by anyone? */
@@ -179,6 +182,7 @@ typedef struct shm_board {
   shm_flag step;                  /* steps published (steps.c) */
   shm_flag summed, reduced, read; /* chunks of partial sums (sum.c) */
   shm_line packets[SHM_SLOTS][SHM_LINES];
+  _Alignas(LAM_SHOWN_BYTES) unsigned char shown[LAM_SHOWN_BYTES]; /* see lam_engine; pages of its own */
   shm_slot slots[SHM_SLOTS];
 } shm_board;
 
@@ -205,6 +209,7 @@ typedef struct shm_group {
   uint32_t step;        /* steps this rank published */
   uint32_t deadline_ms; /* of the running operation */
   bool announced;       /* begun, not yet published */
+  bool held;            /* a hold leaves the peers' boards */
   int world_rank[SHM_RANKS];
   shm_board *boards[SHM_RANKS]; /* by rank of the group */
   shm_sums sums;

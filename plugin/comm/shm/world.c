@@ -164,7 +164,12 @@ lam_status lam_shm_world_create(lam_context *ctx, const lam_group_desc *desc, la
     goto fail;
   }
   pthread_once(&once, watch_forks);
-  *w = (lam_world){.ctx = ctx, .rank = desc->rank, .size = desc->size, .refs = 1, .life_write = -1};
+  *w = (lam_world){.ctx = ctx,
+                   .rank = desc->rank,
+                   .size = desc->size,
+                   .groups = 1,
+                   .refs = 1,
+                   .life_write = -1};
   w->forks = atomic_load(&forks);
   for (int r = 0; r < SHM_RANKS; r++) w->peers[r].life = -1;
   status = meet(w, desc, cards);
@@ -178,14 +183,25 @@ fail:
   return status;
 }
 
+void lam_shm_world_join(lam_world *w) {
+  atomic_fetch_add(&w->groups, 1);
+  atomic_fetch_add(&w->refs, 1);
+}
+
+/* The context counts arenas as long as there are groups; holds may outlive it. */
 void lam_shm_world_release(lam_world *w) {
-  if (!w || atomic_fetch_sub(&w->refs, 1) > 1) return;
+  if (!w) return;
+  if (atomic_fetch_sub(&w->groups, 1) == 1) lam_shm_heap_finish(w);
+  lam_shm_world_drop(w);
+}
+
+void lam_shm_world_drop(lam_world *w) {
+  if (atomic_fetch_sub(&w->refs, 1) > 1) return;
   for (int r = 0; r < w->size; r++) {
     if (w->peers[r].life >= 0) close(w->peers[r].life);
     lam_shm_arena_release(w->peers[r].arena);
   }
   if (w->life_write >= 0) close(w->life_write);
-  lam_shm_heap_finish(w);
   free(w);
 }
 

@@ -104,6 +104,8 @@ static const line lines[] = {
     F(lam_group_info, operations),
     F(lam_group_info, waits),
     F(lam_group_info, sleeps),
+    F(lam_group_info, device_way),
+    F(lam_group_info, device_why),
     S(lam_schedule_info),
     F(lam_schedule_info, struct_size),
     F(lam_schedule_info, n_ranks),
