@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tests/distributed/await.h"
+
 #define CHECK_CUDA(expr) CHECK_EQ((expr), cudaSuccess)
 
 typedef struct meeting {
@@ -13,6 +15,7 @@ typedef struct meeting {
   const void *arg;
   lam_group_id id;
   pthread_barrier_t end;
+  _Atomic int *ended; /* processes: seen by all */
 } meeting;
 
 static lam_status join(const meeting *m, rank *r) {
@@ -24,33 +27,73 @@ static lam_status join(const meeting *m, rank *r) {
   return lam_group_create(NULL, &d, &r->g);
 }
 
+/* What a rank has, peers may read until all are here. */
+static void meet_at_the_end(meeting *m, int size) {
+  if (!m->ended) {
+    pthread_barrier_wait(&m->end);
+    return;
+  }
+  (*m->ended)++;
+  await_count(m->ended, size - __builtin_popcount(m->world->doomed));
+}
+
 static void run_rank(int number, int size, void *arg) {
   meeting *m = arg;
-  rank r = {.rank = number, .size = size, .arg = m->arg};
+  rank r = {.rank = number, .size = size, .card = m->world->apart ? number : 0, .arg = m->arg};
   NOTE("%d ranks, chance %llu", size, (unsigned long long)m->world->chance);
+  CHECK_CUDA(cudaSetDevice(r.card));
   CHECK_CUDA(cudaStreamCreateWithFlags(&r.stream, cudaStreamNonBlocking));
   if (CHECK_OK(join(m, &r))) m->fn(&r);
   const cudaError_t ended = cudaStreamSynchronize(r.stream);
   if (!m->world->broken) CHECK_CUDA(ended);
-  pthread_barrier_wait(&m->end);
+  meet_at_the_end(m, size);
   lam_group_destroy(r.g);
   for (int i = 0; i < r.n_held; i++) (void)cudaFree(r.held[i]);
   (void)cudaStreamDestroy(r.stream);
 }
 
-void on_cards(const world *w, int size, void (*fn)(rank *r), const void *arg) {
-  meeting m = {.world = w, .fn = fn, .arg = arg};
+static void begin(const world *w, uint64_t chance) {
   standin_reset();
-  standin_seed(w->chance);
+  standin_seed(chance);
+  standin_set_apart(w->apart);
   lam_device_forced = &lam_device_cuda;
-  CHECK_OK(lam_group_id_create(&m.id));
-  pthread_barrier_init(&m.end, NULL, (unsigned)size);
-  run_threads(size, run_rank, &m);
-  pthread_barrier_destroy(&m.end);
+}
+
+static void end(const world *w) {
   if (w->broken)
     standin_forget_reports();
   else
     CHECK_STR(standin_reports(), "");
+}
+
+void on_cards(const world *w, int size, void (*fn)(rank *r), const void *arg) {
+  meeting m = {.world = w, .fn = fn, .arg = arg};
+  begin(w, w->chance);
+  CHECK_OK(lam_group_id_create(&m.id));
+  pthread_barrier_init(&m.end, NULL, (unsigned)size);
+  run_threads(size, run_rank, &m);
+  pthread_barrier_destroy(&m.end);
+  end(w);
+}
+
+static void run_process(int number, int size, void *arg) {
+  const meeting *m = arg;
+  begin(m->world, m->world->chance + (uint64_t)number);
+  standin_set_patience(120000); /* another process may be late */
+  run_rank(number, size, arg);
+  end(m->world);
+}
+
+void in_processes(const world *w, int size, void (*fn)(rank *r), const void *arg) {
+  meeting m = {.world = w, .fn = fn, .arg = arg, .ended = shared_memory(sizeof *m.ended)};
+  CHECK_OK(lam_group_id_create(&m.id));
+  run_processes_doomed(size, w->doomed, run_process, &m);
+}
+
+const char *way(const rank *r) {
+  lam_group_info info = LAM_GROUP_INFO_INIT;
+  CHECK_OK(lam_group_get_info(r->g, &info));
+  return info.device_way ? info.device_way : "";
 }
 
 void *to_card(rank *r, const void *host, uint64_t bytes) {
@@ -80,8 +123,8 @@ lam_status call(rank *r, uint32_t op, lam_dtype t, void *x, int64_t n, void *y, 
   static const DLDataType types[] = {
       [LAM_F32] = {kDLFloat, 32, 1}, [LAM_BF16] = {kDLBfloat, 16, 1}, [LAM_F16] = {kDLFloat, 16, 1}};
   int64_t one = 1;
-  DLTensor in = {x, {2 /* kDLCUDA */, 0}, 1, types[t], &n, &one, 0};
-  DLTensor out = {y, {2, 0}, 1, types[t], &m, &one, 0};
+  DLTensor in = {x, {2 /* kDLCUDA */, r->card}, 1, types[t], &n, &one, 0};
+  DLTensor out = {y, {2, r->card}, 1, types[t], &m, &one, 0};
   const DLTensor *ins[] = {&in};
   DLTensor *outs[] = {&out};
   const lam_attr attrs[] = {lam_attr_i(lam_group_handle(r->g))};

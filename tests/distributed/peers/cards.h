@@ -1,4 +1,4 @@
-/* cards.h: ranks as threads that share the stand-in's card, each with a stream of its own.
+/* cards.h: ranks that share the stand-in's card, each with a stream of its own: threads, or processes.
  *
  * Invariant: what a rank reads back is there: its stream was waited for. A rank that failed a check
  * still meets its peers at the end, so that no memory is freed under them.
@@ -18,6 +18,7 @@ typedef struct rank {
   lam_group *g;
   cudaStream_t stream;
   int rank, size;
+  int card;
   const void *arg;
   void *held[64]; /* freed at the end, when all ranks are there */
   int n_held;
@@ -27,10 +28,15 @@ typedef struct world {
   uint32_t deadline_ms; /* 0: 20 s */
   uint64_t chance;      /* of the stand-in's order */
   bool broken;          /* reports and failed work are what the test wants */
+  unsigned doomed;      /* processes: these ranks do not come back */
+  bool apart;           /* rank r on card r, which reaches no other */
 } world;
 
 /* fn on each of `size` ranks, on a fresh card. */
 void on_cards(const world *w, int size, void (*fn)(rank *r), const void *arg);
+/* The same, each in a process of its own, which alone uses CUDA. */
+void in_processes(const world *w, int size, void (*fn)(rank *r), const void *arg);
+const char *way(const rank *r); /* the group's device_way; "" before it is known */
 
 void *to_card(rank *r, const void *host, uint64_t bytes); /* NULL: poison */
 void write_card(rank *r, void *card, const void *host, uint64_t bytes);
