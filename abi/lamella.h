@@ -326,7 +326,8 @@ LAM_API void lam_group_free(lam_group *g, void *data);
 LAM_API void lam_group_poison(lam_group *g, lam_status why, const char *message);
 /* Waits for no other rank. Where its operands lay on a device it waits for the work that it has
  * queued there, which uses its memory: a kernel that waits for a rank ends when that comes, at the
- * deadline, or with the world. */
+ * deadline, or with the world; and, a second at most, until other processes have read what lies for
+ * them in this one's device memory. */
 LAM_API void lam_group_destroy(lam_group *g);
 
 /* ---- Schedules, pipelines, layers onto stages ---- */

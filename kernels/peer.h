@@ -110,6 +110,10 @@ typedef struct lam_device_peer {
                     int what, void *data, uint64_t bytes, void *stream);
   /* A plain copy in the line's order, by the device's copy engine. */
   lam_status (*copy)(lam_peer_line *line, const void *from, void *to, uint64_t bytes, void *stream);
+  /* The host waits until peers have read what lies in these lanes (NULL: none) and boxes, which go
+   * with its process; so long at most. */
+  void (*drain)(lam_peer_line *line, const lam_peers *lanes, const lam_peer_box *boxes, int n,
+                uint32_t deadline_ms);
 } lam_device_peer;
 
 /* The wrappers, as those of device.h; d has a peer table. */

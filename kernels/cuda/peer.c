@@ -300,6 +300,29 @@ static lam_status peer_copy(lam_peer_line *line, const void *from, void *to, uin
   return mark(line, stream, captured);
 }
 
+static lam_status drain(lam_peer_line *l, const lam_peers *lanes, const lam_peer_box *boxes, int n,
+                        uint32_t deadline_ms) {
+  if (l->queued) LAM_TRY_CUDA(cudaStreamWaitEvent(l->side, l->last, 0), "wait for a stream");
+  if (lanes) {
+    lam_peers p = *lanes;
+    p.deadline_ms = deadline_ms;
+    LAM_TRY(lam_cuda_peer_drain_run(&p, l->side));
+  }
+  for (int i = 0; i < n; i++)
+    LAM_TRY(lam_cuda_peer_box_run(l, 0, deadline_ms, &boxes[i], LAM_BOX_AWAIT_EMPTY, NULL, 0, l->side));
+  return lam_cuda_status(cudaStreamSynchronize(l->side), "wait for peers");
+}
+
+static void peer_drain(lam_peer_line *l, const lam_peers *lanes, const lam_peer_box *boxes, int n,
+                       uint32_t deadline_ms) {
+  int32_t was = 0;
+  if (lam_cuda_enter(l->device, &was) != LAM_OK) return;
+  const enum cudaStreamCaptureMode mode = lam_cuda_set_capture_mode(cudaStreamCaptureModeRelaxed);
+  (void)drain(l, lanes, boxes, n, deadline_ms);
+  (void)lam_cuda_set_capture_mode(mode);
+  lam_cuda_leave(was);
+}
+
 const lam_device_peer lam_cuda_peer = {
     .open = peer_open,
     .close = peer_close,
@@ -322,4 +345,5 @@ const lam_device_peer lam_cuda_peer = {
     .gather = peer_gather,
     .box = peer_box,
     .copy = peer_copy,
+    .drain = peer_drain,
 };

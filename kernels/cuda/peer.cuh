@@ -5,6 +5,7 @@
  * halves in turn, each for what comes in and for what was made of it. A step takes two epochs:
  *     fill the own half | all raise epoch + 1 | read the peers' halves
  *     (write results    | all raise epoch + 2 | read the peers' results)
+ * At its kernel's end a rank says up to where it has read, for those that want to leave.
  * Invariant: a rank raises epoch + 1 of a step when it has read all of the step before; so a half is
  * filled again only when nobody reads it any more, and no step needs a barrier at its end. Epochs are
  * counted in the lane, so a captured kernel goes on where the last one was.
@@ -35,6 +36,9 @@ LAM_DEVICE uint32_t *peer_flag(const peer_ranks &p, int of, int raised_by) {
 }
 LAM_DEVICE uint32_t *peer_epoch(const peer_ranks &p) {
   return (uint32_t *)(peer_lane(p, p.rank) + LAM_LANE_EPOCH);
+}
+LAM_DEVICE uint32_t *peer_read(const peer_ranks &p, int of, int by) {
+  return (uint32_t *)(peer_lane(p, of) + LAM_LANE_READ) + by;
 }
 /* What comes in, or (made) what was made of it, in the step that began at `epoch`. */
 LAM_DEVICE char *peer_half(const peer_ranks &p, int rank, uint32_t epoch, bool made) {
@@ -71,6 +75,13 @@ LAM_DEVICE bool peer_meet(const peer_ranks &p, uint32_t epoch, int *over) {
   }
   __syncthreads();
   return *(volatile int *)over == 0;
+}
+
+/* The lane's next step begins at `epoch`; all threads come here. */
+LAM_DEVICE void peer_done(const peer_ranks &p, uint32_t epoch) {
+  __syncthreads();
+  if (threadIdx.x == 0) *peer_epoch(p) = epoch;
+  if ((int)threadIdx.x < p.size) lam_cuda_store_release(peer_read(p, threadIdx.x, p.rank), epoch);
 }
 
 static inline peer_ranks peer_ranks_of(const lam_peers *p) {

@@ -12,8 +12,10 @@ extern "C" {
 
 #include "kernels/peer.h"
 
-/* A lane: a flag for each rank, its epoch, then its halves, each for incoming and made. */
+/* A lane: for each rank a flag, and up to where it has read; its epoch; then its halves, each for
+ * incoming and made. */
 enum {
+  LAM_LANE_READ = 64,
   LAM_LANE_EPOCH = 128,
   LAM_LANE_HEAD = 256,
   LAM_LANE_HALF = 64 << 10,
@@ -34,6 +36,9 @@ lam_status lam_cuda_peer_gather_run(const lam_peers *p, const lam_peer_gather *g
 lam_status lam_cuda_peer_box_run(lam_peer_line *line, int peer, uint32_t deadline_ms,
                                  const lam_peer_box *box, int what, void *data, uint64_t bytes,
                                  void *stream);
+
+/* One kernel, until all peers have read what is in the lanes. */
+lam_status lam_cuda_peer_drain_run(const lam_peers *p, void *stream);
 
 extern const lam_device_peer lam_cuda_peer;
 

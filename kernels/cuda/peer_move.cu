@@ -84,8 +84,7 @@ static __global__ void __launch_bounds__(PEER_THREADS)
       move_bytes(c.unit, of_share(c, r, first), along{peer_half(c.ranks, r, epoch, false)},
                  among{c.whole + c.offset[r], c.bytes[r], c.stride, first});
   }
-  __syncthreads();
-  if (threadIdx.x == 0) *peer_epoch(c.ranks) = epoch;
+  peer_done(c.ranks, epoch);
 }
 
 extern "C" lam_status lam_cuda_peer_gather_run(const lam_peers *p, const lam_peer_gather *g,
@@ -108,6 +107,18 @@ extern "C" lam_status lam_cuda_peer_gather_run(const lam_peers *p, const lam_pee
   const int64_t lanes = lam_cuda_least(lam_cuda_cuts(c.all, c.step), p->n_lanes);
   return lam_cuda_launch(gather_lanes, dim3((unsigned)lanes), dim3(PEER_THREADS), 0, stream, c,
                          "peer_gather");
+}
+
+static __global__ void __launch_bounds__(PEER_THREADS)
+    drain_lanes(const __grid_constant__ peer_ranks p) {
+  const int peer = threadIdx.x;
+  if (peer < p.size)
+    peer_await(peer_read(p, p.rank, peer), *peer_epoch(p), p.words, p.patience_ns, peer);
+}
+
+extern "C" lam_status lam_cuda_peer_drain_run(const lam_peers *p, void *stream) {
+  return lam_cuda_launch(drain_lanes, dim3((unsigned)p->n_lanes), dim3(PEER_THREADS), 0, stream,
+                         peer_ranks_of(p), "peer_drain");
 }
 
 /* -- boxes -- */

@@ -159,8 +159,7 @@ static __global__ void __launch_bounds__(PEER_THREADS) sum_lanes(const __grid_co
       put_pieces(c, s, share_begin(c, s, r), r + 1 < c.ranks.size ? share_begin(c, s, r + 1) : s.n,
                  r, shared);
   }
-  __syncthreads();
-  if (threadIdx.x == 0) *peer_epoch(c.ranks) = s.epoch;
+  peer_done(c.ranks, s.epoch);
 }
 
 /* -- the call -- */

@@ -14,6 +14,7 @@
 
 #define SPILL_BYTES (256ull << 20)
 #define LEAST_BYTES (64ull << 10)
+#define LEAVE_MS 1000
 #define LEAST_APART (2ull << 20) /* no less is shown to another process */
 
 lam_peer_box lam_peer_box_at(void *memory) {
@@ -103,7 +104,36 @@ lam_status lam_peer_box_use(const lam_group *g, int peer, const lam_peer_box *bo
                           g->stream);
 }
 
+/* -- the end -- */
+
+/* What is here goes with the process, perhaps as soon as the group is destroyed. */
+static bool still_reads(const lam_group *g, int peer) {
+  return !g->engine->is_thread(g, peer) && !g->engine->has_left(g, peer);
+}
+
+static void drain(const lam_group *g, const lam_peers *lanes, const lam_peer_box *boxes, int n) {
+  g->peer->device->peer->drain(g->peer->line, lanes, boxes, n, LEAVE_MS);
+}
+
+void lam_peer_await_readers(lam_group *g) {
+  const lam_peer *p = g->peer;
+  if (!p->among_processes || g->size > LAM_PEERS) return;
+  if (p->way == PEER_IPC) drain(g, &p->peers, NULL, 0);
+  for (const peer_edge *e = p->edges; e; e = e->next)
+    for (int i = 0; i < e->n && still_reads(g, e->peer); i++) drain(g, NULL, &e->boxes[i].box, 1);
+  for (const peer_slots *s = p->slots; s; s = s->next)
+    for (int i = 0; i < s->depth && still_reads(g, s->peer); i++) {
+      const lam_peer_box box = lam_peer_box_at(s->memory + s->stride * (uint64_t)i);
+      drain(g, NULL, &box, 1);
+    }
+}
+
 void lam_peer_edges_free(lam_peer *p) {
+  while (p->slots) {
+    peer_slots *s = p->slots;
+    p->slots = s->next;
+    free(s);
+  }
   while (p->edges) {
     peer_edge *e = p->edges;
     p->edges = e->next;

@@ -44,7 +44,15 @@ static lam_status use(const peer_channel *c, uint32_t number, int what) {
 
 static lam_status make_slots(peer_channel *c, lam_peer *p) {
   void *memory = NULL;
-  LAM_TRY(lam_peer_memory_new(p, c->stride * (uint64_t)c->depth, &memory));
+  peer_slots *s = calloc(1, sizeof *s);
+  if (!s) return lam_fail(LAM_RESOURCE_EXHAUSTED, "channel: no memory");
+  const lam_status status = lam_peer_memory_new(p, c->stride * (uint64_t)c->depth, &memory);
+  if (status != LAM_OK) {
+    free(s);
+    return status;
+  }
+  *s = (peer_slots){p->slots, c->peer, c->depth, c->stride, memory};
+  p->slots = s;
   c->slots = memory;
   return LAM_OK;
 }

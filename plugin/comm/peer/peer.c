@@ -129,7 +129,10 @@ void lam_peer_end(lam_group *g) {
 
 static void leave(lam_group *g, lam_peer *p) {
   lam_peer_unwatch(p);
-  if (g->poison != LAM_OK) lam_peer_end(g); /* what waits there would only reach its deadline */
+  if (g->poison != LAM_OK)
+    lam_peer_end(g); /* what waits there would only reach its deadline */
+  else
+    lam_peer_await_readers(g);
   for (int i = 0; i < PEER_SUMS; i++)
     if (p->chunks[i].data) lam_device_give_back(p->device, p->chunks[i].data, g->stream);
   p->device->peer->close(p->line);

@@ -70,6 +70,14 @@ typedef struct peer_place {
   lam_peer_handle handle;
 } peer_place;
 
+/* A channel's, one after another in one piece of memory. */
+typedef struct peer_slots {
+  struct peer_slots *next;
+  int peer, depth;
+  uint64_t stride;
+  char *memory;
+} peer_slots;
+
 typedef struct peer_edge peer_edge; /* boxes.c */
 typedef struct edge_box edge_box;
 
@@ -100,6 +108,7 @@ typedef struct lam_peer {
   peer_memory *memory;
   peer_map *maps;
   peer_edge *edges; /* this rank sends over */
+  peer_slots *slots; /* of channels that this rank sends over */
   peer_message sending;
   peer_receipt receiving;
   void *pinned;
@@ -164,6 +173,8 @@ lam_status lam_peer_box_for(lam_group *g, int peer, int kind, uint64_t bytes, pe
 lam_status lam_peer_box_use(const lam_group *g, int peer, const lam_peer_box *box, int what,
                             bool first, void *data, uint64_t bytes);
 lam_peer_box lam_peer_box_at(void *memory);
+/* Until other processes have read what was sent to them, or a second is over. */
+void lam_peer_await_readers(lam_group *g);
 void lam_peer_edges_free(lam_peer *p);
 
 /* -- cells, by file: collectives.c, sums.c, transfer.c, channel.c -- */

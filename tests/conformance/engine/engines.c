@@ -107,8 +107,11 @@ static void run_rank(int rank, int size, void *arg) {
   lam_group_destroy(g);
 }
 
+const char *suite_only;
+int suite_most = 4;
+
 static void run_engine(const engine *e, int min_ranks, suite_fn fn) {
-  for (int p = min_ranks; p <= 4; p++) {
+  for (int p = min_ranks; p <= suite_most; p++) {
     meeting m = {.fn = fn, .engine = e, .box = mailbox_create(p)};
     CHECK_OK(lam_group_id_create(&m.id));
     e->start(p, run_rank, &m);
@@ -116,7 +119,6 @@ static void run_engine(const engine *e, int min_ranks, suite_fn fn) {
   }
 }
 
-const char *suite_only;
 void (*suite_take_card)(int rank);
 
 static bool is_asked_for(const engine *e) {

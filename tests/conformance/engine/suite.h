@@ -15,6 +15,7 @@ void on_every_engine(const char *claim, int min_ranks, suite_fn fn);
 
 extern const char *suite_only; /* one engine alone, by its name; NULL: all that need no card */
 extern void (*suite_take_card)(int rank); /* this thread's device becomes the rank's own; or NULL */
+extern int suite_most;         /* ranks: 4 */
 
 /* ---- Data that every rank can make for every rank -------------------------------------------- */
 enum { MAX_RANKS = 8 };
