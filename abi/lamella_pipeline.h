@@ -267,8 +267,11 @@ typedef struct lam_edge_info {
   uint64_t slot_bytes, wire_bytes;     /* of a message at capacity: as stages see it; on the way */
   double whole_seconds, split_seconds; /* what was weighed; 0 = nothing was */
   const char *why;                     /* constant: "split: a part and a gather take less ..." */
+  /* What carries them, constant: on a device "threads", "ipc" or "host" (see lam_group_info), else
+   * the engine's name; "local" where both stages are on this rank. NULL: the first will tell. */
+  const char *path;
 } lam_edge_info;
-#define LAM_EDGE_INFO_INIT {sizeof(lam_edge_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define LAM_EDGE_INFO_INIT {sizeof(lam_edge_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 /* kind: LAM_KIND_F or LAM_KIND_I. LAM_NOT_FOUND where the edge has no end on this rank. */
 LAM_API lam_status lam_pipeline_get_edge(const lam_pipeline *p, int32_t edge, int32_t kind,
                                          lam_edge_info *out);

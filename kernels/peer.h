@@ -73,6 +73,8 @@ enum {
   LAM_BOX_EMPTY = 8 /* and say so */
 };
 
+typedef struct lam_peer_watch lam_peer_watch;
+
 typedef struct lam_device_peer {
   /* On this thread's device, whose number it tells. page: NULL, or the host's, whole pages, where the
    * words come first, so that others can end the line, too. close waits for what was queued. */
@@ -110,6 +112,11 @@ typedef struct lam_device_peer {
                     int what, void *data, uint64_t bytes, void *stream);
   /* A plain copy in the line's order, by the device's copy engine. */
   lam_status (*copy)(lam_peer_line *line, const void *from, void *to, uint64_t bytes, void *stream);
+  /* fn(arg, i) from a thread of the device's own, once fds[i] is readable (-1: never); n at most
+   * LAM_PEERS. unwatch waits until that is over. */
+  lam_status (*watch)(const int *fds, int n, void (*fn)(void *arg, int i), void *arg,
+                      lam_peer_watch **out);
+  void (*unwatch)(lam_peer_watch *w);
   /* The host waits until peers have read what lies in these lanes (NULL: none) and boxes, which go
    * with its process; so long at most. */
   void (*drain)(lam_peer_line *line, const lam_peers *lanes, const lam_peer_box *boxes, int n,

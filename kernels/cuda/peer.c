@@ -309,7 +309,8 @@ static lam_status drain(lam_peer_line *l, const lam_peers *lanes, const lam_peer
     LAM_TRY(lam_cuda_peer_drain_run(&p, l->side));
   }
   for (int i = 0; i < n; i++)
-    LAM_TRY(lam_cuda_peer_box_run(l, 0, deadline_ms, &boxes[i], LAM_BOX_AWAIT_EMPTY, NULL, 0, l->side));
+    LAM_TRY(lam_cuda_peer_box_run(l, 0, deadline_ms, &boxes[i], LAM_BOX_AWAIT_EMPTY, NULL, 0,
+                                  l->side));
   return lam_cuda_status(cudaStreamSynchronize(l->side), "wait for peers");
 }
 
@@ -345,5 +346,7 @@ const lam_device_peer lam_cuda_peer = {
     .gather = peer_gather,
     .box = peer_box,
     .copy = peer_copy,
+    .watch = lam_cuda_peer_watch,
+    .unwatch = lam_cuda_peer_unwatch,
     .drain = peer_drain,
 };

@@ -37,6 +37,11 @@ lam_status lam_cuda_peer_box_run(lam_peer_line *line, int peer, uint32_t deadlin
                                  const lam_peer_box *box, int what, void *data, uint64_t bytes,
                                  void *stream);
 
+/* watch.c */
+lam_status lam_cuda_peer_watch(const int *fds, int n, void (*fn)(void *arg, int i), void *arg,
+                               lam_peer_watch **out);
+void lam_cuda_peer_unwatch(lam_peer_watch *w);
+
 /* One kernel, until all peers have read what is in the lanes. */
 lam_status lam_cuda_peer_drain_run(const lam_peers *p, void *stream);
 

@@ -95,6 +95,12 @@ static lam_status done(lam_group *g, const lam_comm_op *op, lam_status status) {
   return status == LAM_OK ? LAM_OK : lam_group_end(g, lam_comm_op_name(op->op), status);
 }
 
+lam_status lam_group_settle(lam_group *g) {
+  const lam_comm_op op = {.op = LAM_COMM_PEERS};
+  if (g->poison != LAM_OK) return poisoned(g);
+  return g->size > 1 ? prepare(g, &op) : LAM_OK;
+}
+
 /* ---- Collectives ----------------------------------------------------------------------------- */
 
 static lam_status check_sum(const lam_group *g, const lam_comm_op *op, lam_dtype t) {

@@ -178,6 +178,10 @@ extern const lam_engine lam_engine_shm, lam_engine_nccl, lam_engine_callback;
 /* A `group` attribute; with ranks as threads, this thread's. */
 lam_status lam_group_find(int64_t handle, lam_group **out);
 
+/* Finds out, with all ranks, which way the operands of their present calls take, as their first
+ * collective there would. Nothing where they lie in the host's memory. */
+lam_status lam_group_settle(lam_group *g);
+
 /* The wrappers operators call: each announces (op), runs, and on failure poisons and keeps the
  * message on the group. size 1 is a local copy and costs nothing else. */
 lam_status lam_group_all_reduce(lam_group *g, const lam_comm_op *op, const void *x, void *y,

@@ -41,19 +41,37 @@ void lam_op_send_activation_needs(const lam_op_call *call, lam_op_needs *out) {
   *out = (lam_op_needs){is_coded(call) ? lam_op_coded_bytes(call, x) : lam_op_compact_bytes(x), 1};
 }
 
+static lam_status encode(const lam_op_call *call, void *coded) {
+  return lam_device_encode(call->device, call->workers, (int)call->attr.codec, call->in[0], coded,
+                           call->stream);
+}
+
 /* What travels: x, contiguous; or its code. */
 static lam_status payload_of(const lam_op_call *call, lam_scratch *s, lam_matrix *out) {
   if (!is_coded(call)) return lam_op_compact(call, s, call->in[0], out);
   *out = lam_op_take(s, 1, (int64_t)lam_op_coded_bytes(call, call->in[0]), LAM_U8);
-  return lam_device_encode(call->device, call->workers, (int)call->attr.codec, call->in[0],
-                           out->data, call->stream);
+  return encode(call, out->data);
+}
+
+static lam_status send_payload(const lam_op_call *call, lam_scratch *s, const lam_wire *header) {
+  lam_matrix x;
+  LAM_TRY(payload_of(call, s, &x));
+  return lam_group_send(call->group, (int)call->attr.peer, (int)call->attr.kind, header, x.data);
+}
+
+/* The code is made in its place on the way, where there is one. */
+static lam_status send_code(const lam_op_call *call, lam_scratch *s, const lam_wire *header) {
+  void *place = NULL;
+  LAM_TRY(lam_group_send_open(call->group, (int)call->attr.peer, (int)call->attr.kind, header,
+                              &place));
+  if (!place) return send_payload(call, s, header);
+  LAM_TRY(encode(call, place));
+  return lam_group_send_close(call->group);
 }
 
 static lam_status send(const lam_op_call *call, lam_scratch *s) {
   const lam_wire header = header_of(call, call->in_tensor[0], call->in[0]);
-  lam_matrix x;
-  LAM_TRY(payload_of(call, s, &x));
-  LAM_TRY(lam_group_send(call->group, (int)call->attr.peer, (int)call->attr.kind, &header, x.data));
+  LAM_TRY((is_coded(call) ? send_code : send_payload)(call, s, &header));
   return lam_op_copy(call, call->in[1], call->out[0]);
 }
 
@@ -105,21 +123,46 @@ void lam_op_recv_activation_needs(const lam_op_call *call, lam_op_needs *out) {
   *out = (lam_op_needs){lam_op_coded_bytes(call, y), 1};
 }
 
-static lam_status receive(const lam_op_call *call, lam_scratch *s) {
-  const lam_matrix y = call->out[0];
-  const lam_wire wanted = header_of(call, call->out_tensor[0], y);
-  lam_matrix into = y;
+/* A message that is too long for y fails in the engine, which knows no shapes. */
+static lam_status check_message(const lam_op_call *call, lam_status status, const lam_wire *got,
+                                const lam_wire *wanted) {
+  const bool arrived = status == LAM_OK || (status == LAM_MISMATCH && got->bytes > wanted->bytes);
+  if (arrived && !same_message(got, wanted)) return refuse_message(call, got, wanted);
+  return status;
+}
+
+static lam_status receive_into(const lam_op_call *call, const lam_wire *wanted, void *into) {
   lam_wire got = {0};
-  if (is_coded(call)) into = lam_op_take(s, 1, (int64_t)wanted.bytes, LAM_U8);
   const lam_status status = lam_group_recv(call->group, (int)call->attr.peer, (int)call->attr.kind,
-                                           &got, into.data, wanted.bytes);
-  /* A message that is too long for y fails in the engine, which knows no shapes. */
-  const bool arrived = status == LAM_OK || (status == LAM_MISMATCH && got.bytes > wanted.bytes);
-  if (arrived && !same_message(&got, &wanted)) return refuse_message(call, &got, &wanted);
-  LAM_TRY(status);
-  if (is_coded(call))
-    LAM_TRY(lam_device_decode(call->device, call->workers, (int)call->attr.codec, into.data, y,
-                              call->stream));
+                                           &got, into, wanted->bytes);
+  return check_message(call, status, &got, wanted);
+}
+
+static lam_status decode(const lam_op_call *call, const void *coded) {
+  return lam_device_decode(call->device, call->workers, (int)call->attr.codec, coded, call->out[0],
+                           call->stream);
+}
+
+/* The code is read in its place on the way, where there is one. */
+static lam_status receive_code(const lam_op_call *call, lam_scratch *s, const lam_wire *wanted) {
+  const void *place = NULL;
+  lam_wire got = {0};
+  lam_status status = lam_group_recv_open(call->group, (int)call->attr.peer, (int)call->attr.kind,
+                                          &got, wanted->bytes, &place);
+  if (status == LAM_OK && !place) {
+    const lam_matrix into = lam_op_take(s, 1, (int64_t)wanted->bytes, LAM_U8);
+    LAM_TRY(receive_into(call, wanted, into.data));
+    return decode(call, into.data);
+  }
+  status = check_message(call, status, &got, wanted);
+  if (status == LAM_OK) status = decode(call, place);
+  return status == LAM_OK ? lam_group_recv_close(call->group) : status;
+}
+
+static lam_status receive(const lam_op_call *call, lam_scratch *s) {
+  const lam_wire wanted = header_of(call, call->out_tensor[0], call->out[0]);
+  LAM_TRY(is_coded(call) ? receive_code(call, s, &wanted)
+                         : receive_into(call, &wanted, call->out[0].data));
   return lam_op_copy(call, call->in[0], call->out[1]);
 }
 

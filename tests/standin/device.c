@@ -146,8 +146,10 @@ cudaError_t CUDARTAPI cudaDeviceCanAccessPeer(int *out, int device, int peer) {
   E(cudaErrorLaunchOutOfResources, "too many resources requested for launch")                     \
   E(cudaErrorLaunchTimeout, "the launch timed out and was terminated")                            \
   E(cudaErrorPeerAccessUnsupported, "peer access is not supported between these two devices")     \
-  E(cudaErrorHostMemoryAlreadyRegistered, "part or all of the requested memory range is already mapped") \
-  E(cudaErrorHostMemoryNotRegistered, "pointer does not correspond to a registered memory region") \
+  E(cudaErrorHostMemoryAlreadyRegistered,                                                         \
+    "part or all of the requested memory range is already mapped")                                \
+  E(cudaErrorHostMemoryNotRegistered,                                                             \
+    "pointer does not correspond to a registered memory region")                                  \
   E(cudaErrorMapBufferObjectFailed, "mapping of buffer object failed")                            \
   E(cudaErrorPeerAccessAlreadyEnabled, "peer access is already enabled")                          \
   E(cudaErrorContextIsDestroyed, "context is destroyed")                                          \

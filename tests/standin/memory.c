@@ -289,7 +289,11 @@ cudaError_t si_memory_new(int place, uint64_t bytes, void **out) {
   if (n_allocations % 1024 == 1023) forget_freed();
   allocations = si_grown(allocations, ((size_t)n_allocations + 1) * sizeof *allocations);
   allocations[n_allocations++] =
-      (allocation){.map = map, .at = placed(map, span, bytes), .span = span, .bytes = bytes, .place = place};
+      (allocation){.map = map,
+                   .at = placed(map, span, bytes),
+                   .span = span,
+                   .bytes = bytes,
+                   .place = place};
   if (place >= 0) used_bytes[place] += bytes, si_counted.live_bytes += bytes;
   si_counted.allocs++;
   *out = placed(map, span, bytes);
@@ -531,7 +535,8 @@ cudaError_t CUDARTAPI cudaDeviceEnablePeerAccess(int peer, unsigned int flags) {
   if (peer < 0 || peer >= si_machine_is.n_devices || peer == si_device)
     return si_leave(cudaErrorInvalidDevice);
   if (peers[si_device][peer]) return si_leave(cudaErrorPeerAccessAlreadyEnabled);
-  return si_leave(si_peers_enable(si_device, peer) ? cudaSuccess : cudaErrorPeerAccessUnsupported);
+  return si_leave(si_peers_enable(si_device, peer) ? cudaSuccess
+                                                   : cudaErrorPeerAccessUnsupported);
 }
 
 cudaError_t si_memory_check(const void *p, uint64_t bytes, int device, const char *who,

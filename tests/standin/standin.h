@@ -4,10 +4,10 @@
  * The stand-in has the calls of kernels/cuda/calls.def and runs them on the CPU. Nothing runs in
  * the background: work that was queued runs inside later calls, of any thread, in an order drawn
  * from the seed, as far as streams and events allow. Between calls device memory traps when the
- * host touches it. A process that shows memory to another one, or opens another's, has a thread that
- * runs what is queued, since no call of the other could; while that is at work, memory is open. Misuse gives CUDA's own error and one line (a report); reports that no test has
- * read when the process ends are printed, and make it fail. What passes here is "emulated"; it
- * never ran on a GPU.
+ * host touches it. A process that shows memory to another one, or opens another's, has a thread
+ * that runs what is queued, since no call of the other could; while it is at work, memory is open.
+ * Misuse gives CUDA's own error and one line (a report); reports that no test has read when the
+ * process ends are printed, and make it fail. What passes here is "emulated"; it never ran on a GPU.
  * Leaves speed, memory models weaker than the CPU's and races inside one warp to real cards. */
 #ifndef LAMELLA_TESTS_STANDIN_STANDIN_H
 #define LAMELLA_TESTS_STANDIN_STANDIN_H

@@ -208,9 +208,11 @@ lam_status lam_peer_channel_release(lam_channel *channel) {
 
 const char *lam_peer_channel_path(const lam_channel *channel) {
   const peer_channel *c = (const peer_channel *)channel;
-  if (!c->slots || (c->moved == 0 && !c->decided)) return NULL;
-  if (c->by_host) return "host";
-  return channel->group->engine->is_thread(channel->group, c->peer) ? "threads" : "ipc";
+  const lam_group *g = channel->group;
+  const bool known = c->decided || c->moved > 0 || g->peer->way != PEER_UNSETTLED;
+  if (!known) return NULL;
+  if (c->by_host || g->peer->way == PEER_HOST) return "host";
+  return g->engine->is_thread(g, c->peer) ? "threads" : "ipc";
 }
 
 void lam_peer_channel_close(lam_channel *channel) {

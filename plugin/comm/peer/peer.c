@@ -30,10 +30,25 @@ static lam_status open_line(const lam_group *g, lam_peer *p) {
                        &p->line, &p->device_id);
 }
 
+/* From the device's thread. A process that ended after its rank had left is nobody's trouble. */
+static void end_of_process(void *arg, int rank) {
+  lam_group *g = arg;
+  char text[LAM_MESSAGE_BYTES];
+  if (g->engine->has_left(g, rank)) return;
+  snprintf(text, sizeof text, "rank %d of %d: rank %d died", g->rank, g->size, rank);
+  lam_group_poison(g, LAM_PEER_DEAD, text);
+}
+
+static lam_status watch_processes(lam_group *g) {
+  int fds[LAM_PEERS];
+  for (int r = 0; r < g->size; r++) fds[r] = g->engine->end_of_process(g, r);
+  return g->device->peer->watch(fds, g->size, end_of_process, g, &g->peer->watch);
+}
+
 /* From here on processes find what this rank offers, and their end ends what waits here. */
 static lam_status join_processes(lam_group *g) {
   if (!g->peer->among_processes || g->size > LAM_PEERS) return LAM_OK;
-  LAM_TRY(lam_peer_watch(g));
+  LAM_TRY(watch_processes(g));
   return lam_peer_offer(g);
 }
 
@@ -128,13 +143,14 @@ void lam_peer_end(lam_group *g) {
 }
 
 static void leave(lam_group *g, lam_peer *p) {
-  lam_peer_unwatch(p);
+  p->device->peer->unwatch(p->watch);
   if (g->poison != LAM_OK)
     lam_peer_end(g); /* what waits there would only reach its deadline */
   else
     lam_peer_await_readers(g);
   for (int i = 0; i < PEER_SUMS; i++)
     if (p->chunks[i].data) lam_device_give_back(p->device, p->chunks[i].data, g->stream);
+  if (p->receiving.scratch) lam_device_give_back(p->device, p->receiving.scratch, g->stream);
   p->device->peer->close(p->line);
   lam_peer_unmap_all(p);
   lam_peer_memory_leave(g);

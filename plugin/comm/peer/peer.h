@@ -113,7 +113,7 @@ typedef struct lam_peer {
   peer_receipt receiving;
   void *pinned;
   uint64_t pinned_bytes;
-  struct peer_watch *watch;
+  lam_peer_watch *watch; /* of the processes of other ranks */
 } lam_peer;
 
 /* This rank's own, made at its first operation on a device. */
@@ -143,10 +143,6 @@ void lam_peer_unmap_all(lam_peer *p);
 lam_status lam_peer_memory_new(lam_peer *p, uint64_t bytes, void **out);
 void lam_peer_memory_drop(lam_peer *p, const void *data); /* that nobody else knows; NULL: nothing */
 void lam_peer_memory_leave(lam_group *g);
-
-/* watch.c: a thread that ends what waits for a process that has died */
-lam_status lam_peer_watch(lam_group *g);
-void lam_peer_unwatch(lam_peer *p);
 
 /* by_host.c */
 lam_status lam_peer_pinned(lam_peer *p, uint64_t bytes, void **out); /* one at a time */

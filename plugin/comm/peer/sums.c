@@ -1,8 +1,9 @@
 /* sums.c: sums of partial products that lie on a device: the second level of tiling.
  *
  * A product writes its f32 part into scratch; a part that is there already is read where it lies. A
- * small sum is queued when it is finished, in the same stream: there is nothing to hide behind. A large one is queued when it starts, on a side stream,
- * and runs beside the next chunk's product; to finish is to let the stream wait for it.
+ * small sum is queued when it is finished, in the same stream: there is nothing to hide behind. A
+ * large one is queued when it starts, on a side stream, and runs beside the next chunk's product; to
+ * finish is to let the stream wait for it.
  * Invariant: the kernels of one group run in the order of its calls, on all ranks: whatever is queued
  * next waits for what was put aside.
  * Leaves sums to the device. */

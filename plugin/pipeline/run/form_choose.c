@@ -183,7 +183,8 @@ lam_status lam_pipeline_get_edge(const lam_pipeline *p, int32_t edge, int32_t ki
                         .wire_bytes = here ? 0 : f->bytes,
                         .whole_seconds = f->whole_seconds,
                         .split_seconds = f->split_seconds,
-                        .why = here ? "a hand-off: both stages are on this rank" : why[f->reason]};
+                        .why = here ? "a hand-off: both stages are on this rank" : why[f->reason],
+                        .path = here ? "local" : lam_channel_path(port->channel)};
     return LAM_OK;
   }
   return lam_fail(LAM_NOT_FOUND, "lam_pipeline_get_edge: edge %d has no end on rank %d for %s",

@@ -28,21 +28,24 @@ static lam_status open_device(const lam_pipeline_desc *d, const lam_device **out
   return LAM_OK;
 }
 
+static lam_status check_group(const lam_group *g) {
+  if (!g || g->engine->queues) return LAM_OK;
+  return lam_fail(LAM_UNIMPLEMENTED,
+                  WHO "tensors of rank %d: the engine %s moves the host's memory only", g->rank,
+                  g->engine->name);
+}
+
 static bool queues(const lam_pipeline *p, lam_group *g) {
-  if (!g->engine->queues) {
-    lam_fail(LAM_UNIMPLEMENTED, "the engine %s moves the host's memory only", g->engine->name);
-    return false;
-  }
+  if (!g) return true;
   lam_place_tell(p, g);
   const bool is = g->engine->queues(g);
   g->device = NULL;
   return is;
 }
 
-/* Messages between ranks must be queued as well. */
-static lam_status check_group(const lam_pipeline *p, lam_group *g) {
-  if (!g || queues(p, g)) return LAM_OK;
-  return lam_fail_within(LAM_UNIMPLEMENTED, WHO "tensors of rank %d", g->rank);
+/* Messages between ranks may go through the host. */
+bool lam_place_queues(const lam_pipeline *p) {
+  return p->device && queues(p, p->group) && queues(p, p->tensor);
 }
 
 lam_status lam_place_read(lam_pipeline *p, const lam_pipeline_desc *d) {
@@ -54,8 +57,8 @@ lam_status lam_place_read(lam_pipeline *p, const lam_pipeline_desc *d) {
   p->device = device;
   p->where = (DLDevice){(DLDeviceType)d->device_type, d->device_id};
   p->stream = d->stream;
-  LAM_TRY(check_group(p, p->group));
-  return check_group(p, p->tensor);
+  LAM_TRY(check_group(p->group));
+  return check_group(p->tensor);
 }
 
 lam_status lam_place_enter(const lam_pipeline *p, int32_t *out_was) {

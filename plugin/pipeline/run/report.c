@@ -147,7 +147,7 @@ static void copy_events(const lam_meter *m, lam_pipeline_report *r) {
 static bool is_capturable(const lam_pipeline *p) {
   for (int i = 0; i < p->n_ports; i++)
     if (p->ports[i].channel && p->ports[i].channel->way != &lam_engine_peer) return false;
-  return p->device != NULL;
+  return lam_place_queues(p);
 }
 
 lam_status lam_pipeline_get_report(const lam_pipeline *p, lam_pipeline_report *out_report) {

@@ -52,6 +52,7 @@ static lam_status read_and_agree(lam_pipeline *p, const lam_pipeline_desc *desc,
 }
 
 static lam_status open_all(lam_pipeline *p, const lam_pipeline_desc *desc, const uint8_t *traits) {
+  if (p->device && p->group) LAM_TRY(lam_group_settle(p->group));
   LAM_TRY(lam_forms_choose(p, desc));
   LAM_TRY(lam_pipeline_plan(p, traits));
   LAM_TRY(lam_tied_open(p));

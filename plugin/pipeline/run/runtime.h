@@ -27,6 +27,7 @@ lam_status lam_place_read(lam_pipeline *p, const lam_pipeline_desc *desc);
 /* The pipeline's device is this thread's, and its group's operands lie there, until leave. */
 lam_status lam_place_enter(const lam_pipeline *p, int32_t *out_was);
 void lam_place_leave(const lam_pipeline *p, int32_t was);
+bool lam_place_queues(const lam_pipeline *p); /* all of a step, on a device */
 /* As lam_pipeline_alloc, where tensors lie; what it holds on a device is any bytes. */
 lam_status lam_place_alloc(lam_pipeline *p, uint64_t n, uint64_t size, void *out);
 void lam_place_free(lam_pipeline *p); /* all of it that is on a device */

@@ -1,4 +1,4 @@
-/* cards.h: ranks that share the stand-in's card, each with a stream of its own: threads, or processes.
+/* cards.h: ranks on the stand-in's cards, as threads or processes, each with a stream of its own.
  *
  * Invariant: what a rank reads back is there: its stream was waited for. A rank that failed a check
  * still meets its peers at the end, so that no memory is freed under them.

@@ -1,12 +1,14 @@
 /* processes_test.c: ranks in processes of their own that share a card, or have one each: which way
  * their operands take, what comes out, and what happens when a process dies or stops.
  * Alone in its program: CUDA is used in the children only. */
+#include <math.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "abi/status.h"
+#include "kernels/codec.h"
 #include "tests/distributed/await.h"
 #include "tests/distributed/peers/cards.h"
 
@@ -334,4 +336,72 @@ static void leaves_early(rank *r) {
 
 TEST(processes, read_what_a_rank_sent_before_it_left) {
   in_processes(&(world){.chance = seed()}, 2, leaves_early, new_scene());
+}
+
+/* ---- Codes -------------------------------------------------------------------------------------- */
+
+enum { ROWS = 5, COLS = 300 };
+
+static lam_status transfer(rank *r, bool sends, int codec, void *data) {
+  int64_t dims[] = {ROWS, COLS}, one = 1;
+  void *token = to_card(r, NULL, 4);
+  DLTensor t = {token, {2, r->card}, 1, {kDLFloat, 32, 1}, &one, NULL, 0};
+  DLTensor x = {data, {2, r->card}, 2, {kDLFloat, 32, 1}, dims, NULL, 0};
+  DLTensor t_out = t;
+  const DLTensor *ins[] = {sends ? &x : &t, &t};
+  DLTensor *outs[] = {sends ? &t_out : &x, &t_out};
+  const lam_attr group = lam_attr_i(lam_group_handle(r->g)), peer = lam_attr_i(1 - r->rank);
+  const lam_attr kind = lam_attr_i(0), tag = lam_attr_i(3), coded = lam_attr_i(codec);
+  const lam_attr send[] = {group, peer, kind, tag, coded};
+  const lam_attr recv[] = {group, peer, kind, tag, lam_attr_ints(dims, 2), lam_attr_i(2 | 32 << 8),
+                           coded};
+  lam_call c = LAM_CALL_INIT;
+  c.op = sends ? LAM_OP_send_activation : LAM_OP_recv_activation;
+  c.inputs = ins, c.n_inputs = sends ? 2 : 1;
+  c.outputs = outs, c.n_outputs = sends ? 1 : 2;
+  c.attrs = sends ? send : recv, c.n_attrs = sends ? 5 : 7;
+  c.stream = r->stream;
+  return lam_run(NULL, &c);
+}
+
+static float largest_of_tile(const float *x, int col) {
+  float largest = 0;
+  const int first = col / LAM_CODEC_TILE * LAM_CODEC_TILE;
+  for (int i = first; i < first + LAM_CODEC_TILE && i < COLS; i++)
+    if (fabsf(x[i]) > largest) largest = fabsf(x[i]);
+  return largest;
+}
+
+static void coded_once(rank *r, int codec, int turn) {
+  float x[ROWS * COLS], y[ROWS * COLS];
+  const bool sends = (turn + r->rank) % 2 == 0;
+  for (int i = 0; i < ROWS * COLS; i++) x[i] = value(9 + turn, i);
+  void *d = to_card(r, sends ? x : NULL, sizeof x);
+  const int64_t copies = standin_count().copies;
+  CHECK_OK(transfer(r, sends, codec, d));
+  if (strcmp(way(r), "ipc") == 0) CHECK_EQ(standin_count().copies, copies); /* made in its place */
+  if (sends) return;
+  from_card(r, y, d, sizeof y);
+  for (int i = 0; i < ROWS * COLS; i++) {
+    const float most = largest_of_tile(x + i / COLS * COLS, i % COLS);
+    if (fabs((double)y[i] - x[i]) > lam_codec_bound(codec, x[i], most) && !CHECK_EQ(i, -1)) return;
+  }
+}
+
+static void coded(rank *r) {
+  CHECK_OK(reduce_once(r, 1));
+  CHECK_STR(way(r), r->arg);
+  for (int turn = 0; turn < 6; turn++)
+    coded_once(r, turn < 3 ? LAM_CODEC_BF16 : LAM_CODEC_INT8, turn);
+}
+static void coded_by_host(rank *r) {
+  standin_set_ipc(true, r->rank == 0);
+  coded(r);
+}
+
+TEST(processes, and_threads_code_messages_in_their_place) {
+  const world w = {.chance = seed()};
+  in_processes(&w, 2, coded, "ipc");
+  in_processes(&w, 2, coded_by_host, "host");
+  on_cards(&w, 2, coded, "threads");
 }

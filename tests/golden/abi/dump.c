@@ -224,6 +224,7 @@ static const line lines[] = {
     F(lam_edge_info, whole_seconds),
     F(lam_edge_info, split_seconds),
     F(lam_edge_info, why),
+    F(lam_edge_info, path),
     S(lam_pipeline_report),
     F(lam_pipeline_report, struct_size),
     F(lam_pipeline_report, n_actions),
