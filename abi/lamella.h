@@ -298,11 +298,11 @@ typedef struct lam_group_info {
   const char *engine, *error; /* valid while the group lives */
   /* So far: operations, waits that were not over at once, waits that slept. */
   uint64_t operations, waits, sleeps;
-  /* How operands on a device travel between the ranks, which the group's first collective there, or
-   * lam_group_warmup after one, finds out: "threads": ranks of one process read each other's device
+  /* How operands on a device travel between the ranks, which the group's first collective there
+   * finds out: "threads": ranks of one process read each other's device
    * memory; "ipc": ranks of several processes do, as CUDA IPC lets them; "host": through the host's
    * memory, since not every rank reaches all others' (which device_why says), so calls wait for the
-   * stream and cannot be captured. NULL: no such operation yet. */
+   * stream and cannot be captured. "nccl": that engine's groups. NULL: no such operation yet. */
   const char *device_way, *device_why;
 } lam_group_info;
 #define LAM_GROUP_INFO_INIT {sizeof(lam_group_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
