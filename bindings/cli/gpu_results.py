@@ -34,6 +34,8 @@ PARTS = [  # what, a part of test --gpu, what it is until that has run
     ("pipelines that are refused, and why", "refusal_test", EMULATED),
     ("whole steps of a pipeline in graphs, 1, 2 and 4 ranks, replayed with other data", "graph_test", EMULATED),
     ("what a step reports: the device's times", "times_test", EMULATED),
+    ("two processes on one card: messages and sums by CUDA IPC, or through the host", "processes_test",
+     EMULATED),
     ("NCCL: two processes on one card, killed and stopped ones, and a rank on each of 2 to 8 cards",
      "nccl_test", COMPILED),
     ("the PyTorch adapter on the card: numbers, streams, memory, graphs, ranks as threads", "torch", COMPILED),
