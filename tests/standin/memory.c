@@ -399,8 +399,6 @@ cudaError_t si_memory_free(void *p, bool pinned, const char *who) {
   return cudaSuccess;
 }
 
-/* -- shown and opened -- */
-
 void si_memory_mark_pooled(const void *p) {
   if (p) find(p)->pooled = true;
 }
