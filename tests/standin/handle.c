@@ -24,7 +24,9 @@ static uintptr_t base(si_kind kind) { return ((uintptr_t)kind + 1) << 24; }
 
 void *si_handle_new(si_kind kind, void *object) {
   table *t = &tables[kind];
-  t->objects = si_grown(t->objects, ((size_t)t->n + 1) * sizeof *t->objects);
+  const size_t n = (size_t)t->n;
+  if ((n & (n - 1)) == 0) /* full: twice as long, for sanitizers copy it each time */
+    t->objects = si_grown(t->objects, (n ? 2 * n : 1) * sizeof *t->objects);
   t->objects[t->n++] = object;
   t->alive++;
   return (void *)(base(kind) + 16 * (uintptr_t)t->n);
