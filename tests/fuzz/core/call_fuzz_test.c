@@ -180,7 +180,7 @@ static void spoil_memory(fuzz_case *c) {
   host_tensor *h = some_tensor(c), *other = some_tensor(c);
   if (chance(4))
     h->t.data = NULL;
-  else if (chance(3))
+  else if (chance(3) && h->t.data) /* one beside NULL nobody could refuse */
     h->t.data = (char *)h->t.data + 1;
   else if (chance(2))
     h->t.data = other->t.data;
