@@ -40,8 +40,9 @@ typedef struct lam_parts {
 
 /* A sum of partial products: parts are f32 matrices [rows, cols] that the engine gives out
  * (partial), filled by a gemm, then summed over the ranks in rank order with bias, rounded once
- * into y. scatter: y holds only rows first[rank]..first[rank+1]-1 of the whole [rows of all
- * chunks]; else all of this chunk's rows on every rank. Several chunks may be under way. */
+ * into y. scatter: y holds only this rank's share of the whole [rows of all chunks], by the uneven
+ * rule (plugin/core/shard.h); else all of this chunk's rows on every rank. Several chunks may be
+ * under way. */
 typedef struct lam_sum {
   lam_matrix part;     /* from lam_group_partial */
   lam_matrix own;      /* absent, or what is to be the part: an engine that can read it where it
@@ -51,6 +52,7 @@ typedef struct lam_sum {
   lam_matrix y;        /* the rows of this chunk that this rank receives (0 rows is fine) */
   int64_t y_first;     /* which row of the chunk y starts at */
   bool scatter;
+  int64_t whole, unit, at; /* scatter: rows of all chunks, of a unit, and before this chunk */
   int slot; /* filled by lam_group_partial */
   /* y's root mean square norm, with this gain [1, cols]; or absent. An engine that makes it with
    * the sum says so. */

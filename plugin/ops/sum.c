@@ -27,6 +27,7 @@ static void place_sum(const lam_part_sum *s, int i, lam_sum *sum) {
   sum->y = lam_matrix_rows(*s->y, at, kept);
   sum->bias = *s->bias;
   sum->scatter = s->call->attr.seq != 0;
+  sum->whole = keep.whole, sum->unit = lam_seq_inner(s->y_tensor), sum->at = first;
 }
 
 static void place_norm(const lam_part_sum *s, int i, lam_sum *sum) {

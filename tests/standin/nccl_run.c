@@ -89,6 +89,7 @@ static void *sum(const nc_round *r, int size, size_t first, size_t n, ncclDataTy
 }
 
 static void copy(void *y, const void *x, size_t bytes) {
+  if (y != x) si_counted.nccl_bytes += bytes;
   if (y != x && bytes) memmove(y, x, bytes);
 }
 

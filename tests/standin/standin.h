@@ -67,6 +67,7 @@ typedef struct standin_counts {
   int64_t calls; /* of CUDA's runtime and of cuBLASLt, launches and all else included */
   int64_t graph_launches, heuristics;
   uint64_t live_bytes; /* of device memory */
+  uint64_t nccl_bytes; /* that NCCL brought to any rank */
 } standin_counts;
 standin_counts standin_count(void);
 

@@ -261,6 +261,7 @@ static void start_chunk(lam_group *g, const product *p, int64_t number, const la
   c->residual = calloc((size_t)(p->rows * p->cols) + 1, 4);
   c->sum =
       (lam_sum){.y = matrix(c->y, c->n, p->cols, p->y), .y_first = c->first, .scatter = p->scatter};
+  c->sum.whole = p->rows;
   if (p->bias) c->sum.bias = *bias;
   if (p->residual) c->sum.residual = matrix(c->residual, c->n, p->cols, p->y);
   for (int64_t i = 0; p->residual && i < c->n * p->cols; i++)

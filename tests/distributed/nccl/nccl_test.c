@@ -142,6 +142,47 @@ TEST(nccl, calls_on_several_streams_run_in_the_order_of_the_calls) {
   FOR_EACH(p, 2, 3) on_cards((meeting){.fn = use_two_streams}, p);
 }
 
+/* Rank r's part is r in row 0, r + 1 in row 1, ...; nobody is sent another's rows. */
+static void sum_to_owners(rank *r, int64_t rows) {
+  enum { COLS = 5, MOST = 16 };
+  float part[MOST * COLS], y[MOST * COLS];
+  int64_t first[8];
+  const lam_comm_op op = {.op = LAM_OP_linear_row, .dtype = LAM_F32, .ndim = 2, .dims = {rows, COLS}};
+  lam_share(rows, 1, r->size, first);
+  const int64_t own = first[r->rank + 1] - first[r->rank];
+  lam_sum s = {.y = {r->y, own, COLS, COLS, 1, LAM_F32, false},
+               .y_first = first[r->rank],
+               .scatter = true,
+               .whole = rows};
+  for (int i = 0; i < rows * COLS; i++) part[i] = (float)(r->rank + i / COLS);
+  r->g->device = &lam_device_cuda, r->g->stream = r->stream;
+  CHECK_OK(lam_group_begin_sums(r->g, &op));
+  CHECK_OK(lam_group_partial(r->g, rows, COLS, &s));
+  CHECK_CUDA(cudaMemcpyAsync(s.part.data, part, (size_t)rows * COLS * 4, cudaMemcpyHostToDevice,
+                             r->stream));
+  CHECK_OK(lam_group_sum_start(r->g, &s));
+  CHECK_OK(lam_group_sum_finish(r->g, &s));
+  r->g->device = NULL;
+  CHECK_CUDA(cudaMemcpyAsync(y, r->y, (size_t)own * COLS * 4, cudaMemcpyDeviceToHost, r->stream));
+  CHECK_CUDA(cudaStreamSynchronize(r->stream));
+  for (int i = 0; i < own * COLS; i++)
+    CHECK_EQ(y[i], r->size * (r->size - 1) / 2 + r->size * (first[r->rank] + i / COLS));
+}
+
+static void sum_scattered(rank *r) {
+  FOR_EACH(rows, 12, 7, 2) { /* even for 2 and 3 ranks; uneven; less than a row for each */
+    pthread_barrier_wait(r->all);
+    const uint64_t before = standin_count().nccl_bytes;
+    pthread_barrier_wait(r->all);
+    sum_to_owners(r, rows);
+    pthread_barrier_wait(r->all);
+    CHECK_EQ(standin_count().nccl_bytes - before, rows * 5 * 4);
+  }
+}
+TEST(nccl, a_scattered_sum_brings_each_rank_its_own_rows_alone) {
+  FOR_EACH(p, 2, 3) on_cards((meeting){.fn = sum_scattered}, p);
+}
+
 /* ---- Graphs ------------------------------------------------------------------------------------ */
 
 static void replay(rank *r) {
