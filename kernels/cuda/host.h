@@ -71,6 +71,11 @@ lam_status lam_cuda_enter(int32_t device_id, int32_t *out_was);
 void lam_cuda_leave(int32_t was);
 lam_status lam_cuda_device_here(int *out); /* the thread's */
 lam_status lam_cuda_capturing(void *stream, bool *out);
+typedef struct lam_cuda_capture {
+  bool is;
+  unsigned long long id; /* streams of one capture become one graph */
+} lam_cuda_capture;
+lam_status lam_cuda_capture_of(void *stream, lam_cuda_capture *out);
 /* What this thread may call while streams are captured; gives what it was. Relaxed: what waits for,
  * or allocates, nothing that is captured. */
 enum cudaStreamCaptureMode lam_cuda_set_capture_mode(enum cudaStreamCaptureMode mode);

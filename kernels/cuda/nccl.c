@@ -224,14 +224,17 @@ static lam_status link_finish(lam_link *l) {
 
 /* -- operations -- */
 
+/* The link's stream runs calls on any streams in their order; only a capture that it is part of lets no
+ * others in: CUDA would break it. */
 static lam_status check_capture(const lam_link *l, void *stream) {
-  bool own = false, callers = false;
-  LAM_TRY(lam_cuda_capturing(l->stream, &own));
-  LAM_TRY(lam_cuda_capturing(stream, &callers));
-  if (!own || callers) return LAM_OK;
+  lam_cuda_capture own, callers;
+  LAM_TRY(lam_cuda_capture_of(l->stream, &own));
+  LAM_TRY(lam_cuda_capture_of(stream, &callers));
+  if (!own.is || (callers.is && callers.id == own.id)) return LAM_OK;
   return lam_fail(LAM_FAILED_PRECONDITION,
-                  "another stream that used this communicator is being captured into a graph: end "
-                  "the capture before another stream uses it");
+                  "another stream that used this communicator is being captured into %s graph: end "
+                  "the capture before another stream uses it",
+                  callers.is ? "another" : "a");
 }
 
 static lam_status link_check(lam_link *l, void *stream) {

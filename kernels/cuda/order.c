@@ -96,6 +96,16 @@ lam_status lam_cuda_capturing(void *stream, bool *out) {
   return LAM_OK;
 }
 
+lam_status lam_cuda_capture_of(void *stream, lam_cuda_capture *out) {
+  enum cudaStreamCaptureStatus status;
+  out->id = 0;
+  LAM_TRY(lam_cuda_capturing(stream, &out->is));
+  if (!out->is) return LAM_OK;
+  return lam_cuda_status(
+      cudaStreamGetCaptureInfo(stream, &status, &out->id, NULL, NULL, NULL, NULL),
+      "use this stream");
+}
+
 enum cudaStreamCaptureMode lam_cuda_set_capture_mode(enum cudaStreamCaptureMode mode) {
   if (cudaThreadExchangeStreamCaptureMode(&mode) != cudaSuccess) (void)cudaGetLastError();
   return mode;

@@ -1,8 +1,9 @@
 /* peer.c: what ranks share on a card, and the order of what a rank's group queues there.
  *
  * A rank's kernels count steps in its lanes, so they run one after another, whatever streams its
- * calls name: a call on another stream than the last waits for an event. While a stream is captured
- * nothing is waited for that is outside: who replays a graph orders it as he would its operands.
+ * calls name: a call on another stream than the last waits for an event. So do those that are captured
+ * into one graph; what is outside of it they do not wait for: who replays a graph orders it as he would
+ * its operands.
  * Invariant: lanes and words outlive every kernel that was given them: they are freed when the card
  * has come to their end.
  * Leaves the kernels to peer_sum.cu and peer_move.cu. */
@@ -17,13 +18,18 @@ enum {
   APART_BYTES = 2 << 20 /* the driver's own unit: what is smaller may share one */
 };
 
+typedef struct last_use {
+  cudaEvent_t event;
+  unsigned long long stream, capture; /* ids of where it was recorded */
+  bool is;                            /* it was recorded */
+} last_use;
+
 struct lam_peer_line {
   uint32_t *words, *words_on_card;
-  cudaEvent_t last, forked[FORKS], done[FORKS];
+  last_use last, in_graph; /* in_graph: of calls that were captured */
+  cudaEvent_t forked[FORKS], done[FORKS];
   cudaStream_t side;
-  unsigned long long last_stream; /* the id of the stream that `last` was recorded on */
   int32_t device;
-  bool queued;   /* `last` was recorded */
   bool borrowed; /* the words lie in the host's page */
 };
 
@@ -32,9 +38,9 @@ uint32_t *lam_cuda_line_words(const lam_peer_line *line) { return line->words_on
 /* -- lines -- */
 
 static lam_status make_events(lam_peer_line *l) {
-  cudaEvent_t *const all[] = {&l->last,      &l->forked[0], &l->forked[1], &l->forked[2],
-                              &l->forked[3], &l->done[0],   &l->done[1],   &l->done[2],
-                              &l->done[3]};
+  cudaEvent_t *const all[] = {&l->last.event, &l->in_graph.event, &l->forked[0], &l->forked[1],
+                              &l->forked[2],  &l->forked[3],      &l->done[0],   &l->done[1],
+                              &l->done[2],    &l->done[3]};
   for (size_t i = 0; i < sizeof all / sizeof *all; i++)
     LAM_TRY_CUDA(cudaEventCreateWithFlags(all[i], cudaEventDisableTiming), "make an event");
   return LAM_OK;
@@ -95,8 +101,9 @@ static void peer_close(lam_peer_line *l) {
   if (!l) return;
   const lam_status entered = lam_cuda_enter(l->device, &was);
   const enum cudaStreamCaptureMode mode = lam_cuda_set_capture_mode(cudaStreamCaptureModeRelaxed);
-  if (l->queued && cudaEventSynchronize(l->last) != cudaSuccess) (void)cudaGetLastError();
-  destroy_event(l->last);
+  if (l->last.is && cudaEventSynchronize(l->last.event) != cudaSuccess) (void)cudaGetLastError();
+  destroy_event(l->last.event);
+  destroy_event(l->in_graph.event);
   for (int i = 0; i < FORKS; i++) destroy_event(l->forked[i]), destroy_event(l->done[i]);
   if (l->side && cudaStreamDestroy(l->side) != cudaSuccess) (void)cudaGetLastError();
   drop_words(l);
@@ -145,20 +152,25 @@ static lam_status peer_check(lam_peer_line *l, bool alone, void *stream) {
 
 /* -- order -- */
 
-static lam_status follow(lam_peer_line *l, void *stream, bool *out_captured) {
-  unsigned long long id = 0;
-  LAM_TRY(lam_cuda_capturing(stream, out_captured));
-  if (*out_captured || !l->queued) return LAM_OK;
-  LAM_TRY_CUDA(cudaStreamGetId(stream, &id), "use this stream");
-  if (id == l->last_stream) return LAM_OK;
-  return lam_cuda_status(cudaStreamWaitEvent(stream, l->last, 0), "wait for another stream");
+/* Where a call stands. */
+typedef struct turn {
+  last_use *last; /* what it comes after, and what later ones come after */
+  unsigned long long stream, capture;
+} turn;
+
+static lam_status follow(lam_peer_line *l, void *stream, turn *out) {
+  lam_cuda_capture c;
+  LAM_TRY(lam_cuda_capture_of(stream, &c));
+  *out = (turn){.last = c.is ? &l->in_graph : &l->last, .capture = c.id};
+  LAM_TRY_CUDA(cudaStreamGetId(stream, &out->stream), "use this stream");
+  const last_use *last = out->last;
+  if (!last->is || last->stream == out->stream || last->capture != c.id) return LAM_OK;
+  return lam_cuda_status(cudaStreamWaitEvent(stream, last->event, 0), "wait for another stream");
 }
 
-static lam_status mark(lam_peer_line *l, void *stream, bool captured) {
-  if (captured) return LAM_OK;
-  LAM_TRY_CUDA(cudaStreamGetId(stream, &l->last_stream), "use this stream");
-  LAM_TRY_CUDA(cudaEventRecord(l->last, stream), "record an event");
-  l->queued = true;
+static lam_status mark(const turn *t, void *stream) {
+  LAM_TRY_CUDA(cudaEventRecord(t->last->event, stream), "record an event");
+  *t->last = (last_use){t->last->event, t->stream, t->capture, true};
   return LAM_OK;
 }
 
@@ -270,39 +282,39 @@ static lam_status peer_lanes(int on_card, int32_t *out_lanes, uint64_t *out_lane
 /* -- operations -- */
 
 static lam_status peer_sum(const lam_peers *p, const lam_peer_sum *s, void *stream) {
-  bool captured = false;
-  LAM_TRY(follow(p->line, stream, &captured));
+  turn t;
+  LAM_TRY(follow(p->line, stream, &t));
   LAM_TRY(lam_cuda_peer_sum_run(p, s, stream));
-  return mark(p->line, stream, captured);
+  return mark(&t, stream);
 }
 
 static lam_status peer_gather(const lam_peers *p, const lam_peer_gather *g, void *stream) {
-  bool captured = false;
-  LAM_TRY(follow(p->line, stream, &captured));
+  turn t;
+  LAM_TRY(follow(p->line, stream, &t));
   LAM_TRY(lam_cuda_peer_gather_run(p, g, stream));
-  return mark(p->line, stream, captured);
+  return mark(&t, stream);
 }
 
 static lam_status peer_box(lam_peer_line *line, int peer, uint32_t deadline_ms,
                            const lam_peer_box *box, int what, void *data, uint64_t bytes,
                            void *stream) {
-  bool captured = false;
-  LAM_TRY(follow(line, stream, &captured));
+  turn t;
+  LAM_TRY(follow(line, stream, &t));
   LAM_TRY(lam_cuda_peer_box_run(line, peer, deadline_ms, box, what, data, bytes, stream));
-  return mark(line, stream, captured);
+  return mark(&t, stream);
 }
 
 static lam_status peer_copy(lam_peer_line *line, const void *from, void *to, uint64_t bytes,
                             void *stream) {
-  bool captured = false;
-  LAM_TRY(follow(line, stream, &captured));
+  turn t;
+  LAM_TRY(follow(line, stream, &t));
   LAM_TRY_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream), "copy");
-  return mark(line, stream, captured);
+  return mark(&t, stream);
 }
 
 static lam_status drain(lam_peer_line *l, const lam_peers *lanes, const lam_peer_box *boxes, int n,
                         uint32_t deadline_ms) {
-  if (l->queued) LAM_TRY_CUDA(cudaStreamWaitEvent(l->side, l->last, 0), "wait for a stream");
+  if (l->last.is) LAM_TRY_CUDA(cudaStreamWaitEvent(l->side, l->last.event, 0), "wait for a stream");
   if (lanes) {
     lam_peers p = *lanes;
     p.deadline_ms = deadline_ms;

@@ -19,7 +19,11 @@ struct nccl_parked {
   void *data;
 };
 
-/* A copy for a graph would have to be kept as long as the graph, which nobody tells. */
+/* In a graph a send would have to be joined to its caller's stream, or the capture could not end; but
+ * joined, what the caller queues next waits until the peer receives, and two ranks that first send to
+ * each other and then receive would wait for ever. Nor is there a later call to join it at: none comes
+ * for certain, and nobody tells of a capture's end, nor of a graph's, until which its copy is needed.
+ * Over peers' pointers messages wait in boxes of the sender's, and are captured. */
 static lam_status refuse_capture(const lam_group *g) {
   bool captured = false;
   LAM_TRY(lam_device_capturing(g->device, g->stream, &captured));

@@ -238,6 +238,28 @@ TEST(nccl, a_stream_beside_one_that_is_captured_is_refused) {
   on_cards((meeting){.fn = capture_one_stream}, 2);
 }
 
+/* Two captures under way: the communicator's stream is part of one. */
+static void capture_both(rank *r) {
+  cudaGraph_t g = NULL;
+  cudaStream_t other;
+  CHECK_CUDA(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking));
+  CHECK_CUDA(cudaStreamBeginCapture(r->stream, cudaStreamCaptureModeRelaxed));
+  CHECK_OK(sum(r));
+  CHECK_CUDA(cudaStreamBeginCapture(other, cudaStreamCaptureModeRelaxed));
+  CHECK_STATUS(sum_on(r, other, r->x, r->y), LAM_FAILED_PRECONDITION);
+  CHECK_CONTAINS(lam_last_error(), "is being captured into another graph");
+  FOR_EACH(which, 0, 1) {
+    CHECK_CUDA(cudaStreamEndCapture(which ? other : r->stream, &g)); /* neither was broken */
+    CHECK_CUDA(cudaGraphDestroy(g));
+  }
+  CHECK_CUDA(cudaStreamDestroy(other));
+  CHECK_OK(sum(r));
+  check_sum(r, 1);
+}
+TEST(nccl, a_stream_that_is_captured_into_another_graph_is_refused) {
+  on_cards((meeting){.fn = capture_both}, 2);
+}
+
 /* ---- What is refused --------------------------------------------------------------------------- */
 
 static const meeting *met;

@@ -220,6 +220,59 @@ TEST(peers, a_captured_sum_replays_a_hundred_times) {
   FOR_EACH(p, 2, 4) on_cards(&(world){.chance = seed() + (uint64_t)p}, p, replays, NULL);
 }
 
+/* The second of two streams that one graph is made of begins before the first has summed: only sums
+ * order them. */
+static _Thread_local cudaStream_t other;
+static void queue_on_two_streams(rank *r, void *x, void *y, int64_t n) {
+  cudaEvent_t fork, join;
+  const cudaStream_t first = r->stream;
+  CHECK_EQ(cudaEventCreateWithFlags(&fork, cudaEventDisableTiming), cudaSuccess);
+  CHECK_EQ(cudaEventCreateWithFlags(&join, cudaEventDisableTiming), cudaSuccess);
+  CHECK_EQ(cudaEventRecord(fork, first), cudaSuccess);
+  CHECK_EQ(cudaStreamWaitEvent(other, fork, 0), cudaSuccess);
+  for (int turn = 0; turn < 6; turn++) {
+    r->stream = turn % 2 ? other : first;
+    CHECK_OK(call(r, LAM_OP_all_reduce, LAM_F32, turn ? y : x, n, y, n));
+  }
+  r->stream = first;
+  CHECK_EQ(cudaEventRecord(join, other), cudaSuccess);
+  CHECK_EQ(cudaStreamWaitEvent(first, join, 0), cudaSuccess);
+  CHECK_EQ(cudaEventDestroy(fork), cudaSuccess);
+  CHECK_EQ(cudaEventDestroy(join), cudaSuccess);
+}
+
+static void replay_two_streams(rank *r) {
+  enum { N = 300 };
+  float x[N];
+  for (int i = 0; i < N; i++) x[i] = 1;
+  CHECK_EQ(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking), cudaSuccess);
+  void *dx = to_card(r, x, sizeof x), *dy = to_card(r, NULL, sizeof x);
+  cudaGraphExec_t exec = captured(r, queue_on_two_streams, dx, dy, N);
+  for (int turn = 0; turn < 5; turn++) CHECK_EQ(cudaGraphLaunch(exec, r->stream), cudaSuccess);
+  from_card(r, x, dy, sizeof x);
+  for (int i = 0; i < N; i++)
+    if (x[i] != 64 && !CHECK_EQ(x[i], 64)) break; /* 2 ranks, 6 sums */
+  CHECK_EQ(cudaGraphExecDestroy(exec), cudaSuccess);
+  CHECK_EQ(cudaStreamDestroy(other), cudaSuccess);
+}
+
+TEST(peers, sums_on_several_streams_of_one_graph_run_in_order) { by_chance(2, replay_two_streams); }
+
+static void capture_on_rank1(rank *r) {
+  cudaGraph_t graph = NULL;
+  void *x = to_card(r, NULL, 4);
+  if (r->rank == 1)
+    CHECK_EQ(cudaStreamBeginCapture(r->stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+  CHECK_STATUS(call(r, LAM_OP_all_reduce, LAM_F32, x, 1, x, 1), LAM_MISMATCH);
+  CHECK_CONTAINS(lam_last_error(), "only the call on rank 1 is captured into a graph");
+  if (r->rank == 1) (void)cudaStreamEndCapture(r->stream, &graph);
+  if (graph) CHECK_EQ(cudaGraphDestroy(graph), cudaSuccess);
+}
+
+TEST(peers, capture_on_some_ranks_only_is_a_mismatch) {
+  FOR_EACH(p, 2, 3) on_cards(&(world){.chance = seed()}, p, capture_on_rank1, NULL);
+}
+
 /* Rank 0 sends, 1 receives and sends it back. */
 static void queue_answer(rank *r, void *x, void *y, int64_t n) {
   lam_wire h = {.bytes = (uint64_t)n, .dtype = LAM_U8, .ndim = 1, .shape = {n}};
