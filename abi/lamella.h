@@ -248,7 +248,7 @@ typedef struct lam_group_desc {
   int32_t rank, size;
   uint32_t deadline_ms;       /* 0 = 30000: how long a peer may be late */
   uint32_t first_deadline_ms; /* 0 = 600000: for its first operation: it may be compiling */
-  uint32_t reserved;
+  uint32_t gpu; /* engine nccl: this rank's, counted from 1; 0 = the thread's own device */
   const char *engine; /* "shm"; NULL = by device and locality */
   lam_group_id id;
 } lam_group_desc;

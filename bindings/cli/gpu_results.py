@@ -38,8 +38,9 @@ PARTS = [  # what, a part of test --gpu, what it is until that has run
      EMULATED),
     ("NCCL: two processes on one card, killed and stopped ones, and a rank on each of 2 to 8 cards",
      "nccl_test", COMPILED),
-    ("the PyTorch adapter on the card: numbers, streams, memory, graphs, ranks as threads", "torch", COMPILED),
-    ("the JAX adapter on the card", "jax", COMPILED),
+    ("the PyTorch adapter on the card: numbers, streams, memory, graphs, ranks as threads and processes", "torch",
+     COMPILED),
+    ("the JAX adapter on the card, ranks as processes", "jax", COMPILED),
 ]
 
 
@@ -93,8 +94,13 @@ def state(found, before):
         reasons = "; ".join(found[0]["skipped"]) if found else ""
         return before + (" (%s)" % reasons if reasons else "")
     part = found[0]
-    skipped = ", %d skipped" % len(part["skipped"]) if part["skipped"] else ""
-    return "ran: %d passed, %d failed%s" % (part["passed"], part["failed"], skipped)
+    return "ran: %d passed, %d failed%s" % (part["passed"], part["failed"], not_run(part["skipped"]))
+
+
+def not_run(skips):
+    """How many, and why: of lines `skip NAME: REASON`, each reason once."""
+    reasons = dict.fromkeys(line.partition(": ")[2] for line in skips)
+    return ", %d skipped (%s)" % (len(skips), "; ".join(reasons)) if skips else ""
 
 
 def bench_lines(documents):

@@ -269,7 +269,9 @@ static xla_error *run(uint32_t op, xla_platform platform, const xla_frame *frame
   return NULL;
 }
 
-/* A runtime asks each handler which API it was made for before it takes it. */
+/* A runtime asks each handler which API it was made for before it takes it. No trait: a call is not
+ * compatible with command buffers, which are recorded before its shape was called once: scratch is not
+ * there yet, products are not measured. */
 static bool answer_metadata(const xla_frame *frame) {
   const xla_extension *e = frame->extension_start;
   if (!e || e->type != XLA_EXTENSION_METADATA) return false;

@@ -13,6 +13,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 import lamella.jax as lj  # noqa: E402
+import ranks  # noqa: E402
 
 SEED = int(os.environ.get("LAMELLA_TEST_SEED", "0")) or int.from_bytes(os.urandom(3), "little")
 ACTS = {
@@ -109,3 +110,15 @@ def test_mistakes_are_named_and_the_next_call_works(draw):
     with pytest.raises(Exception, match="lamella|linear"):
         jax.jit(lj.linear)(x, draw(7, 3)).block_until_ready()
     close(jax.jit(lj.linear)(x, w), x @ w, 16)
+
+
+@pytest.mark.parametrize("engine", ["nccl", "shm"])
+def test_two_processes_on_one_card(engine):
+    ranks.run("ranks_jax.py", engine, 2, one_card=True)
+
+
+@pytest.mark.parametrize("engine", ["nccl", "shm"])
+@pytest.mark.parametrize("n", range(2, ranks.MOST + 1))
+def test_a_rank_on_each_card(n, engine):
+    ranks.need(n, len(jax.local_devices()))
+    ranks.run("ranks_jax.py", engine, n)

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bindings/torch"))
 
 import lamella  # noqa: E402
 import lamella.torch  # noqa: E402,F401
+import ranks  # noqa: E402
 import torch_samples  # noqa: E402
 
 SEED = int(os.environ.get("LAMELLA_TEST_SEED", "0")) or int.from_bytes(os.urandom(3), "little")
@@ -330,3 +331,23 @@ def test_ranks_on_one_card_sum_a_split_layer(n, dtype):
     for y in found:
         close(y, torch.nn.functional.linear(x.double(), w.double(), b.double()), 512)
         assert torch.equal(y, found[0])
+
+
+# -- ranks as processes --
+
+
+@pytest.mark.parametrize("case", ["own", "adopted"])
+def test_two_processes_on_one_card_over_nccl(case):
+    ranks.run("ranks_torch.py", case, 2, one_card=True)
+
+
+def test_two_processes_on_one_card_read_each_others_memory():
+    """Of torch's caching allocator."""
+    ranks.run("ranks_torch.py", "shm", 2, one_card=True)
+
+
+@pytest.mark.parametrize("case", ["own", "default", "adopted", "shm"])
+@pytest.mark.parametrize("n", range(2, ranks.MOST + 1))
+def test_a_rank_on_each_card(n, case):
+    ranks.need(n, torch.cuda.device_count())
+    ranks.run("ranks_torch.py", case, n)

@@ -73,6 +73,14 @@ class Group:
         info = self._info()
         return errors.of_status(info.poison, info.error.decode()) if info.poison else None
 
+    @property
+    def device_way(self) -> tuple[str | None, str | None]:
+        """How operands on a GPU travel, known from their first collective on: "threads", "ipc",
+        "nccl", or "host" (with the reason, what calls then wait for); (None, None) before."""
+        info = self._info()
+        way, why = info.device_way, info.device_why
+        return way and way.decode(), why.decode() if why else None
+
     @staticmethod
     def new_id() -> bytes:
         """128 bytes that name a group to be; one rank makes them, any channel carries them."""
@@ -82,21 +90,52 @@ class Group:
 
     @classmethod
     def create(
-        cls, id: bytes, rank: int, size: int, deadline_ms: int = 0, first_deadline_ms: int = 0
+        cls,
+        id: bytes,
+        rank: int,
+        size: int,
+        deadline_ms: int = 0,
+        first_deadline_ms: int = 0,
+        engine: str | None = None,
+        gpu: int | None = None,
     ) -> Group:
         """Returns when all `size` ranks have come. Deadlines of 0 are the library's: 30 s, and
-        10 min for the first operation. Raises InvalidArgument for an id, rank or size that cannot
-        be; PeerStalled where ranks do not come."""
-        desc = _desc(rank, size, deadline_ms, first_deadline_ms)
+        10 min for the first operation. engine: "shm", "nccl" (a GPU for each rank: this one's is
+        `gpu`, or the thread's own device), None = the library's choice. Raises InvalidArgument for
+        an id, rank or size that cannot be; PeerStalled where ranks do not come."""
+        desc = _desc(rank, size, deadline_ms, first_deadline_ms, engine, gpu)
         desc.id.bytes[:] = _checked(id)
         return cls._open("lam_group_create", interrupt.context(), ctypes.byref(desc))
 
     @classmethod
-    def from_env(cls, deadline_ms: int = 0, first_deadline_ms: int = 0) -> Group:
+    def from_env(
+        cls,
+        deadline_ms: int = 0,
+        first_deadline_ms: int = 0,
+        engine: str | None = None,
+        gpu: int | None = None,
+    ) -> Group:
         """From the environment that ./lamella run or torchrun makes. Raises FailedPrecondition
         where neither did, and what `create` does."""
-        desc = _desc(0, 0, deadline_ms, first_deadline_ms)
+        desc = _desc(0, 0, deadline_ms, first_deadline_ms, engine, gpu)
         return cls._open("lam_group_create_from_env", interrupt.context(), ctypes.byref(desc))
+
+    @classmethod
+    def adopt_nccl(
+        cls,
+        comm: int,
+        id: bytes,
+        rank: int,
+        size: int,
+        deadline_ms: int = 0,
+        first_deadline_ms: int = 0,
+        gpu: int | None = None,
+    ) -> Group:
+        """Over NCCL, split off the host's own communicator: comm is its ncclComm_t, as a number,
+        rank and size its own. Collective: while nothing else uses it. The rest as `create`."""
+        desc = _desc(rank, size, deadline_ms, first_deadline_ms, None, gpu)
+        desc.id.bytes[:] = _checked(id)
+        return cls._open("lam_group_adopt_nccl", interrupt.context(), ctypes.byref(desc), comm)
 
     def split(self, color: int, key: int = 0) -> Group | None:
         """Collective: ranks of one color form a group, by (key, rank); None for a color below 0."""
@@ -154,11 +193,13 @@ def _checked(id):
     return id
 
 
-def _desc(rank, size, deadline_ms, first_deadline_ms):
+def _desc(rank, size, deadline_ms, first_deadline_ms, engine=None, gpu=None):
     return library.GroupDesc(
         struct_size=ctypes.sizeof(library.GroupDesc),
         rank=rank,
         size=size,
         deadline_ms=deadline_ms,
         first_deadline_ms=first_deadline_ms,
+        engine=engine and engine.encode(),
+        gpu=0 if gpu is None else gpu + 1,
     )

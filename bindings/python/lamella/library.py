@@ -90,7 +90,7 @@ class GroupDesc(ctypes.Structure):
         ("size", ctypes.c_int32),
         ("deadline_ms", ctypes.c_uint32),
         ("first_deadline_ms", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
+        ("gpu", ctypes.c_uint32),
         ("engine", ctypes.c_char_p),
         ("id", GroupId),
     ]
@@ -146,6 +146,7 @@ _SIGNATURES = {
     "lam_group_id_create": (_STATUS, [ctypes.POINTER(GroupId)]),
     "lam_group_create": (_STATUS, [_HANDLE, ctypes.POINTER(GroupDesc), _OUT]),
     "lam_group_create_from_env": (_STATUS, [_HANDLE, ctypes.POINTER(GroupDesc), _OUT]),
+    "lam_group_adopt_nccl": (_STATUS, [_HANDLE, ctypes.POINTER(GroupDesc), _HANDLE, _OUT]),
     "lam_group_split": (_STATUS, [_HANDLE, ctypes.c_int32, ctypes.c_int32, _OUT]),
     "lam_group_get_info": (_STATUS, [_HANDLE, ctypes.POINTER(GroupInfo)]),
     "lam_group_handle": (ctypes.c_int64, [_HANDLE]),

@@ -6,9 +6,9 @@
 
 /* ---- Life -------------------------------------------------------------------------------------- */
 
-static lam_status meet_or_destroy(lam_group *g, void *comm) {
+static lam_status meet_or_destroy(lam_group *g, void *comm, uint32_t gpu) {
   if (g->size == 1) return LAM_OK;
-  const lam_status status = lam_nccl_meet(g, comm);
+  const lam_status status = lam_nccl_meet(g, comm, gpu);
   if (status == LAM_OK) return LAM_OK;
   lam_nccl_leave(g);
   lam_engine_shm.destroy(g);
@@ -19,7 +19,7 @@ static lam_status meet_or_destroy(lam_group *g, void *comm) {
  * ncclCommSplit would ask. */
 static lam_status nccl_split(lam_group *parent, const int *members, int n, lam_group *sub) {
   LAM_TRY(lam_engine_shm.split(parent, members, n, sub));
-  return meet_or_destroy(sub, NULL);
+  return meet_or_destroy(sub, NULL, (uint32_t)parent->nccl->device_id + 1);
 }
 
 /* ---- Tables ------------------------------------------------------------------------------------ */
@@ -74,7 +74,7 @@ static lam_status open_group(const lam_group_desc *desc, void *comm, lam_group *
   pthread_once(&once, fill_tables);
   g->engine = desc->size == 1 ? &alone : &whole;
   LAM_TRY(lam_engine_shm.create(desc, g));
-  return meet_or_destroy(g, comm);
+  return meet_or_destroy(g, comm, desc->gpu);
 }
 
 static lam_status nccl_create(const lam_group_desc *desc, lam_group *g) {

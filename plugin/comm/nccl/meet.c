@@ -51,9 +51,19 @@ static uint64_t host_id(void) {
   return hash;
 }
 
-static lam_status fill_row(lam_group *g, row *r) {
+/* gpu: as lam_group_desc has it. */
+static lam_status find_place(const lam_nccl *n, uint32_t gpu, lam_link_place *out) {
+  int32_t was = 0;
+  if (!gpu) return n->device->nccl->place(out);
+  LAM_TRY(lam_device_enter(n->device, (int32_t)(gpu - 1), &was));
+  const lam_status status = n->device->nccl->place(out);
+  lam_device_leave(n->device, was);
+  return status;
+}
+
+static lam_status fill_row(lam_group *g, uint32_t gpu, row *r) {
   LAM_TRY(make_own(g));
-  LAM_TRY(g->nccl->device->nccl->place(&r->place));
+  LAM_TRY(find_place(g->nccl, gpu, &r->place));
   g->nccl->device_id = r->place.device_id;
   r->host = host_id();
   return g->rank == 0 && !r->is_adopted ? g->nccl->device->nccl->make_id(r->id) : LAM_OK;
@@ -113,10 +123,10 @@ static lam_status check_rows(const lam_group *g, const row *rows) {
 }
 
 /* Also where the own row failed: the others wait for it. */
-static lam_status exchange(lam_group *g, void *comm, row *rows) {
+static lam_status exchange(lam_group *g, void *comm, uint32_t gpu, row *rows) {
   row own = {.is_adopted = comm != NULL};
   const lam_comm_op op = {.op = LAM_COMM_NCCL, .dtype = LAM_U8, .ndim = 1, .dims = {g->size}};
-  own.status = fill_row(g, &own);
+  own.status = fill_row(g, gpu, &own);
   if (own.status != LAM_OK) snprintf(own.why, sizeof own.why, "%.300s", lam_last_error());
   LAM_TRY(lam_group_gather_rows(g, &op, &own, sizeof own, rows));
   return check_rows(g, rows);
@@ -257,19 +267,19 @@ lam_status lam_nccl_warm(lam_group *g) {
 
 /* ---- Meeting ----------------------------------------------------------------------------------- */
 
-static lam_status meet(lam_group *g, void *comm, row *rows) {
+static lam_status meet(lam_group *g, void *comm, uint32_t gpu, row *rows) {
   int32_t was = 0;
-  LAM_TRY(exchange(g, comm, rows));
+  LAM_TRY(exchange(g, comm, gpu, rows));
   LAM_TRY(lam_device_enter(g->nccl->device, g->nccl->device_id, &was));
   lam_status status = make_links(g, comm, rows);
   lam_device_leave(g->nccl->device, was);
   return status == LAM_OK ? LAM_OK : lam_group_end(g, "nccl", status); /* the others wait for it */
 }
 
-lam_status lam_nccl_meet(lam_group *g, void *comm) {
+lam_status lam_nccl_meet(lam_group *g, void *comm, uint32_t gpu) {
   row *rows = calloc((size_t)g->size, sizeof *rows);
   if (!rows) return lam_fail(LAM_RESOURCE_EXHAUSTED, "nccl: no memory");
-  const lam_status status = meet(g, comm, rows);
+  const lam_status status = meet(g, comm, gpu, rows);
   free(rows);
   g->sequence = 0; /* the group's first operation is still to come */
   return status;

@@ -72,8 +72,9 @@ typedef struct lam_nccl {
 
 /* -- meet.c -- */
 
-/* Makes g->nccl with all its links. comm: the host's own, or NULL. All ranks fail alike. */
-lam_status lam_nccl_meet(lam_group *g, void *comm);
+/* Makes g->nccl with all its links. comm: the host's own, or NULL; gpu: as lam_group_desc has it. All
+ * ranks fail alike. */
+lam_status lam_nccl_meet(lam_group *g, void *comm, uint32_t gpu);
 lam_status lam_nccl_warm(lam_group *g);
 /* f on each link, until one says no; in the same order on all ranks. */
 lam_status lam_nccl_each_link(lam_nccl *n, lam_status (*f)(lam_nccl *n, nccl_link *k));

@@ -43,7 +43,8 @@ def test_the_folder_is_whole_and_small(packed):
     names = {str(p.relative_to(packed)) for p in packed.rglob("*") if p.is_file()}
     library = "bindings/python/lamella/lib/"
     assert {"lamella", "packed.json", "bin/probe", "bin/tests/ops_test", "tests/gpu/gpu_torch.py",
-            "tests/gpu/gpu_jax.py", "bindings/python/lamella/torch/__init__.py",
+            "tests/gpu/gpu_jax.py", "tests/gpu/ranks.py", "tests/gpu/ranks_torch.py", "tests/gpu/ranks_jax.py",
+            "bindings/python/lamella/torch/__init__.py",
             library + "liblamella.so.0", library + "liblamella_cuda.so.0",
             library + "lamella_torch.so", library + "liblamella_xla.so"} <= names
     assert sum((packed / name).stat().st_size for name in names) <= pack_gpu.MOST_BYTES
@@ -119,17 +120,19 @@ def results(tmp_path, **documents):
     return out.read_text() if done.returncode == 0 else done.stderr
 
 
-def part(name, passed, failed=0):
-    return {"name": name, "passed": passed, "failed": failed, "skipped": [], "seconds": 1}
+def part(name, passed, failed=0, skipped=()):
+    return {"name": name, "passed": passed, "failed": failed, "skipped": list(skipped), "seconds": 1}
 
 
 def test_results_tell_what_ran_from_what_did_not(tmp_path):
     row = dict(name="gemm", figure=7.0, unit="us", spread=0.1, peer="torch", peer_figure=8.0, ratio=0.875,
                goal="<= 1.00", met=True, note="")
-    text = results(tmp_path, test=dict(machine=MACHINE, parts=[part("torch", 9, 1)]),
+    few = ["skip test_%d: not run: this machine has 1 GPU" % n for n in (2, 3)]
+    text = results(tmp_path, test=dict(machine=MACHINE, parts=[part("torch", 9, 1), part("jax", 3, skipped=few)]),
                    bench=dict(machine=MACHINE, rows=[row], failed=[]))
     assert "NVIDIA H0" in text and "| ran: 9 passed, 1 failed |" in text and "| gemm | 7 us |" in text
-    assert "| the JAX adapter on the card | compiled only |" in text
+    assert "| ran: 3 passed, 0 failed, 2 skipped (not run: this machine has 1 GPU) |" in text
+    assert "| the same, memcheck | compiled only |" in text
 
 
 def test_what_a_stand_in_answered_did_not_run_on_a_gpu(tmp_path):

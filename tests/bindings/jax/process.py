@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import lamella
 import lamella.jax as lj
+import lamella.jax.group as lj_group
 import numpy as np
 from decoder import train
 from lamella.pipeline import Schedule
@@ -132,16 +133,57 @@ def mismatch(rank, size, group):
     raise AssertionError("no exception")
 
 
-def distributed(rank, size, group):
-    """The group was made of jax.distributed's processes."""
-    assert (jax.process_index(), jax.process_count()) == (rank, size)
+def sums_ranks(rank, size, group):
     y = jax.jit(lambda x: lj.all_reduce(x, group=group, token=lj.new_token())[0])(draw(3) * rank)
     close(y, draw(3) * sum(range(size)))
+
+
+def distributed(rank, size, group):
+    """The group was made of jax.distributed's processes, its id carried by their service; another by
+    a program of theirs, where JAX does not show the service."""
+    assert (jax.process_index(), jax.process_count()) == (rank, size)
+    sums_ranks(rank, size, group)
+    on_nccl(rank)
+    lj_group.service = lambda: None
+    with lj.distributed_group(**DEADLINES) as other:
+        assert other.handle != group.handle
+        sums_ranks(rank, size, other)
+
+
+def on_nccl(rank):
+    """Over NCCL a process's GPU is JAX's own. This machine has none, which all ranks are told."""
+    asked, gpus = [], lj_group.own_gpu
+    create, lamella.Group.create = lamella.Group.create, staticmethod(lambda *a, **k: asked.append((a, k)))
+    lj_group.own_gpu = lambda: 4 + rank
+    lj.distributed_group(engine="nccl", deadline_ms=7)
+    lamella.Group.create, lj_group.own_gpu = create, gpus
+    [((id, *place), named)] = asked
+    assert len(id) == 128 and place == [rank, 2]
+    assert named == {"engine": "nccl", "gpu": 4 + rank, "deadline_ms": 7}, named
+    if any(d.platform != "cpu" for d in jax.local_devices()):
+        return
+    try:
+        lj.distributed_group(engine="nccl", **DEADLINES)
+    except lamella.Error as error:
+        assert "rank 0 cannot use NCCL: " in str(error), error
+        return
+    raise AssertionError("no exception")
+
+
+def unused(function):
+    """`function`, once the service is not there."""
+
+    def used():
+        assert lj_group.service() is None
+        return function()
+
+    return used
 
 
 def open_group(case, rank, size, port, folder):
     if case == "distributed":
         jax.distributed.initialize("127.0.0.1:%s" % port, size, rank)
+        lj_group.broadcast_id = unused(lj_group.broadcast_id)
         return lj.distributed_group(**DEADLINES)
     return lamella.Group.create((Path(folder) / "id").read_bytes(), rank, size, **DEADLINES)
 

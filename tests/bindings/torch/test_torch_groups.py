@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from lamella import errors, group, library
 
@@ -69,6 +70,29 @@ def test_an_initialised_torch_distributed_carries_the_id(program, tmp_path):
     command = [sys.executable, path]
     texts = finish([start([*command, str(r), str(tmp_path / "store")]) for r in range(3)])
     assert all("done" in text for text in texts)
+
+
+@pytest.fixture(scope="module")
+def over_nccl():
+    """What two ranks of nccl_ranks.py said, {claim: rest of its line}."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    script = str(Path(__file__).with_name("nccl_ranks.py"))
+    texts = finish([start([sys.executable, "-B", script, str(r), "2", port]) for r in range(2)])
+    lines = [[line.partition(": ") for line in text.splitlines()] for text in texts]
+    return [{claim: rest for claim, _, rest in each} for each in lines]
+
+
+@pytest.mark.parametrize("claim", ["default", "asked", "adopted", "nothing to adopt"])
+def test_a_group_of_a_process_group_over_nccl(over_nccl, claim):
+    assert over_nccl[0][claim] == over_nccl[1][claim]  # the id where one was made, on both ranks
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_the_engine_nccl_says_on_all_ranks_what_is_missing(over_nccl):
+    for said in over_nccl:
+        assert said["without a GPU"].startswith("rank 0 cannot use NCCL: ")
 
 
 def test_lamella_run_and_splitting(program):

@@ -31,8 +31,9 @@ typedef struct meeting {
   pthread_barrier_t all;
 } meeting;
 
-static lam_status join(const meeting *m, rank *r) {
+static lam_status join_on(const meeting *m, rank *r, uint32_t gpu) {
   lam_group_desc d = LAM_GROUP_DESC_INIT;
+  d.gpu = gpu;
   d.rank = r->rank;
   d.size = r->size;
   d.engine = "nccl";
@@ -41,6 +42,8 @@ static lam_status join(const meeting *m, rank *r) {
   d.id = m->id;
   return lam_group_create(NULL, &d, &r->g);
 }
+
+static lam_status join(const meeting *m, rank *r) { return join_on(m, r, 0); }
 
 static void open_card(rank *r, bool same_card) {
   float x[N];
@@ -51,6 +54,12 @@ static void open_card(rank *r, bool same_card) {
   for (int i = 0; i < N; i++) x[i] = (float)(r->rank * N + i);
   CHECK_CUDA(cudaMemcpyAsync(r->x, x, sizeof x, cudaMemcpyHostToDevice, r->stream));
   CHECK_CUDA(cudaStreamSynchronize(r->stream));
+}
+
+static void close_card(rank *r) {
+  CHECK_CUDA(cudaFree(r->x));
+  CHECK_CUDA(cudaFree(r->y));
+  CHECK_CUDA(cudaStreamDestroy(r->stream));
 }
 
 /* What must be alike for all ends before any memory goes. */
@@ -66,9 +75,7 @@ static void run_rank(int number, int size, void *arg) {
   pthread_barrier_wait(&m->all);
   lam_group_destroy(r.g);
   pthread_barrier_wait(&m->all);
-  CHECK_CUDA(cudaFree(r.x));
-  CHECK_CUDA(cudaFree(r.y));
-  CHECK_CUDA(cudaStreamDestroy(r.stream));
+  close_card(&r);
 }
 
 static void on_cards(meeting m, int size) {
@@ -297,6 +304,49 @@ static void be_old(rank *r) {
                "rank 1 cannot use NCCL: cuda: NCCL is 2.14.3, Lamella needs 2.18 or newer");
 }
 TEST(nccl, an_old_version_is_refused_on_all_ranks) { run_failing(2, be_old, false); }
+
+/* ---- A GPU by its number ----------------------------------------------------------------------- */
+
+static int thread_device(void) {
+  int device = -1;
+  CHECK_CUDA(cudaGetDevice(&device));
+  return device;
+}
+
+/* Sums over g on this rank's own card, and goes back to card 0. */
+static void sum_there(rank *r, lam_group *g) {
+  rank there = *r;
+  there.g = g;
+  open_card(&there, false);
+  CHECK_OK(sum(&there));
+  check_sum(&there, 1);
+  pthread_barrier_wait(r->all);
+  close_card(&there);
+  CHECK_CUDA(cudaSetDevice(0));
+}
+
+static void name_a_gpu(rank *r) {
+  lam_group *sub = NULL;
+  if (!CHECK_OK(join_on(met, r, (uint32_t)r->rank + 1))) return;
+  CHECK_EQ(thread_device(), 0);
+  CHECK_OK(lam_group_split(r->g, 0, -r->rank, &sub));
+  CHECK_EQ(thread_device(), 0);
+  sum_there(r, r->g);
+  sum_there(r, sub);
+  lam_group_destroy(sub);
+  pthread_barrier_wait(r->all);
+}
+TEST(nccl, a_group_and_its_parts_work_on_the_gpu_that_was_named) {
+  FOR_EACH(p, 2, 4) run_failing(p, name_a_gpu, true);
+}
+
+static void name_one_too_many(rank *r) {
+  CHECK_STATUS(join_on(met, r, r->rank == 1 ? 5 : (uint32_t)r->rank + 1), LAM_INVALID_ARGUMENT);
+  CHECK_CONTAINS(lam_last_error(), "rank 1 cannot use NCCL: ");
+}
+TEST(nccl, a_gpu_that_is_not_there_is_refused_on_all_ranks) {
+  run_failing(2, name_one_too_many, true);
+}
 
 /* ---- The host's own communicator --------------------------------------------------------------- */
 

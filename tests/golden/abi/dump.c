@@ -82,7 +82,7 @@ static const line lines[] = {
     F(lam_group_desc, size),
     F(lam_group_desc, deadline_ms),
     F(lam_group_desc, first_deadline_ms),
-    F(lam_group_desc, reserved),
+    F(lam_group_desc, gpu),
     F(lam_group_desc, engine),
     F(lam_group_desc, id),
     S(lam_callbacks),

@@ -6,13 +6,14 @@ Leaves groups of other processes to lamella.Group.
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import jax
 import numpy
 
 from lamella import Error, Group
-from lamella.errors import InvalidArgument
+from lamella.errors import FailedPrecondition, InvalidArgument
 
 
 class LocalGroup:
@@ -68,11 +69,54 @@ def join(size, deadlines):
     return groups
 
 
-def distributed_group(**deadlines: int) -> Group:
-    """The processes of jax.distributed, one rank each: a lamella.Group. Process 0 makes its id.
-    Deadlines and what is raised are those of lamella.Group.create."""
+def distributed_group(engine: str | None = None, **deadlines: int) -> Group:
+    """The processes of jax.distributed, one rank each: a lamella.Group. Process 0 makes its id,
+    which goes through jax.distributed's own service. engine "nccl": for processes that have one GPU
+    each. Deadlines and what is raised are those of lamella.Group.create. Every process calls it, in
+    the same order of groups."""
+    rank, size = jax.process_index(), jax.process_count()
+    gpu = own_gpu() if engine == "nccl" else None
+    return Group.create(shared_id(rank), rank, size, engine=engine, gpu=gpu, **deadlines)
+
+
+LONGEST_WAIT_MS = 600000  # for process 0, which may be compiling
+_made = itertools.count()  # groups so far
+
+
+def shared_id(rank):
+    client = service()
+    if client is None:
+        return broadcast_id()
+    key = "lamella/group/%d" % next(_made)
+    if rank == 0:
+        client.key_value_set(key, Group.new_id().hex())
+    return bytes.fromhex(client.blocking_key_value_get(key, LONGEST_WAIT_MS))
+
+
+def service():
+    """jax.distributed's client; private to JAX, so not certain to stay."""
+    try:
+        from jax._src.distributed import global_state
+
+        return global_state.client
+    except (ImportError, AttributeError):
+        return None
+
+
+def broadcast_id():
+    """The same by a program that all devices run."""
     from jax.experimental import multihost_utils
 
     mine = numpy.frombuffer(Group.new_id(), numpy.uint8).astype(numpy.int32)
-    id = numpy.asarray(multihost_utils.broadcast_one_to_all(mine)).astype(numpy.uint8)
-    return Group.create(id.tobytes(), jax.process_index(), jax.process_count(), **deadlines)
+    return numpy.asarray(multihost_utils.broadcast_one_to_all(mine)).astype(numpy.uint8).tobytes()
+
+
+def own_gpu():
+    """As CUDA counts this process's one GPU; None where JAX has none."""
+    here = [d for d in jax.local_devices() if d.platform in ("gpu", "cuda")]
+    if len(here) > 1:
+        raise FailedPrecondition(
+            "distributed_group: this process has %d GPUs, engine nccl takes one for each rank: give "
+            "jax.distributed.initialize local_device_ids" % len(here), 9
+        )
+    return here[0].local_hardware_id if here else None
