@@ -7,7 +7,7 @@ Leaves measuring to tests/gpu/figures.py and call_bench.c.
 
 import json
 
-from bindings.cli import bench_table, gpu
+from bindings.cli import bench_table, gpu, projection
 from bindings.cli.bench_figures import alone, compare, require
 from bindings.cli.common import Problem, say
 
@@ -89,7 +89,15 @@ def fused(n):
             alone("all-reduce + add + RMSNorm, M=138", "us", f["fused_m138/lamella"])]
 
 
-GROUPS = {group.__name__: group for group in (gemm, call, bandwidth, fused, chunks, ffn, decode)}
+def tiles(n):
+    """shares of layers for 1 to 8 ranks, in 1 to 8 chunks: from them a projection for several GPUs"""
+    f = in_torch("tiles", n)
+    return [alone(name, "us", f["tiles/" + name.replace(" ", "_")])
+            for layer in projection.LAYERS for degree in (1, *projection.DEGREES) for c in projection.CHUNKS
+            for name in [projection.row_name(layer, degree, c)]]
+
+
+GROUPS = {group.__name__: group for group in (gemm, call, bandwidth, fused, chunks, tiles, ffn, decode)}
 
 
 def main(args):
@@ -103,6 +111,9 @@ def main(args):
             say("bench %s: %s" % (name, problem))
     document = dict(bench_table.document(rows, about), failed=failed)
     print(bench_table.table(rows))
+    steps = projection.project(document["rows"])
+    if steps:
+        print("\n" + projection.text(steps, about["card"]))
     gpu.keep("bench.json", document)
     if args.json:
         bench_table.write(args.json, json.dumps(document, indent=1) + "\n")

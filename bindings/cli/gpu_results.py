@@ -7,7 +7,7 @@ or compiled only, and what a stand-in answered never counts as run.
 import json
 from pathlib import Path
 
-from bindings.cli import bench_table, gpu, gpu_bench
+from bindings.cli import bench_table, gpu, gpu_bench, projection
 from bindings.cli.bench_figures import Row
 from bindings.cli.common import ROOT, Problem
 
@@ -109,6 +109,9 @@ def bench_lines(documents):
         lines += ["Ran: %s." % about(document), ""]
         lines += bench_table.rows_markdown([Row(**row) for row in document["rows"]]).splitlines() + [""]
         lines += ["- %s failed: %s" % (f["group"], f["why"]) for f in document.get("failed", [])]
+        steps = projection.project(document["rows"])
+        if steps:
+            lines += ["", "## Several GPUs, projected", "", projection.markdown(steps, document["machine"]["card"])]
     if not documents:
         lines += ["| what is measured | state |", "|---|---|"]
         lines += ["| %s | %s |" % (bench_table.summary(group), COMPILED) for group in gpu_bench.GROUPS.values()]

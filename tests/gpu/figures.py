@@ -14,6 +14,7 @@ from torch.nn import functional
 
 import lamella
 import lamella.torch  # noqa: F401
+from bindings.cli import projection
 
 OPS = torch.ops.lamella
 BF16 = torch.bfloat16
@@ -197,6 +198,28 @@ def chunks(rounds):
             show(name, times)
 
 
+def share_of(layer, degree, group):
+    """A rank's part of it, as a function of chunks."""
+    x, w2 = rand(layer.rows, layer.k // degree), rand(layer.n, layer.k // degree, scale=layer.k**-0.5)
+    if layer.kind == "linear":
+        return lambda c: OPS.linear_row(x, w2, group=group.handle, chunks=c)
+    x, w1 = rand(layer.rows, layer.n), rand(layer.k // degree, layer.n, scale=layer.n**-0.5)
+    return lambda c: OPS.ffn(x, w1, None, w2, None, act="gelu_tanh", group=group.handle, chunks=c)
+
+
+def tiles(rounds):
+    """Products alone, for projection.py: a group of one sums nothing, and its sum's last pass is there."""
+    with lamella.Group.create(lamella.Group.new_id(), 0, 1) as group, torch.inference_mode():
+        for layer in projection.LAYERS:
+            for degree in (1, *projection.DEGREES):
+                call = share_of(layer, degree, group)
+                sides = {
+                    projection.row_name(layer, degree, c): lambda c=c: call(c) for c in projection.CHUNKS
+                }
+                for name, times in in_turn(sides, rounds, 5).items():
+                    show("tiles/" + name.replace(" ", "_"), times)
+
+
 # -- two ranks as threads --
 
 CALLS = 20
@@ -251,7 +274,7 @@ def fused(rounds):
         show("fused_m%d/lamella" % m, [max(pair) for pair in zip(*times)])
 
 
-GROUPS = {f.__name__: f for f in (gemm, ffn, decode, bandwidth, chunks, fused)}
+GROUPS = {f.__name__: f for f in (gemm, ffn, decode, bandwidth, chunks, tiles, fused)}
 
 if __name__ == "__main__":
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bindings.cli import bazel, gpu, headers, pack_gpu
+from bindings.cli import bazel, gpu, headers, pack_gpu, projection
 from bindings.cli.common import ROOT, Problem
 
 STANDIN = "//tests/gpu:liblamella_cuda_emulated.so.0"
@@ -133,6 +133,14 @@ def test_results_tell_what_ran_from_what_did_not(tmp_path):
     assert "NVIDIA H0" in text and "| ran: 9 passed, 1 failed |" in text and "| gemm | 7 us |" in text
     assert "| ran: 3 passed, 0 failed, 2 skipped (not run: this machine has 1 GPU) |" in text
     assert "| the same, memcheck | compiled only |" in text
+
+
+def test_times_of_shares_make_a_projection(tmp_path):
+    layer = projection.LAYERS[0]
+    rows = [dict(name=projection.row_name(layer, p, 1), figure=1000.0 / p, unit="us", spread=0.1) for p in (1, 2)]
+    text = results(tmp_path, bench=dict(machine=MACHINE, rows=rows, failed=[]))
+    assert "## Several GPUs, projected" in text and "A projection: no two GPUs were timed." in text
+    assert "| linear 8192x8192x8192 | 2 | NVLink 4 | 500 us | 597 us | 1097 us |" in text
 
 
 def test_what_a_stand_in_answered_did_not_run_on_a_gpu(tmp_path):
