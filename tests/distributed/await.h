@@ -52,6 +52,17 @@ static inline char thread_state(int tid) {
   return name_end && name_end[1] ? name_end[2] : 0;
 }
 
+/* Waits until the process *pid, 0 until it says who it is, has ended: a zombie, or reaped already
+ * by the test that started it. */
+static inline bool await_end(const _Atomic int *pid) {
+  if (!await_count(pid, 1)) return false;
+  for (int64_t start = await_start();;) {
+    const char state = thread_state(*pid);
+    if (state == 'Z' || state == 0) return true;
+    if (!await_more(start)) return CHECK_EQ(state, 'Z');
+  }
+}
+
 /* Waits until thread *tid, 0 until it says who it is, is in `state`: a rank that is about to wait
  * for its peers is asleep once it does. */
 static inline bool await_state(const _Atomic int *tid, char state) {

@@ -205,7 +205,7 @@ static void opener_dies(int rank, int size, void *arg) {
   void *p = device_copy(NULL, 5);
   show(s, p);
   await_count(&s->seen, 1);
-  await_state(&s->closed, 'Z');
+  await_end(&s->closed);
   CHECK_CUDA(cudaFree(p)); /* nobody has it open any more */
   end();
 }
