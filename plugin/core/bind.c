@@ -126,27 +126,24 @@ static lam_status bind_place(lam_binding *b) {
   return b->op.device ? LAM_OK : open_place(b, t);
 }
 
-static inline void clear_input(lam_binding *b, int i) {
-  b->op.in_tensor[i] = NULL;
-  b->op.in[i] = (lam_matrix){0};
-}
-
 static lam_status bind_absent(lam_binding *b, int i) {
   if (!b->row->in[i].optional) return lam_refuse(who_input(b, i), "found NULL, expected a tensor");
-  clear_input(b, i);
+  b->op.in_tensor[i] = NULL;
+  b->op.in[i] = (lam_matrix){0};
   return LAM_OK;
 }
 
 static lam_status bind_inputs(lam_binding *b) {
-  const int given = (int)b->call->n_inputs, n = b->row->n_in;
+  const int given = (int)b->call->n_inputs;
   LAM_TRY(bind_place(b));
   for (int i = 0; i < given; i++) {
     const DLTensor *t = b->call->inputs[i];
     LAM_TRY(t ? bind_input(b, i, t) : bind_absent(b, i));
   }
-  for (int i = given; i < b->row->n_must; i++) LAM_TRY(bind_absent(b, i));
-  for (int i = given; i < n; i++) clear_input(b, i);
-  return b->row->scaled && lam_dtype_is_f8(b->first) ? lam_bind_scales(b) : LAM_OK;
+  const bool f8 = b->row->scaled && lam_dtype_is_f8(b->first);
+  const int n = f8 ? b->row->n_in : b->row->n_unscaled;
+  for (int i = given; i < n; i++) LAM_TRY(bind_absent(b, i));
+  return f8 ? lam_bind_scales(b) : LAM_OK;
 }
 
 /* -- attributes, group, context -- */

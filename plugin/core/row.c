@@ -124,8 +124,9 @@ lam_status lam_row_parse(const lam_row_text *text, lam_row *out) {
   out->packed_side = !strcmp(out->in[0].name, "dy");
   out->leader = leader_of(out);
   for (int i = 0; i < out->n_in; i++) {
-    out->scaled |= out->in[i].role == LAM_ROLE_SCALE;
-    if (!out->in[i].optional) out->n_must = i + 1;
+    const bool scale = out->in[i].role == LAM_ROLE_SCALE;
+    out->scaled |= scale;
+    if (!scale) out->n_unscaled = i + 1;
   }
   return check_marks(text, out);
 }

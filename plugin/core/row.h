@@ -43,9 +43,9 @@ struct lam_row {
   uint32_t id;
   const char *name;
   int n_in, n_out, n_attrs;
-  int n_must; /* the inputs behind these are all optional */
+  int n_unscaled; /* inputs up to the last that is no scale: only fp8 calls look behind them */
   bool communicates;
-  bool scaled; /* it takes scales, and so fp8 */
+  bool scaled;    /* it takes scales, and so fp8 */
   int packed_side; /* which packing its weights want: rows that start from dy want 1 */
   int leader; /* the input that gives the dtype: the first activation or weight, else the first */
   lam_row_tensor in[LAM_MAX_INPUTS], out[LAM_MAX_OUTPUTS];
