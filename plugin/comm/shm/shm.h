@@ -68,6 +68,7 @@ typedef struct shm_control {
   shm_flag changes; /* entries published so far */
   _Alignas(SHM_LINE) _Atomic uint32_t poison_claim;
   _Atomic int32_t poison; /* set once, after the message */
+  _Atomic int32_t processor; /* where the owner was when it last waited, counted from 1 (apart.c) */
   char message[LAM_MESSAGE_BYTES];
   _Atomic uint32_t directory_used; /* entries beyond were never used */
   shm_entry directory[SHM_DIRECTORY];
@@ -123,6 +124,8 @@ struct lam_world {
   int spins;        /* polls with a pause before giving up the processor; 0: more ranks than CPUs */
   int64_t probe_at; /* fill.c: when to try plain stores again; 0: they are fast */
   int slow_fills;
+  int64_t moved_at; /* apart.c: when this rank moved last, and how often it has */
+  uint64_t moves;
   shm_heap heap;
   shm_peer peers[SHM_RANKS]; /* [rank] is this rank's own */
 };
@@ -236,6 +239,9 @@ static inline lam_status shm_wait_for(shm_group *s, const shm_wait *w) {
 /* A peer's region, once it is published; w: peer, deadline_ms and between_two are given. */
 lam_status lam_shm_region_await(shm_group *s, const shm_wait *w, uint64_t key, shm_head **out);
 int lam_shm_spins_measure(void); /* how many pauses make about 2 us */
+/* Ranks that share a processor (apart.c): tells the peers where this one waits; moves it away. */
+void lam_shm_show_place(const lam_world *w);
+void lam_shm_move_apart(lam_world *w);
 static inline void shm_pause(void) {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
