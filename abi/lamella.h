@@ -317,7 +317,8 @@ LAM_API lam_status lam_group_warmup(lam_group *g);
 /* The algorithm an operation of so many bytes would take; a constant string. */
 LAM_API const char *lam_group_path(const lam_group *g, uint32_t op, uint64_t bytes);
 /* Memory for the host's tensors that the group's ranks on this machine can read: what is sent out
- * of it is copied once, by its receiver, not twice. 64-byte aligned, uninitialised, counted in the
+ * of it is copied once, by its receiver, not twice; a large message from such memory into such
+ * memory by both ranks, piece by piece. 64-byte aligned, uninitialised, counted in the
  * context's arena bytes; ordinary memory where the engine shares none. Give it back before the
  * group is destroyed; data may be NULL. */
 LAM_API lam_status lam_group_alloc(lam_group *g, uint64_t bytes, void **out_data);

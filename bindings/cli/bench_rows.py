@@ -25,6 +25,13 @@ def program(name, *arguments):
     return [str(PROGRAMS / name), *arguments]
 
 
+WAYS = {
+    "one_way": "host's memory: two copies",
+    "one_way_given": "out of group memory: one copy",
+    "one_way_between_given": "from group memory to group memory: one copy, of large messages by both ranks",
+}
+
+
 def comm(n):
     """all-reduce and transfer between 2 ranks, against Open MPI (both pinned) and memcpy"""
     figures = rounds({"lamella": program("comm_bench"), "open mpi": [*MPI, *program("comm_bench_mpi")]}, n)
@@ -43,7 +50,7 @@ def comm(n):
         rows.append(compare(line, "us", ours[line], "Open MPI", theirs[line], goals.get(kind, "")))
     for size in (1 << 20, 16 << 20):
         floor, copied = ours[f"crossing/{size}"], ours[f"memcpy/{size}"]
-        for way, note in (("one_way", "host's memory: two copies"), ("one_way_given", "group memory: one copy")):
+        for way, note in WAYS.items():
             rows.append(compare(f"{way}/{size}", "us", ours[f"{way}/{size}"], "memcpy", copied, "<= 1.25", note))
         rows.append(compare(f"crossing/{size}", "us", floor, "memcpy", copied,
                             note="the floor: one CPU copies what the other has just written"))

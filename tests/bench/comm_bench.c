@@ -63,13 +63,13 @@ static void reduce_scatter(void *user, int64_t bytes, int calls) {
 }
 
 /* A stream of messages one way, then a byte back. */
-static void stream_of(const bench *b, const void *x, int64_t bytes, int calls) {
+static void stream_of(const bench *b, const void *x, void *y, int64_t bytes, int calls) {
   lam_wire header = {.bytes = (uint64_t)bytes, .dtype = LAM_F32, .ndim = 1, .shape = {bytes / 4}};
   unsigned char done = 0;
   const int me = b->g->rank;
   for (int i = 0; i < calls; i++)
     must(me == 0 ? lam_group_send(b->g, 1, 0, &header, x)
-                 : lam_group_recv(b->g, 0, 0, &header, b->y, MOST_BYTES),
+                 : lam_group_recv(b->g, 0, 0, &header, y, MOST_BYTES),
          "one_way");
   header.bytes = 1;
   must(me == 1 ? lam_group_send(b->g, 0, 0, &header, &done)
@@ -79,13 +79,19 @@ static void stream_of(const bench *b, const void *x, int64_t bytes, int calls) {
 
 static void one_way(void *user, int64_t bytes, int calls) {
   const bench *b = user;
-  stream_of(b, b->x, bytes, calls);
+  stream_of(b, b->x, b->y, bytes, calls);
 }
 
 /* The same out of memory that the group gave. */
 static void one_way_given(void *user, int64_t bytes, int calls) {
   const bench *b = user;
-  stream_of(b, b->given, bytes, calls);
+  stream_of(b, b->given, b->y, bytes, calls);
+}
+
+/* And into such memory. */
+static void one_way_between_given(void *user, int64_t bytes, int calls) {
+  const bench *b = user;
+  stream_of(b, b->given, b->given, bytes, calls);
 }
 
 static void copy_from(const bench *b, const void *x, int64_t bytes) {
@@ -139,6 +145,7 @@ static void rank_main(const lam_group_desc *desc, float *shared, const char *fil
   run_sizes("all_reduce", filter, &b, reduce_sizes, N_REDUCE, all_reduce);
   run_sizes("one_way", filter, &b, transfer_sizes, N_TRANSFER, one_way);
   run_sizes("one_way_given", filter, &b, transfer_sizes, N_TRANSFER, one_way_given);
+  run_sizes("one_way_between_given", filter, &b, transfer_sizes, N_TRANSFER, one_way_between_given);
   run_sizes("memcpy", filter, &b, transfer_sizes, N_TRANSFER, copy);
   crossing(&b, filter);
   run_sizes("all_reduce_bf16", filter, &b, reduce_sizes, N_REDUCE, all_reduce_bf16);

@@ -126,6 +126,7 @@ struct lam_world {
   int slow_fills;
   int64_t moved_at; /* apart.c: when this rank moved last, and how often it has */
   uint64_t moves;
+  uint64_t helped; /* transfer.c: pieces of offers that this rank copied for their receivers */
   shm_heap heap;
   shm_peer peers[SHM_RANKS]; /* [rank] is this rank's own */
 };
@@ -292,8 +293,13 @@ typedef struct shm_message { /* a slot of a ring; `slot_bytes` of payload follow
    * TAKEN, else, once MOVED, at moved_to. Channels offer nothing. */
   uint64_t moved_to;
   _Atomic uint32_t offer;
+  /* SHARED: its receiver has taken it, and the sender may copy pieces too, to `to_place` in the
+   * receiver's arena. Who claims a piece copies it; helped: pieces that the sender has copied. */
+  _Atomic uint32_t claimed;
+  uint64_t to_place;
+  shm_flag helped;
 } shm_message;
-enum { OFFER_NONE, OFFER_OPEN, OFFER_TAKEN, OFFER_MOVED };
+enum { OFFER_NONE, OFFER_OPEN, OFFER_TAKEN, OFFER_SHARED, OFFER_MOVED };
 
 typedef struct shm_ring {
   shm_group *s;
