@@ -13,6 +13,7 @@
 #include "kernels/nccl.h"
 #include "plugin/comm/group.h"
 #include "tests/distributed/await.h"
+#include "tests/distributed/moves/losses.h"
 
 enum { CUDA = 2 /* kDLCUDA */, N = 5003, ROUNDS = 60, MOST_CARDS = 8 };
 #define STREAM ((void *)(uintptr_t)2) /* cudaStreamPerThread */
@@ -154,40 +155,9 @@ static void work(int number, int size, void *arg) {
   lam_group_destroy(r.g);
 }
 
-/* ---- Faults ------------------------------------------------------------------------------------ */
-
-typedef struct fault {
-  plan plan;
-  int signal;
-  lam_status expected;
-} fault;
-
-static void suffer(int number, int size, void *arg) {
-  const fault *f = arg;
-  rank r = {0};
-  lam_status status = LAM_OK;
-  if (!rank_open(&r, number, size, &f->plan)) return;
-  fill(&r, 0);
-  CHECK_OK(on_card(&r, sum));
-  check(&r, 0, false);
-  if (number == 1) kill(getpid(), f->signal);
-  for (int i = 0; i < 100 && status == LAM_OK; i++) {
-    status = on_card(&r, sum);
-    (void)r.d->order->finish(STREAM);
-  }
-  CHECK_EQ(status, f->expected);
-  CHECK_STATUS(on_card(&r, sum), f->expected); /* and so for ever */
-  lam_group_destroy(r.g);
-}
+/* ---- Ranks on cards ---------------------------------------------------------------------------- */
 
 static bool is_here(int cards) { return here()->cards >= cards; }
-
-static void run_fault(int signal, lam_status expected) {
-  fault f = {.plan = {.one_card = true, .deadline_ms = 2000}, .signal = signal};
-  f.expected = expected;
-  REQUIRE_OK(lam_group_id_create(&f.plan.id));
-  run_processes_doomed(2, 1u << 1, suffer, &f);
-}
 
 TEST(nccl, two_processes_on_one_card_give_right_results) {
   plan p = {.one_card = true, .deadline_ms = 30000};
@@ -196,14 +166,42 @@ TEST(nccl, two_processes_on_one_card_give_right_results) {
   run_processes(2, work, &p);
 }
 
-TEST(nccl, a_killed_process_ends_the_group) {
-  if (!is_here(1)) SKIP(here()->why);
-  run_fault(SIGKILL, LAM_PEER_DEAD);
+/* As it is where nobody says what NCCL is to take a card for. */
+static void share_a_card(int number, int size, void *arg) {
+  const plan *p = arg;
+  const lam_device *d = NULL;
+  int32_t was;
+  lam_group *g = NULL;
+  lam_group_desc desc = LAM_GROUP_DESC_INIT;
+  unsetenv("NCCL_HOSTID");
+  desc.rank = number, desc.size = size, desc.engine = "nccl", desc.id = p->id;
+  if (!CHECK_OK(lam_device_open(CUDA, &d)) || !CHECK_OK(lam_device_enter(d, 0, &was))) return;
+  CHECK_STATUS(lam_group_create(NULL, &desc, &g), LAM_FAILED_PRECONDITION);
+  CHECK_CONTAINS(lam_last_error(), "ranks 0 and 1 are on one GPU");
+  CHECK_CONTAINS(lam_last_error(), "set NCCL_HOSTID to another value in each");
 }
 
-TEST(nccl, a_stopped_process_ends_the_group_at_the_deadline) {
+TEST(nccl, two_processes_on_one_card_are_told_what_to_set) {
+  plan p = {.one_card = true};
   if (!is_here(1)) SKIP(here()->why);
-  run_fault(SIGSTOP, LAM_PEER_STALLED);
+  REQUIRE_OK(lam_group_id_create(&p.id));
+  run_processes(2, share_a_card, &p);
+}
+
+/* A quarter of all operations for each seed: to meet takes NCCL seconds. */
+static void lose(int signal, lam_status expected) {
+  const loss l = {.engine = "nccl", .signal = signal, .deadline_ms = 2000, .expected = expected};
+  lose_in_moves(&l, 2, (int)(seed() % 4), 4);
+}
+
+TEST(nccl, a_killed_process_ends_every_operation) {
+  if (!is_here(1)) SKIP(here()->why);
+  lose(SIGKILL, LAM_PEER_DEAD);
+}
+
+TEST(nccl, a_stopped_process_ends_every_operation_at_the_deadline) {
+  if (!is_here(1)) SKIP(here()->why);
+  lose(SIGSTOP, LAM_PEER_STALLED);
 }
 
 static void run_on_cards(int n) {
