@@ -7,7 +7,7 @@ Leaves measuring to tests/gpu/figures.py and call_bench.c.
 
 import json
 
-from bindings.cli import bench_table, gpu, projection
+from bindings.cli import bench_table, gpu, projection, streams
 from bindings.cli.bench_figures import alone, compare, require
 from bindings.cli.common import Problem, say
 
@@ -28,8 +28,8 @@ def figures(command):
     return found
 
 
-def in_torch(group, n):
-    return figures([gpu.python(), "-B", gpu.home() / "tests/gpu/figures.py", group, n])
+def in_torch(group, n, *more):
+    return figures([gpu.python(), "-B", gpu.home() / "tests/gpu/figures.py", group, n, *more])
 
 
 def gemm(n):
@@ -97,7 +97,21 @@ def tiles(n):
             for name in [projection.row_name(layer, degree, c)]]
 
 
-GROUPS = {group.__name__: group for group in (gemm, call, bandwidth, fused, chunks, tiles, ffn, decode)}
+def overlap(n):
+    """sums of chunks beside products, 2 ranks as threads: a picture of streams, results/overlap.svg"""
+    trace, picture = (gpu.home() / "results" / name for name in ("overlap.trace", "overlap.svg"))
+    trace.parent.mkdir(exist_ok=True)
+    in_torch("overlap", n, trace)
+    spans = streams.read(trace.read_text())
+    picture.write_text(streams.svg(spans, "linear_row 8192^3, bf16, in 4 chunks: 2 ranks on one card"))
+    say("drawn: %s" % picture)
+    found = streams.beside(spans).values()
+    whole, hidden = sum(us for us, _ in found), sum(us for _, us in found)
+    return [alone("sums over ranks beside products, linear_row in 4 chunks", "%", [100 * hidden / max(whole, 1e-9)])]
+
+
+GROUPS = {group.__name__: group
+          for group in (gemm, call, bandwidth, fused, chunks, tiles, overlap, ffn, decode)}
 
 
 def main(args):

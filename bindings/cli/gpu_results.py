@@ -17,6 +17,8 @@ HEAD = """# What has run on a GPU
 Written by `./lamella gpu-results` from the files that `./lamella test --gpu` and `./lamella bench --gpu` keep.
 **emulated**: it passed on the stand-in for CUDA (tests/standin), on a CPU, and did not run on a GPU.
 **compiled only**: it builds, and nothing has run it.
+[overlap_emulated.svg](overlap_emulated.svg) shows, on the stand-in, sums of a layer's chunks beside products, a lane
+for each stream; `./lamella bench --gpu` draws the same of a card in results/overlap.svg.
 """
 EMULATED, COMPILED = "emulated", "compiled only"
 PARTS = [  # what, a part of test --gpu, what it is until that has run

@@ -1,6 +1,6 @@
 """What ./lamella bench --gpu measures in PyTorch: Lamella's operators on the card beside torch's own.
 
-    python figures.py GROUP ROUNDS      prints `name figure unit`, a line for each round
+    python figures.py GROUP ROUNDS [FILE]    prints `name figure unit`, a line for each round
 
 Times are of the device (CUDA events) over many calls, both sides of a comparison in turn. Data are
 random: zeros are multiplied faster.
@@ -274,8 +274,38 @@ def fused(rounds):
         show("fused_m%d/lamella" % m, [max(pair) for pair in zip(*times)])
 
 
-GROUPS = {f.__name__: f for f in (gemm, ffn, decode, bandwidth, chunks, tiles, fused)}
+def layer_rank(name, rank, meet):
+    """A layer in 4 chunks: once unseen, as products are timed then, and once for the trace."""
+    with lamella.Group.create(name, rank, 2, deadline_ms=60000) as group, torch.inference_mode():
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            x, w = rand(8192, 4096), rand(8192, 4096)
+            for _ in range(2):
+                OPS.linear_row(x, w, group=group.handle, chunks=4)
+                stream.synchronize()
+                meet.wait()
+                meet.wait()
+
+
+def overlap(rounds, path):
+    """A trace of what ran on the card's streams."""
+    from torch.profiler import ProfilerActivity, profile
+
+    meet, name = threading.Barrier(3, timeout=60), lamella.Group.new_id()
+    ranks = [threading.Thread(target=layer_rank, args=(name, r, meet)) for r in range(2)]
+    [rank.start() for rank in ranks]
+    meet.wait()
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        meet.wait()
+        meet.wait()
+        torch.cuda.synchronize()
+    meet.wait()
+    [rank.join() for rank in ranks]
+    seen.export_chrome_trace(path)
+
+
+GROUPS = {f.__name__: f for f in (gemm, ffn, decode, bandwidth, chunks, tiles, fused, overlap)}
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    GROUPS[sys.argv[1]](int(sys.argv[2]))
+    GROUPS[sys.argv[1]](int(sys.argv[2]), *sys.argv[3:])

@@ -4,7 +4,7 @@
  * back in si_leave; functions named si_ are called with it held. Device memory is open to the CPU
  * only inside si_memory_open .. si_leave.
  * Who does what: control.c the lock, chance, faults and reports; handle.c handles; memory.c
- * allocations and traps; queue.c work and its order; stream.c, graph.c, copy.c, device.c calls of
+ * allocations and traps; queue.c work and its order; trace.c what is kept of it; stream.c, graph.c, copy.c, device.c calls of
  * the runtime; ipc.c other processes; fiber.c, block.c, kernel.c kernels; lt.c, lt_rules.c, lt_run.c
  * cuBLASLt; nccl.c, nccl_run.c NCCL. */
 #ifndef LAMELLA_TESTS_STANDIN_INSIDE_H
@@ -129,7 +129,8 @@ typedef struct si_node si_node;
 struct si_node {
   int refs, n_before; /* how many it waits for */
   bool done;
-  uint64_t ended_ns;
+  uint64_t began_ns, ended_ns;
+  unsigned long long stream; /* 0: a graph's */
   si_work *work;
   void *state;
   si_node **after;
@@ -144,6 +145,11 @@ void si_queue_finish(si_node *until); /* all that it needs; NULL: nothing */
 void si_queue_drain(int device);       /* all there is on it; -1: on any */
 void si_queue_go_on(void);            /* a while; or waits, where nothing can move */
 void si_queue_forget(void);
+extern const char *const si_mark; /* the name of work that does nothing */
+
+/* -- trace.c -- */
+
+void si_trace(const si_node *n); /* it has just ended */
 
 /* -- stream.c -- */
 

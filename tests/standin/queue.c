@@ -10,6 +10,7 @@
 static si_node **ready;
 static int n_ready, cap_ready;
 static int n_left[SI_MAX_DEVICES]; /* nodes that are not done */
+const char *const si_mark = "a mark";
 static int n_waits;       /* steps since anything moved */
 static uint64_t moved_ns; /* when it did */
 
@@ -31,7 +32,7 @@ static si_went run_nothing(si_work *w, void **state) {
 }
 
 si_work *si_work_nothing(int device) {
-  return si_work_new(sizeof(si_work), device, "a mark", run_nothing);
+  return si_work_new(sizeof(si_work), device, si_mark, run_nothing);
 }
 
 void si_work_unref(si_work *w) {
@@ -80,6 +81,7 @@ si_node *si_queue_add(si_work *w, si_node *const *before, int n) {
 static void end(si_node *n) {
   n->done = true;
   n->ended_ns = si_now_ns();
+  si_trace(n);
   for (int i = 0; i < n->n_after; i++) {
     if (--n->after[i]->n_before == 0) make_ready(n->after[i]);
     si_node_unref(n->after[i]);
@@ -105,6 +107,7 @@ static si_went run(si_node *n) {
     abandon(n);
     return SI_ENDED;
   }
+  if (!n->began_ns) n->began_ns = si_now_ns();
   si_memory_open();
   si_running = w->name;
   const si_went went = w->run(w, &n->state);

@@ -71,6 +71,17 @@ typedef struct standin_counts {
 } standin_counts;
 standin_counts standin_count(void);
 
+/* -- what ran, and when: as a profiler sees a card; times say what came beside what, not how fast -- */
+typedef struct standin_span {
+  const char *name; /* of a kernel, or "a product", "a copy", ... */
+  int device;
+  unsigned long long stream; /* as cudaStreamGetId says; 0: a graph's */
+  int64_t begin, end;        /* ns */
+} standin_span;
+/* From now on what ends is kept in spans[room], events aside; NULL: no more. */
+void standin_trace(standin_span *spans, int room);
+int standin_traced(void); /* how many there were, also those that found no room */
+
 /* -- device memory, read or written by the test; queued work is not waited for -- */
 void standin_peek(const void *device, void *host, size_t bytes);
 void standin_poke(void *device, const void *host, size_t bytes);

@@ -133,7 +133,9 @@ cudaError_t si_stream_add(si_stream *s, si_work *w, const char *who) {
     return e;
   }
   const int n = si_stream_before(s, before);
-  si_stream_set_last(s, si_queue_add(w, before, n));
+  si_node *added = si_queue_add(w, before, n);
+  added->stream = (unsigned long long)(uintptr_t)s->handle;
+  si_stream_set_last(s, added);
   si_queue_some();
   return cudaSuccess;
 }

@@ -39,7 +39,8 @@ static void meet_at_the_end(meeting *m, int size) {
 
 static void run_rank(int number, int size, void *arg) {
   meeting *m = arg;
-  rank r = {.rank = number, .size = size, .card = m->world->apart ? number : 0, .arg = m->arg};
+  rank r = {.rank = number, .size = size, .arg = m->arg};
+  r.card = m->world->apart || m->world->each ? number : 0;
   NOTE("%d ranks, chance %llu", size, (unsigned long long)m->world->chance);
   CHECK_CUDA(cudaSetDevice(r.card));
   CHECK_CUDA(cudaStreamCreateWithFlags(&r.stream, cudaStreamNonBlocking));

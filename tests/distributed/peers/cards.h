@@ -30,6 +30,7 @@ typedef struct world {
   bool broken;          /* reports and failed work are what the test wants */
   unsigned doomed;      /* processes: these ranks do not come back */
   bool apart;           /* rank r on card r, which reaches no other */
+  bool each;            /* rank r on card r; they reach each other */
 } world;
 
 /* fn on each of `size` ranks, on a fresh card. */
