@@ -112,6 +112,12 @@ void lam_device_unmark(const lam_device *d, void *mark) {
   if (mark) d->order->unmark(mark);
 }
 
+lam_status lam_device_pace(const lam_device *d, lam_pace *out) {
+  memset(out, 0, sizeof *out); /* compared as bytes */
+  LAM_TRY(enter(d, d->pace, "pace", true));
+  return d->pace(out);
+}
+
 static lam_status copy_here(const void *from, void *to, uint64_t bytes) {
   if (bytes) memcpy(to, from, bytes);
   return LAM_OK;

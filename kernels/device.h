@@ -237,6 +237,21 @@ typedef struct lam_device_norm {
                             lam_matrix y, void *stream);
 } lam_device_norm;
 
+/* How fast a device is, by which work is cut into chunks. Figures of its kind, not of the moment: ranks
+ * with cards of one kind have them alike. A step of a table: moving so many bytes takes so long; between
+ * steps, and past the last two, along the line through two of them. */
+enum { LAM_PACE_STEPS = 4 };
+typedef struct lam_pace_step {
+  int64_t bytes, ns;
+} lam_pace_step;
+typedef struct lam_pace {
+  int32_t n_sms, tile_rows, tile_cols; /* multiprocessors; the tile of a product that each works on */
+  int32_t launch_ns;                   /* what a kernel costs beside its work */
+  int64_t product_flops_per_ns[LAM_N_DTYPES]; /* of large products; 0: there are none */
+  /* What a rank has to send and receive of a sum or gather, over peers' memory and by NCCL. */
+  lam_pace_step by_peers[LAM_PACE_STEPS], by_nccl[LAM_PACE_STEPS];
+} lam_pace;
+
 typedef struct lam_device {
   const char *name;    /* "cpu" */
   int32_t device_type; /* DLDeviceType */
@@ -249,6 +264,7 @@ typedef struct lam_device {
   const lam_device_norm *norm;
   const struct lam_device_peer *peer; /* collectives over peers' pointers; NULL: none */
   const struct lam_device_nccl *nccl; /* collectives of NCCL's; NULL: none */
+  lam_status (*pace)(lam_pace *out);  /* this thread's; NULL: nothing runs beside a product */
   const char *(*describe)(void);      /* "oneDNN 2.6.3 avx512_core_bf16" or "plain C"; for doctor */
 } lam_device;
 
@@ -286,6 +302,8 @@ lam_status lam_device_write(const lam_device *d, const void *host, void *device,
 lam_status lam_device_mark(const lam_device *d, void **mark, void *stream);
 lam_status lam_device_elapsed(const lam_device *d, void *first, void *last, int64_t *out_ns);
 void lam_device_unmark(const lam_device *d, void *mark);
+
+lam_status lam_device_pace(const lam_device *d, lam_pace *out);
 
 lam_status lam_device_gemm(const lam_device *d, const lam_workers *w, const lam_gemm *g,
                            void *stream);

@@ -97,6 +97,7 @@ typedef struct lam_device_peer {
   /* Host memory that the device copies from and to without help. */
   lam_status (*pin)(uint64_t bytes, void **out);
   void (*unpin)(int32_t device_id, void *p);
+  lam_status (*place)(char *out, int room); /* this thread's device, as another process would name it */
   lam_status (*reach)(int32_t device_id); /* this thread's device: the memory of that one */
   /* How many lanes are sure to run at once where `on_card` ranks share this thread's card. */
   lam_status (*lanes)(int on_card, int32_t *out_lanes, uint64_t *out_lane_bytes);

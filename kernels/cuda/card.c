@@ -133,6 +133,16 @@ lam_status lam_cuda_card_for_products(void *stream, const lam_cuda_card **out) {
   return status;
 }
 
+lam_status lam_cuda_place(char *out, int room) {
+  const lam_cuda_card *card;
+  struct cudaDeviceProp about;
+  LAM_TRY(lam_cuda_card_here(&card));
+  LAM_TRY_CUDA(cudaGetDeviceProperties(&about, card->id), "ask where the GPU is");
+  snprintf(out, (size_t)room, "%04x:%02x:%02x.0", (unsigned)about.pciDomainID,
+           (unsigned)about.pciBusID, (unsigned)about.pciDeviceID);
+  return LAM_OK;
+}
+
 const char *lam_cuda_describe(void) {
   static _Thread_local char text[160];
   char runtime[16];

@@ -82,5 +82,6 @@ const lam_device lam_device_cuda = {
     .norm = &norm,
     .peer = &lam_cuda_peer,
     .nccl = &lam_cuda_nccl,
+    .pace = lam_cuda_pace,
     .describe = lam_cuda_describe,
 };

@@ -43,6 +43,8 @@ lam_status lam_cuda_card_here(const lam_cuda_card **out);
 /* The same with its handle, which is made once, never while `stream` is captured. */
 lam_status lam_cuda_card_for_products(void *stream, const lam_cuda_card **out);
 const char *lam_cuda_describe(void);
+lam_status lam_cuda_place(char *out, int room); /* on its machine's bus */
+lam_status lam_cuda_pace(lam_pace *out);         /* pace.c */
 
 /* -- cuBLASLt and NCCL (library.c) -- */
 

@@ -68,14 +68,10 @@ static lam_status find_nccl(int *out_version) {
 
 static lam_status link_place(lam_link_place *out) {
   const lam_cuda_card *card = NULL;
-  struct cudaDeviceProp about;
   LAM_TRY(lam_cuda_card_here(&card));
   LAM_TRY(find_nccl(&out->version));
-  LAM_TRY_CUDA(cudaGetDeviceProperties(&about, card->id), "ask where the GPU is");
   out->device_id = card->id;
-  snprintf(out->card, sizeof out->card, "%04x:%02x:%02x.0", (unsigned)about.pciDomainID,
-           (unsigned)about.pciBusID, (unsigned)about.pciDeviceID);
-  return LAM_OK;
+  return lam_cuda_place(out->card, sizeof out->card);
 }
 
 static lam_status link_make_id(unsigned char *out) {

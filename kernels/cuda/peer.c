@@ -348,6 +348,7 @@ const lam_device_peer lam_cuda_peer = {
     .unmap = peer_unmap,
     .pin = peer_pin,
     .unpin = peer_unpin,
+    .place = lam_cuda_place,
     .reach = peer_reach,
     .lanes = peer_lanes,
     .fork = peer_fork,

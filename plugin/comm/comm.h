@@ -83,6 +83,15 @@ void lam_peer_end(lam_group *g); /* from any thread: what waits on the device gi
 void lam_peer_leave(lam_group *g);
 void lam_peer_sweep(void); /* after a group was destroyed: what groups left for their peers to read */
 
+/* ---- How fast ranks on a device are (pace.c) -------------------------------------------------- */
+typedef struct lam_pace_row { /* what each tells the others */
+  lam_pace pace;
+  char card[48]; /* where it is */
+  int32_t is_known, reserved;
+} lam_pace_row;
+void lam_pace_row_fill(const lam_device *d, const char *card, lam_pace_row *out);
+void lam_pace_agree(const lam_pace_row *const *rows, int size, bool by_nccl, lam_group_pace *out);
+
 /* ---- Failing, sums (calls.c); callback groups (callback.c) ----------------------------------- */
 /* This thread's last message becomes the group's. */
 void lam_group_keep(lam_group *g, lam_status status);

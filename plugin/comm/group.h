@@ -81,6 +81,13 @@ typedef struct lam_wire {
 #define LAM_WIRE_MAGIC 0x4d414c4cu /* "LLAM" */
 #define LAM_WIRE_VERSION 1
 
+/* What the ranks of a group found out when they met on a device, alike on all of them. */
+typedef struct lam_group_pace {
+  lam_pace card;
+  lam_pace_step way[LAM_PACE_STEPS]; /* what a rank sends and receives of a sum or gather */
+  const char *why_not;               /* NULL, or: nothing is gained beside a product, and why */
+} lam_group_pace;
+
 typedef struct lam_engine lam_engine;
 typedef struct lam_hold lam_hold; /* what a group's ranks showed each other, after it; the engine's */
 enum { LAM_SHOWN_BYTES = 4096 };
@@ -104,6 +111,8 @@ struct lam_group {
   lam_status poison;
   char error[LAM_MESSAGE_BYTES]; /* why, once poisoned */
   struct lam_own_sums *own_sums; /* partial sums where the engine has no cell for them; calls.c */
+  const lam_group_pace *pace;    /* NULL: the ranks have not met on a device yet */
+  int32_t busy_sms; /* multiprocessors taken by what is under way beside the next product */
   struct lam_peer *peer;         /* over peers' device memory, once it was needed; peer/ */
   struct lam_nccl *nccl;         /* over NCCL; nccl/ */
 };

@@ -187,6 +187,7 @@ lam_status lam_bind_call(lam_binding *b, lam_context *ctx, const lam_call *call,
   b->op.scratch = call->scratch;
   b->op.scratch_bytes = call->scratch_bytes;
   b->op.flags = call->flags;
+  b->op.why = NULL;
   LAM_TRY(bind_inputs(b));
   LAM_TRY(bind_attrs(b));
   LAM_TRY(bind_group(b));

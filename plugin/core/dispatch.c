@@ -4,6 +4,8 @@
  * Leaves every check to bind.c and bind_outputs.c. */
 #include "plugin/core/dispatch.h"
 
+#include <stdio.h>
+
 #include "plugin/core/bind.h"
 
 static lam_status find_entry(const lam_binding *b, const lam_op_entry **out_entry) {
@@ -59,6 +61,14 @@ static lam_status check_room(const lam_binding *b, const lam_inferred *out) {
                   b->row->name, b->row->n_out);
 }
 
+static _Thread_local char why_chunks[LAM_WHY_BYTES];
+
+static void ask_needs(lam_op_call *call, const lam_op_entry *entry, lam_op_needs *out) {
+  (void)snprintf(why_chunks, sizeof why_chunks, "%s is never cut", call->name);
+  call->why = why_chunks;
+  if (entry->needs) entry->needs(call, out);
+}
+
 lam_status lam_dispatch_infer(lam_context *ctx, const lam_call *call, lam_inferred *out) {
   lam_binding b;
   const lam_op_entry *entry;
@@ -68,7 +78,7 @@ lam_status lam_dispatch_infer(lam_context *ctx, const lam_call *call, lam_inferr
   LAM_TRY(check_room(&b, out));
   LAM_TRY(lam_bind_shapes(&b));
   LAM_TRY(lam_bind_inferred(&b));
-  if (entry->needs) entry->needs(&b.op, &needs);
+  ask_needs(&b.op, entry, &needs);
 
   for (int i = 0; out->outputs && out->n_outputs && i < b.row->n_out; i++)
     out->outputs[i] = b.shapes[i];
@@ -76,5 +86,6 @@ lam_status lam_dispatch_infer(lam_context *ctx, const lam_call *call, lam_inferr
   out->scratch_bytes = lam_scratch_bytes(needs.scratch_bytes);
   out->n_chunks = needs.n_chunks;
   out->capturable = is_capturable(&b.op);
+  out->chunks_why = why_chunks;
   return LAM_OK;
 }

@@ -63,6 +63,7 @@ lam_status lam_op_product_queued(const lam_op_call *call, const lam_gemm *g) {
   lam_gemm own = *g;
   lam_gemm_more more = {0};
   if (g->more) more = *g->more;
+  if (call->group) more.spares = call->group->busy_sms;
   more.tf32 = lam_context_tf32(call->ctx) || call->flags & LAM_CALL_TF32;
   own.more = &more;
   return lam_device_gemm(call->device, call->workers, &own, call->stream);

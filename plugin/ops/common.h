@@ -10,6 +10,7 @@
 #include "plugin/comm/comm.h"
 #include "plugin/core/shard.h"
 #include "plugin/ops/ops.h"
+#include "plugin/ops/tiles.h"
 
 /* ---- Calls (common.c) ---- */
 
@@ -147,13 +148,15 @@ uint64_t lam_columns_product_bytes(const lam_op_call *call, int64_t rows, int64_
 
 /* ---- Chunks (chunks.c) ---- */
 
-/* Rows cut into n chunks, as even as can be. */
+/* Rows cut into n chunks of whole units, as even as can be; the last may end within a unit. */
 typedef struct lam_chunks {
   int64_t rows;
-  int n;
+  int n, unit; /* unit 0: 1 */
 } lam_chunks;
 static inline int64_t lam_chunk_first(lam_chunks c, int i) {
-  return lam_share_begin(c.rows, 1, i, c.n);
+  if (c.unit <= 1) return lam_share_begin(c.rows, 1, i, c.n);
+  const int64_t first = lam_share_begin((c.rows + c.unit - 1) / c.unit, 1, i, c.n) * c.unit;
+  return first < c.rows ? first : c.rows;
 }
 static inline int64_t lam_chunk_rows(lam_chunks c, int i) {
   return lam_chunk_first(c, i + 1) - lam_chunk_first(c, i);
@@ -161,11 +164,12 @@ static inline int64_t lam_chunk_rows(lam_chunks c, int i) {
 static inline int64_t lam_chunk_most_rows(lam_chunks c) { return lam_chunk_rows(c, 0); }
 /* Attribute chunks, or `otherwise` where it is 0. */
 lam_chunks lam_chunks_asked(const lam_op_call *call, int64_t rows, int64_t otherwise);
-/* For a product that is summed over the group: attribute chunks, or by size where it is 0; the same
- * on all ranks. Alone, one. */
-lam_chunks lam_chunks_for_sum(const lam_op_call *call, int64_t rows);
-/* The same where chunks also keep what is between two products in cache: alone too. */
-lam_chunks lam_chunks_for_cache(const lam_op_call *call, int64_t rows);
+/* For a product [rows, cols] that is summed over the group: attribute chunks, or where it is 0 by
+ * rows, or on a device by what its figures say pays; the same on all ranks. Alone, one. */
+lam_chunks lam_chunks_for_sum(const lam_op_call *call, int64_t rows, int64_t cols);
+/* The same of an ffn's two products, whose chunks also keep what is between them in the CPU's cache:
+ * there alone too. */
+lam_chunks lam_chunks_for_ffn(const lam_op_call *call, int64_t rows, int64_t cols);
 
 /* ---- Products summed over the group (sum.c) ---- */
 

@@ -88,7 +88,7 @@ static lam_dtype hidden_dtype(const lam_op_call *call) {
 }
 
 static lam_chunks chunks_of(const lam_op_call *call) {
-  return lam_chunks_for_cache(call, lam_seq_gathered_rows(call, 0));
+  return lam_chunks_for_ffn(call, lam_seq_gathered_rows(call, 0), call->in[3].rows);
 }
 
 static lam_status forward(const lam_op_call *call, lam_scratch *s) {

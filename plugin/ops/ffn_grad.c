@@ -55,6 +55,10 @@ static lam_status dgrad_part(const lam_part_sum *s, int64_t first, const lam_mat
   return lam_op_product(call, &through_w1);
 }
 
+static lam_chunks chunks_of(const lam_op_call *call, lam_matrix aux, lam_matrix w1) {
+  return lam_chunks_for_ffn(call, aux.rows, w1.cols);
+}
+
 static lam_part_sum dgrad_sum(const lam_op_call *call, const ffn_grad *f) {
   return (lam_part_sum){.call = call,
                         .part = dgrad_part,
@@ -62,7 +66,7 @@ static lam_part_sum dgrad_sum(const lam_op_call *call, const ffn_grad *f) {
                         .y_tensor = call->out_tensor[0],
                         .bias = &lam_op_absent,
                         .y = &call->out[0],
-                        .chunks = lam_chunks_for_cache(call, f->aux.rows)};
+                        .chunks = chunks_of(call, f->aux, f->w1)};
 }
 
 static lam_status check_dgrad(const lam_op_call *call, lam_matrix aux, lam_matrix w1,
@@ -86,7 +90,7 @@ static lam_status dgrad(const lam_op_call *call, lam_scratch *s) {
 }
 
 void lam_op_ffn_dgrad_needs(const lam_op_call *call, lam_op_needs *out) {
-  const lam_chunks chunks = lam_chunks_for_cache(call, call->in[1].rows);
+  const lam_chunks chunks = chunks_of(call, call->in[1], call->in[2]);
   *out = (lam_op_needs){
       lam_seq_gather_bytes(call, 0) +
           lam_elements_bytes(lam_chunk_most_rows(chunks), call->in[3].cols, call->in[1].dtype),
@@ -111,7 +115,7 @@ static int64_t hidden_cols(const lam_op_call *call, lam_matrix aux) {
 static lam_chunks chunks_of_h(const lam_op_call *call, lam_matrix aux, lam_matrix dw2) {
   const bool whole = dw2.dtype != LAM_F32 || call->device->order;
   const int64_t n = whole ? 1 : aux.rows / ROWS_OF_H;
-  return (lam_chunks){aux.rows, n > 1 ? (int)n : 1};
+  return (lam_chunks){aux.rows, n > 1 ? (int)n : 1, 1};
 }
 
 /* Rows [first, first + part.rows) of act(aux). */
@@ -191,7 +195,7 @@ lam_status lam_op_ffn_wgrad_run(const lam_op_call *call) {
  * demo's bf16 step takes 1.2 % less. -- */
 
 static int64_t rows_of_scratch(const lam_op_call *call, lam_matrix aux) {
-  const int64_t dh = lam_chunk_most_rows(lam_chunks_for_cache(call, aux.rows));
+  const int64_t dh = lam_chunk_most_rows(chunks_of(call, aux, call->in[3]));
   const int64_t h = lam_chunk_most_rows(chunks_of_h(call, aux, call->out[3]));
   return dh > h ? dh : h;
 }
@@ -220,7 +224,7 @@ void lam_op_ffn_bwd_needs(const lam_op_call *call, lam_op_needs *out) {
       lam_seq_gather_bytes(call, 0) + lam_seq_gather_bytes(call, 1) +
           lam_elements_bytes(aux.rows, aux.cols, aux.dtype) +
           lam_elements_bytes(rows_of_scratch(call, aux), call->in[4].cols, aux.dtype),
-      (uint32_t)lam_chunks_for_cache(call, aux.rows).n};
+      (uint32_t)chunks_of(call, aux, call->in[3]).n};
 }
 
 lam_status lam_op_ffn_bwd_run(const lam_op_call *call) {

@@ -65,7 +65,7 @@ static lam_part_sum dgrad_sum(const lam_op_call *call, const lam_matrix *w) {
                         .y_tensor = call->out_tensor[0],
                         .bias = &lam_op_absent,
                         .y = &call->out[0],
-                        .chunks = lam_chunks_for_sum(call, call->in[0].rows)};
+                        .chunks = lam_chunks_for_sum(call, call->in[0].rows, w->cols)};
 }
 
 static lam_status check_dgrad(const lam_op_call *call, lam_matrix w) {
@@ -87,7 +87,7 @@ static lam_status dgrad(const lam_op_call *call, lam_scratch *s) {
 }
 
 void lam_op_linear_col_dgrad_needs(const lam_op_call *call, lam_op_needs *out) {
-  *out = (lam_op_needs){0, (uint32_t)lam_chunks_for_sum(call, call->in[0].rows).n};
+  *out = (lam_op_needs){0, (uint32_t)lam_chunks_for_sum(call, call->in[0].rows, call->in[1].cols).n};
 }
 
 lam_status lam_op_linear_col_dgrad_run(const lam_op_call *call) {
@@ -123,7 +123,7 @@ static lam_status both(const lam_op_call *call, lam_scratch *s) {
 
 void lam_op_linear_col_bwd_needs(const lam_op_call *call, lam_op_needs *out) {
   *out = (lam_op_needs){lam_seq_gather_bytes(call, 1),
-                        (uint32_t)lam_chunks_for_sum(call, call->in[0].rows).n};
+                        (uint32_t)lam_chunks_for_sum(call, call->in[0].rows, call->in[2].cols).n};
 }
 
 lam_status lam_op_linear_col_bwd_run(const lam_op_call *call) {

@@ -43,12 +43,12 @@ static lam_status forward(const lam_op_call *call, lam_scratch *s) {
                             .y_tensor = call->out_tensor[0],
                             .bias = &call->in[2],
                             .y = &call->out[0],
-                            .chunks = lam_chunks_for_sum(call, x.rows)};
+                            .chunks = lam_chunks_for_sum(call, x.rows, w.rows)};
   return lam_part_sum_run(&sum);
 }
 
 void lam_op_linear_row_needs(const lam_op_call *call, lam_op_needs *out) {
-  *out = (lam_op_needs){0, (uint32_t)lam_chunks_for_sum(call, call->in[0].rows).n};
+  *out = (lam_op_needs){0, (uint32_t)lam_chunks_for_sum(call, call->in[0].rows, call->in[1].rows).n};
 }
 
 lam_status lam_op_linear_row_run(const lam_op_call *call) {

@@ -47,6 +47,13 @@ static lam_status own_part(const lam_part_sum *s, int64_t first, const lam_matri
                          *lam_op_rows(&call->in[0], first, d->rows, &room), *d, call->stream);
 }
 
+/* Where work is queued there is no product for a sum to run beside. */
+static lam_chunks chunks_of(const lam_op_call *call) {
+  const lam_matrix x = call->in[0];
+  return call->device->order ? lam_chunks_asked(call, x.rows, 1)
+                             : lam_chunks_for_sum(call, x.rows, x.cols);
+}
+
 static lam_status add_and_norm(const lam_op_call *call, lam_scratch *s) {
   const lam_matrix x = call->in[0], res = call->in[1], g = call->in[2];
   const lam_matrix y = call->out[0], next = call->out[1];
@@ -59,7 +66,7 @@ static lam_status add_and_norm(const lam_op_call *call, lam_scratch *s) {
                             .y_tensor = call->out_tensor[1],
                             .bias = &lam_op_absent,
                             .y = &next,
-                            .chunks = lam_chunks_for_sum(call, x.rows),
+                            .chunks = chunks_of(call),
                             .residual = &res,
                             .own = &x,
                             .gain = &g,
@@ -68,7 +75,7 @@ static lam_status add_and_norm(const lam_op_call *call, lam_scratch *s) {
 }
 
 void lam_op_all_reduce_add_rmsnorm_needs(const lam_op_call *call, lam_op_needs *out) {
-  *out = (lam_op_needs){0, (uint32_t)lam_chunks_for_sum(call, call->in[0].rows).n};
+  *out = (lam_op_needs){0, (uint32_t)chunks_of(call).n};
 }
 
 lam_status lam_op_all_reduce_add_rmsnorm_run(const lam_op_call *call) {

@@ -40,7 +40,9 @@ typedef struct lam_op_call {
   void *scratch; /* the caller's, or NULL */
   uint64_t scratch_bytes;
   uint32_t flags; /* LAM_CALL_... */
+  char *why; /* NULL, or where it is said why the call is cut into so many chunks; lam_infer's */
 } lam_op_call;
+enum { LAM_WHY_BYTES = 160 };
 
 typedef lam_status (*lam_op_fn)(const lam_op_call *call);
 

@@ -22,6 +22,7 @@ typedef struct row { /* what a rank tells the others */
   uint64_t host; /* which machine NCCL takes this for */
   uint32_t is_adopted;
   unsigned char id[LAM_NCCL_ID_BYTES]; /* rank 0's */
+  lam_pace_row pace;
 } row;
 
 /* ---- This rank --------------------------------------------------------------------------------- */
@@ -51,19 +52,25 @@ static uint64_t host_id(void) {
   return hash;
 }
 
+static lam_status look_at_card(const lam_nccl *n, row *r) {
+  LAM_TRY(n->device->nccl->place(&r->place));
+  lam_pace_row_fill(n->device, r->place.card, &r->pace);
+  return LAM_OK;
+}
+
 /* gpu: as lam_group_desc has it. */
-static lam_status find_place(const lam_nccl *n, uint32_t gpu, lam_link_place *out) {
+static lam_status find_place(const lam_nccl *n, uint32_t gpu, row *r) {
   int32_t was = 0;
-  if (!gpu) return n->device->nccl->place(out);
+  if (!gpu) return look_at_card(n, r);
   LAM_TRY(lam_device_enter(n->device, (int32_t)(gpu - 1), &was));
-  const lam_status status = n->device->nccl->place(out);
+  const lam_status status = look_at_card(n, r);
   lam_device_leave(n->device, was);
   return status;
 }
 
 static lam_status fill_row(lam_group *g, uint32_t gpu, row *r) {
   LAM_TRY(make_own(g));
-  LAM_TRY(find_place(g->nccl, gpu, &r->place));
+  LAM_TRY(find_place(g->nccl, gpu, r));
   g->nccl->device_id = r->place.device_id;
   r->host = host_id();
   return g->rank == 0 && !r->is_adopted ? g->nccl->device->nccl->make_id(r->id) : LAM_OK;
@@ -208,7 +215,11 @@ static lam_status await_all(lam_group *g) {
 static lam_status make_links(lam_group *g, void *comm, const row *rows) {
   lam_nccl *n = g->nccl;
   const lam_link_from from = {
-      .id = comm ? NULL : rows[0].id, .comm = comm, .rank = g->rank, .size = g->size};
+      .id = comm ? NULL : rows[0].id,
+      .comm = comm,
+      .rank = g->rank,
+      .size = g->size,
+      .ctas = NCCL_ALL_CTAS};
   LAM_TRY(open_link(n, &from, &n->all));
   LAM_TRY(make_edges(g));
   LAM_TRY(lam_nccl_warm(g));
@@ -267,9 +278,17 @@ lam_status lam_nccl_warm(lam_group *g) {
 
 /* ---- Meeting ----------------------------------------------------------------------------------- */
 
+static void set_pace(lam_group *g, const row *rows) {
+  const lam_pace_row *of[LAM_GROUP_RANKS];
+  for (int r = 0; r < g->size; r++) of[r] = &rows[r].pace;
+  lam_pace_agree(of, g->size, true, &g->nccl->pace);
+  g->pace = &g->nccl->pace;
+}
+
 static lam_status meet(lam_group *g, void *comm, uint32_t gpu, row *rows) {
   int32_t was = 0;
   LAM_TRY(exchange(g, comm, gpu, rows));
+  set_pace(g, rows);
   LAM_TRY(lam_device_enter(g->nccl->device, g->nccl->device_id, &was));
   lam_status status = make_links(g, comm, rows);
   lam_device_leave(g->nccl->device, was);

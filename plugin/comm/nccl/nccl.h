@@ -22,6 +22,7 @@ enum {
   NCCL_BOXES = 32,    /* messages under way that were copied for their sender */
   NCCL_ALL_EDGES = 8, /* up to so many ranks each has an edge to each; else to its neighbours */
   NCCL_EDGE_CTAS = 2, /* blocks of a transfer's kernel: products need the rest */
+  NCCL_ALL_CTAS = 16, /* of a collective's, which a product beside it leaves room for; to be measured */
   NCCL_SCRAP_BYTES = 256
 };
 enum { NCCL_TO, NCCL_FROM };
@@ -68,6 +69,8 @@ typedef struct lam_nccl {
   nccl_edge *edges[LAM_GROUP_RANKS][2]; /* by peer; NCCL_TO, NCCL_FROM */
   uint32_t taken, finished;
   nccl_chunk chunks[NCCL_SUMS];
+  lam_group_pace pace;
+  int aside; /* operations under way beside products */
 } lam_nccl;
 
 /* -- meet.c -- */
@@ -86,6 +89,10 @@ lam_status lam_nccl_prepare(lam_group *g);
 lam_status lam_nccl_start(lam_nccl *n, nccl_link *k, const lam_link_op *ops, int count,
                           lam_link_after after, uint64_t *out_number);
 lam_status lam_nccl_join(lam_nccl *n, nccl_link *k, uint64_t number, void *stream);
+/* The same of a collective that is not joined at once: products queued meanwhile run beside it. */
+lam_status lam_nccl_start_aside(lam_group *g, const lam_link_op *ops, int count,
+                                uint64_t *out_number);
+lam_status lam_nccl_join_aside(lam_group *g, uint64_t number);
 /* What comes next for `hold` waits for what the stream was given so far. */
 lam_status lam_nccl_hold(lam_nccl *n, nccl_link *k, int hold, void *stream);
 /* A collective: start and join. */

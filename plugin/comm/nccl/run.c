@@ -140,6 +140,24 @@ lam_status lam_nccl_run(lam_group *g, const lam_link_op *ops, int count) {
   return lam_nccl_join(g->nccl, &g->nccl->all, number, g->stream);
 }
 
+static void count_aside(lam_group *g, int more) {
+  g->nccl->aside += more;
+  g->busy_sms = g->nccl->aside > 0 ? NCCL_ALL_CTAS : 0;
+}
+
+lam_status lam_nccl_start_aside(lam_group *g, const lam_link_op *ops, int count,
+                                uint64_t *out_number) {
+  const lam_link_after after = {g->stream, -1};
+  LAM_TRY(lam_nccl_start(g->nccl, &g->nccl->all, ops, count, after, out_number));
+  count_aside(g, 1);
+  return LAM_OK;
+}
+
+lam_status lam_nccl_join_aside(lam_group *g, uint64_t number) {
+  count_aside(g, -1);
+  return lam_nccl_join(g->nccl, &g->nccl->all, number, g->stream);
+}
+
 /* ---- The end ----------------------------------------------------------------------------------- */
 
 static lam_status abort_link(lam_nccl *n, nccl_link *k) {
@@ -200,6 +218,7 @@ void lam_nccl_leave(lam_group *g) {
     if (entered == LAM_OK) lam_device_leave(n->device, was);
   }
   g->nccl = NULL;
+  g->pace = NULL;
   pthread_mutex_destroy(&n->lock);
   free(n);
 }

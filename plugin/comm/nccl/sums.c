@@ -65,17 +65,16 @@ static int sums_to_owners(const lam_group *g, const lam_sum *s, lam_link_op *ops
 
 lam_status lam_nccl_sum_start(lam_group *g, lam_sum *s) {
   lam_link_op ops[LAM_GROUP_RANKS];
-  const lam_link_after after = {g->stream, -1};
   if (is_empty(s)) return LAM_OK;
   ops[0] = sum_of_rows(LAM_LINK_SUM, s, 0, s->part.rows);
   const int n = s->scatter ? sums_to_owners(g, s, ops) : 1;
-  return lam_nccl_start(g->nccl, &g->nccl->all, ops, n, after, &g->nccl->chunks[s->slot].number);
+  return lam_nccl_start_aside(g, ops, n, &g->nccl->chunks[s->slot].number);
 }
 
 lam_status lam_nccl_sum_finish(lam_group *g, lam_sum *s) {
   lam_nccl *n = g->nccl;
   nccl_chunk *c = &n->chunks[s->slot];
-  if (!is_empty(s)) LAM_TRY(lam_nccl_join(n, &n->all, c->number, g->stream));
+  if (!is_empty(s)) LAM_TRY(lam_nccl_join_aside(g, c->number));
   const lam_matrix mine = lam_matrix_rows(s->part, s->y_first, s->y.rows);
   if (s->y.rows > 0)
     LAM_TRY(lam_device_sum(g->device, lam_context_workers(g->ctx), &mine, 1, s->bias, s->residual,

@@ -14,6 +14,7 @@ typedef struct row { /* what a rank tells the others */
   int32_t n_lanes;
   int32_t refused; /* its lanes cannot be shown: `why` */
   peer_place lanes;
+  lam_pace_row pace;
   char why[PEER_WHY];
 } row;
 
@@ -24,12 +25,20 @@ typedef struct verdict {
 
 static void keep_why(char why[PEER_WHY]) { snprintf(why, PEER_WHY, "%.150s", lam_last_error()); }
 
+static lam_status fill_pace(const lam_group *g, row *r) {
+  char card[48];
+  LAM_TRY(g->device->peer->place(card, sizeof card));
+  lam_pace_row_fill(g->device, card, &r->pace);
+  return LAM_OK;
+}
+
 static lam_status make_row(const lam_group *g, row *r) {
   uint64_t lane_bytes = 0;
   void *lanes = NULL;
   lam_peer *p = g->peer;
   /* All ranks may be on this card: until the rows are here, nobody knows. */
   LAM_TRY(p->device->peer->lanes(g->size, &r->n_lanes, &lane_bytes));
+  LAM_TRY(fill_pace(g, r));
   LAM_TRY(lam_peer_memory_new(p, (uint64_t)r->n_lanes * lane_bytes, &lanes));
   r->refused = lam_peer_place_of(p, lanes, &r->lanes) != LAM_OK;
   if (r->refused) keep_why(r->why);
@@ -89,16 +98,35 @@ static lam_status confirm(lam_group *g, lam_status joined) {
   return LAM_OK;
 }
 
-static lam_status through_host(lam_group *g, const char *why) {
+/* What goes through the host waits for it. */
+static void set_pace(lam_group *g, const row *rows) {
+  lam_peer *p = g->peer;
+  const lam_pace_row *of[LAM_PEERS] = {NULL};
+  for (int r = 0; rows && r < g->size; r++) of[r] = &rows[r].pace;
+  if (p->way != PEER_HOST)
+    lam_pace_agree(of, g->size, false, &p->pace);
+  else
+    p->pace.why_not = "the group's data goes through the host, which waits for it";
+  g->pace = &p->pace;
+}
+
+static lam_status meet_on_device(lam_group *g) {
+  row rows[LAM_PEERS];
+  LAM_TRY(exchange(g, rows));
+  LAM_TRY(confirm(g, join(g, rows)));
+  set_pace(g, rows);
+  return LAM_OK;
+}
+
+static lam_status meet_on_host(lam_group *g, const char *why) {
   snprintf(g->peer->why, PEER_WHY, "%s", why);
   atomic_store(&g->peer->way, PEER_HOST);
+  set_pace(g, NULL);
   return LAM_OK;
 }
 
 lam_status lam_peer_meet(lam_group *g) {
-  row rows[LAM_PEERS];
-  if (!g->engine->shown) return through_host(g, "the engine moves the host's memory only");
-  if (g->size > LAM_PEERS) return through_host(g, "so many ranks do not read each other's memory");
-  LAM_TRY(exchange(g, rows));
-  return confirm(g, join(g, rows));
+  if (!g->engine->shown) return meet_on_host(g, "the engine moves the host's memory only");
+  if (g->size > LAM_PEERS) return meet_on_host(g, "so many ranks do not read each other's memory");
+  return meet_on_device(g);
 }

@@ -163,6 +163,7 @@ void lam_peer_leave(lam_group *g) {
   if (!p) return;
   if (p->process == getpid()) leave(g, p);
   g->peer = NULL;
+  if (g->pace == &p->pace) g->pace = NULL;
   free(p);
 }
 

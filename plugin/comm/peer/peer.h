@@ -111,6 +111,7 @@ typedef struct lam_peer {
   peer_slots *slots; /* of channels that this rank sends over */
   peer_message sending;
   peer_receipt receiving;
+  lam_group_pace pace;
   void *pinned;
   uint64_t pinned_bytes;
   lam_peer_watch *watch; /* of the processes of other ranks */

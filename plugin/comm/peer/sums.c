@@ -67,6 +67,13 @@ static bool goes_aside(const lam_group *g, const lam_sum *s) {
   return g->size > 1 && part_bytes(s) >= ASIDE_FROM;
 }
 
+/* One block to a lane, and as a rule one to a multiprocessor. */
+static void tell_busy(lam_group *g) {
+  g->busy_sms = 0;
+  for (int i = 0; i < PEER_SUMS; i++)
+    if (g->peer->chunks[i].aside) g->busy_sms = g->peer->peers.n_lanes;
+}
+
 lam_status lam_peer_sum_start(lam_group *g, lam_sum *s) {
   void *side = NULL;
   const lam_peer *p = g->peer;
@@ -74,6 +81,7 @@ lam_status lam_peer_sum_start(lam_group *g, lam_sum *s) {
   LAM_TRY(p->device->peer->fork(p->line, s->slot, g->stream, &side));
   LAM_TRY(queue_sum(g, s, side));
   g->peer->chunks[s->slot].aside = true;
+  tell_busy(g);
   return p->device->peer->forked(p->line, s->slot, side);
 }
 
@@ -81,6 +89,7 @@ static lam_status join(lam_group *g, int slot) {
   const lam_peer *p = g->peer;
   if (!p->chunks[slot].aside) return LAM_OK;
   g->peer->chunks[slot].aside = false;
+  tell_busy(g);
   return p->device->peer->join(p->line, slot, g->stream);
 }
 

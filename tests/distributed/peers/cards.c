@@ -24,6 +24,7 @@ static lam_status join(const meeting *m, rank *r) {
   d.size = r->size;
   d.deadline_ms = d.first_deadline_ms = m->world->deadline_ms ? m->world->deadline_ms : 20000;
   d.id = m->id;
+  d.engine = m->world->engine;
   return lam_group_create(NULL, &d, &r->g);
 }
 
@@ -54,10 +55,11 @@ static void run_rank(int number, int size, void *arg) {
 }
 
 static void begin(const world *w, uint64_t chance) {
+  if (w->each) standin_devices(4);
   standin_reset();
   standin_seed(chance);
   standin_set_apart(w->apart);
-  lam_device_forced = &lam_device_cuda;
+  lam_device_forced = w->device ? w->device : &lam_device_cuda;
 }
 
 static void end(const world *w) {

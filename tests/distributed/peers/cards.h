@@ -31,6 +31,8 @@ typedef struct world {
   unsigned doomed;      /* processes: these ranks do not come back */
   bool apart;           /* rank r on card r, which reaches no other */
   bool each;            /* rank r on card r; they reach each other */
+  const char *engine;   /* NULL: shm */
+  const lam_device *device; /* in the place of the CUDA device; NULL: itself */
 } world;
 
 /* fn on each of `size` ranks, on a fresh card. */

@@ -67,6 +67,7 @@ static const line lines[] = {
     F(lam_inferred, scratch_bytes),
     F(lam_inferred, n_chunks),
     F(lam_inferred, capturable),
+    F(lam_inferred, chunks_why),
     S(lam_shard_piece),
     F(lam_shard_piece, begin),
     F(lam_shard_piece, end),
