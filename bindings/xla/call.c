@@ -4,9 +4,10 @@
  * Arguments are the row's inputs in order; where the row communicates, then a token (f32 [1])
  * unless it has one among its inputs, and where one process holds several ranks, then this rank
  * (s32 [1]). Results are the row's outputs, then that token. An optional tensor of shape [0] is
- * absent; so are the last inputs where the attribute `given` says that there are fewer: each buffer
- * costs XLA some 50 ns a call. The attribute `transposed` is a bitmask over inputs, then outputs:
- * that buffer is [K, N] where the row speaks of [N, K]; `flags` is the call's.
+ * absent; so is what the attribute `absent` names, a bitmask over inputs, then outputs, then the
+ * token: these have no buffer, for each costs XLA some 50 ns a call. The attribute `transposed` is
+ * one over inputs, then outputs: that buffer is [K, N] where the row speaks of [N, K]; `flags` is
+ * the call's.
  * On CUDA the work goes onto XLA's stream, the device is the one that holds the first buffer.
  * Invariant: nothing is copied or allocated; whatever is wrong becomes an XLA error with Lamella's
  * own message.
@@ -24,12 +25,14 @@ typedef struct xla_call {
   const xla_frame *frame;
   DLDevice device;
   void *stream;
-  int n_token; /* 1: the binding's own token follows the row's tensors */
-  int64_t transposed, given, flags; /* given: how many of the row's inputs are among the arguments */
+  int n_token;            /* 1: the binding's own token follows the row's tensors */
+  int n_arguments;        /* of the row's inputs and the token */
+  int n_inputs;           /* the row's, up to the last that is there */
+  const xla_buffer *pass; /* the token among the results, where there is one */
+  int64_t transposed, absent, flags;
   DLTensor tensors[2 * XLA_MAX_TENSORS];
   int64_t dims[2 * XLA_MAX_TENSORS][2], strides[2 * XLA_MAX_TENSORS][2];
-  const DLTensor *inputs[XLA_MAX_TENSORS];
-  DLTensor *outputs[XLA_MAX_TENSORS];
+  DLTensor *inputs[XLA_MAX_TENSORS], *outputs[XLA_MAX_TENSORS];
   lam_attr attrs[XLA_MAX_ATTRS];
 } xla_call;
 
@@ -88,46 +91,60 @@ static bool bind_buffer(xla_call *c, int which, const xla_buffer *b, complaint *
   return true;
 }
 
-static bool check_counts(const xla_call *c, complaint *why) {
-  if (c->given < 0 || c->given > c->row->n_in) {
-    snprintf(why->text, sizeof why->text, "given: found %lld, the row has %d inputs",
-             (long long)c->given, c->row->n_in);
-    return false;
-  }
-  const int64_t n_in = c->given + c->n_token, n_out = c->row->n_out + c->n_token;
+static bool is_there(const xla_call *c, int which) { return !(c->absent >> which & 1); }
+
+/* How many of n tensors have a buffer, the first being `which`. */
+static int64_t count_there(const xla_call *c, int which, int n) {
+  int64_t there = 0;
+  for (int i = 0; i < n; i++) there += is_there(c, which + i);
+  return there;
+}
+
+static bool check_counts(xla_call *c, complaint *why) {
+  const int n_tensors = c->row->n_in + c->row->n_out;
+  c->n_token = c->row->communicates && !c->row->own_token && is_there(c, n_tensors);
+  const int64_t n_in = count_there(c, 0, c->row->n_in) + c->n_token;
+  const int64_t n_out = count_there(c, c->row->n_in, c->row->n_out) + c->n_token;
   const int64_t args = c->frame->args.size, rets = c->frame->rets.size;
   const int64_t most = n_in + (c->row->communicates ? 1 : 0);
+  c->n_arguments = (int)n_in;
+  c->pass = c->n_token && rets == n_out ? c->frame->rets.values[n_out - 1] : NULL;
   if (args >= n_in && args <= most && rets == n_out) return true;
   snprintf(why->text, sizeof why->text, "found %d arguments and %d results, expected %d and %d",
            (int)args, (int)rets, (int)n_in, (int)n_out);
   return false;
 }
 
-static bool bind_inputs(xla_call *c, complaint *why) {
-  for (int i = 0; i < c->given; i++) {
-    const xla_buffer *b = c->frame->args.values[i];
-    c->inputs[i] = c->row->in_optional[i] && is_absent(b) ? NULL : &c->tensors[i];
-    if (c->inputs[i] && !bind_buffer(c, i, b, why)) return false;
-  }
-  return true;
+/* The next buffer of a tensor, unless it has none or is [0] and may be. */
+static bool bind_tensor(xla_call *c, int which, bool optional, const xla_values *buffers, int *at,
+                        DLTensor **out, complaint *why) {
+  *out = NULL;
+  if (!is_there(c, which)) return true;
+  const xla_buffer *b = buffers->values[(*at)++];
+  if (optional && is_absent(b)) return true;
+  *out = &c->tensors[which];
+  return bind_buffer(c, which, b, why);
 }
 
-static bool bind_outputs(xla_call *c, complaint *why) {
-  for (int i = 0; i < c->row->n_out; i++) {
-    const xla_buffer *b = c->frame->rets.values[i];
-    const int which = c->row->n_in + i;
-    c->outputs[i] = c->row->out_optional[i] && is_absent(b) ? NULL : &c->tensors[which];
-    if (c->outputs[i] && !bind_buffer(c, which, b, why)) return false;
+static bool bind_tensors(xla_call *c, complaint *why) {
+  const int n_in = c->row->n_in;
+  c->n_inputs = 0;
+  for (int i = 0, at = 0; i < n_in; i++) {
+    if (!bind_tensor(c, i, c->row->in_optional[i], &c->frame->args, &at, &c->inputs[i], why))
+      return false;
+    if (c->inputs[i]) c->n_inputs = i + 1;
   }
+  for (int i = 0, at = 0; i < c->row->n_out; i++)
+    if (!bind_tensor(c, n_in + i, c->row->out_optional[i], &c->frame->rets, &at, &c->outputs[i],
+                     why))
+      return false;
   return true;
 }
 
 static bool pass_token(const xla_call *c) {
-  if (!c->n_token) return true;
-  const xla_buffer *to = c->frame->rets.values[c->row->n_out];
-  if (!to->data) return true;
-  if (c->device.device_type == kDLCUDA) return xla_cuda_clear(to->data, c->stream);
-  *(float *)to->data = 0;
+  if (!c->pass || !c->pass->data) return true;
+  if (c->device.device_type == kDLCUDA) return xla_cuda_clear(c->pass->data, c->stream);
+  *(float *)c->pass->data = 0;
   return true;
 }
 
@@ -170,13 +187,13 @@ static int find_attr(const xla_row *row, const xla_span *name) {
 static int64_t *own_attr(xla_call *c, const xla_span *name) {
   if (is_named(name, "transposed", 10)) return &c->transposed;
   if (is_named(name, "flags", 5)) return &c->flags;
-  return is_named(name, "given", 5) ? &c->given : NULL;
+  return is_named(name, "absent", 6) ? &c->absent : NULL;
 }
 
 static bool bind_attrs(xla_call *c, complaint *why) {
   const xla_attrs *given = &c->frame->attrs;
   for (int i = 0; i < c->row->n_attrs; i++) c->attrs[i] = lam_attr_default();
-  c->transposed = 0, c->given = c->row->n_in, c->flags = 0;
+  c->transposed = c->absent = c->flags = 0;
   for (int64_t i = 0; i < given->size; i++) {
     const xla_span *name = given->names[i];
     int64_t *ours = own_attr(c, name);
@@ -217,7 +234,7 @@ static xla_error *find_place(xla_call *c, xla_platform platform) {
 /* Where one process holds several ranks, the last argument says whose call this is: XLA's threads
  * are none of them. */
 static xla_error *take_rank(const xla_call *c) {
-  const int64_t at = c->given + c->n_token;
+  const int at = c->n_arguments;
   if (c->frame->args.size <= at || c->row->group < 0) return NULL;
   const xla_buffer *rank = c->frame->args.values[at];
   const int64_t group = c->attrs[c->row->group].v.i;
@@ -231,7 +248,7 @@ static xla_error *take_rank(const xla_call *c) {
 }
 
 static bool bind(xla_call *c, complaint *why) {
-  return bind_attrs(c, why) && check_counts(c, why) && bind_inputs(c, why) && bind_outputs(c, why);
+  return bind_attrs(c, why) && check_counts(c, why) && bind_tensors(c, why);
 }
 
 static xla_error *complain(const xla_call *c, const complaint *why) {
@@ -244,7 +261,7 @@ static xla_error *complain(const xla_call *c, const complaint *why) {
 static lam_status run_bound(xla_call *c, uint32_t op) {
   lam_call call = LAM_CALL_INIT;
   call.op = op;
-  call.inputs = c->inputs, call.n_inputs = (uint32_t)c->given;
+  call.inputs = (const DLTensor *const *)c->inputs, call.n_inputs = (uint32_t)c->n_inputs;
   call.outputs = c->outputs, call.n_outputs = (uint32_t)c->row->n_out;
   call.attrs = c->attrs, call.n_attrs = (uint32_t)c->row->n_attrs;
   call.stream = c->stream;
@@ -258,7 +275,6 @@ static xla_error *run(uint32_t op, xla_platform platform, const xla_frame *frame
   c.frame = frame;
   c.row = xla_row_find(op);
   if (!c.row) return make_error(frame, LAM_UNIMPLEMENTED, "the library has no such operator");
-  c.n_token = c.row->communicates && !c.row->own_token;
   xla_error *error = find_place(&c, platform);
   if (!error && !bind(&c, &why)) error = complain(&c, &why);
   if (!error) error = take_rank(&c);

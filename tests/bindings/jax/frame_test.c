@@ -150,18 +150,42 @@ TEST(xla, reads_a_transposed_weight_where_it_lies) {
   CHECK_SAME_BITS(y, want, sizeof want);
 }
 
-TEST(xla, takes_absent_inputs_at_the_end_as_left_out) {
+TEST(xla, takes_tensors_without_a_buffer_as_left_out) {
   frame f;
   linear(&f);
-  f.f.args.size = 2;
-  add_int(&f, "given", 2);
+  f.f.args.size = 2, f.f.rets.size = 1;
+  add_int(&f, "absent", 1 << 2 | 1 << 3 | 1 << 4 | 1 << 6); /* b, both scales, aux */
   add_int(&f, "transposed", 2);
   CHECK(xla_call_run(LAM_OP_linear, XLA_PLATFORM_CPU, &f.f) == NULL);
   CHECK_EQ(y[0], 1 + 3);
-  f.ints[0] = 1;
-  check_fails(&f, LAM_OP_linear, LAM_INVALID_ARGUMENT, "found 2 arguments and 2 results, expect");
-  f.f.args.size = f.ints[0] = 6;
-  check_fails(&f, LAM_OP_linear, LAM_INVALID_ARGUMENT, "given: found 6, the row has 5 inputs");
+  f.ints[0] = 1 << 2 | 1 << 3 | 1 << 4;
+  check_fails(&f, LAM_OP_linear, LAM_INVALID_ARGUMENT,
+              "found 2 arguments and 1 results, expected 2 and 2");
+  f.ints[0] = 1 << 3 | 1 << 4 | 1 << 6;
+  check_fails(&f, LAM_OP_linear, LAM_INVALID_ARGUMENT,
+              "found 2 arguments and 1 results, expected 3 and 1");
+  f.f.args.size = 1, f.ints[0] = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 6;
+  check_fails(&f, LAM_OP_linear, LAM_INVALID_ARGUMENT, "w: found NULL, expected a tensor");
+}
+
+/* A bias behind a tensor that has no buffer, and a call without a token. */
+TEST(xla, takes_the_next_buffer_for_the_next_tensor_that_has_one) {
+  float b[] = {10, 20}, h[4];
+  frame f;
+  frame_init(&f);
+  add_in(&f, XLA_F32, x, 2, 3);
+  add_in(&f, XLA_F32, w, 3, 2);
+  add_in(&f, XLA_F32, (float[]){1, 0, 0, 1}, 2, 2);
+  add_in(&f, XLA_F32, b, 2, -1);
+  add_out(&f, XLA_F32, h, 2, 2);
+  const xla_row *row = xla_row_find(LAM_OP_ffn); /* x w1 b1? w2 b2?, scales; y aux */
+  if (!CHECK_EQ(row->n_in, 8) || !CHECK_EQ(row->n_out, 2)) return;
+  add_int(&f, "absent", 1 << 2 | 7 << 5 | 1 << 9 | 1 << 10);
+  add_int(&f, "transposed", 2);
+  add_string(&f, "act", "relu", 4);
+  CHECK(xla_call_run(LAM_OP_ffn, XLA_PLATFORM_CPU, &f.f) == NULL);
+  CHECK_EQ(h[0], 1 + 3 + 10);
+  CHECK_EQ(h[1], 2 + 3 + 20);
 }
 
 TEST(xla, hands_on_a_calls_flags) {

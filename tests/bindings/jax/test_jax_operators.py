@@ -301,6 +301,16 @@ def test_packed_weights_pass_through(draw):
     close(jax.jit(lj.linear)(x, packed), x @ w)
 
 
+def test_a_packed_weight_is_as_wide_as_this_machine_wants_it(draw):
+    x, w, dy = draw(3, 16), draw(16, 8), draw(3, 8)
+    f32 = native.dtype_number("float32")
+    forward, back = jax.jit(lj.pack_weight)(w), jax.jit(lambda w: lj.pack_weight(w, side=1))(w)
+    assert forward.shape == (8, library.packed_cols(f32, 8, 16))
+    assert back.shape == (16, library.packed_cols(f32, 8, 16, 1))
+    close(lj.linear(x, forward), x @ w)
+    close(lj.linear_dgrad(dy, back), dy @ w.T)
+
+
 def test_a_program_for_cuda_calls_the_same_target(draw):
     """Compiled only: there is no CUDA here. The handlers' own logic is frame_test's."""
     traced = jax.jit(lj.linear).trace(draw(3, 5), draw(5, 4))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy
 
-from lamella import errors
+from lamella import errors, library
 from lamella.jax import chains, native, rows
 
 PREFIX = "lamella_"
@@ -44,49 +44,55 @@ def call(row, inputs, attrs, group=None, token=None, dtypes=None, skip=()):
     """
     tensors = [token if t.name == "token" else inputs.get(t.name) for t in row.inputs]
     attrs = dict(attrs, **({"group": group.handle} if group else {}))
+    if row.name == "pack_weight" and not attrs.get("cols"):
+        attrs["cols"] = packed_cols(inputs["w"], attrs.get("side", 0))
     transposed = [rows.is_weight(row, t) and is_plain(x) for t, x in zip(row.inputs, tensors)]
     shapes = infer(row, tensors, transposed, attrs, group)
     turned = [rows.is_weight(row, t) for t in row.outputs]
+    there = [s is not None and t.name not in skip for t, s in zip(row.outputs, shapes)]
     results = [
-        result_type(None if t.name in skip else shape, (dtypes or {}).get(t.name), turn)
-        for t, shape, turn in zip(row.outputs, shapes, turned)
+        result_type(shape, (dtypes or {}).get(t.name), turn)
+        for t, shape, turn, wanted in zip(row.outputs, shapes, turned, there)
+        if wanted
     ]
-    extra = row.communicates and not rows.own_token(row)
-    n_given = max(i + 1 for i, x in enumerate(tensors) if x is not None)
-    arguments = [empty() if x is None else x for x in tensors[:n_given]]
+    extra = row.communicates and not rows.own_token(row) and token is not None
+    given = [x is not None for x in tensors]
+    arguments = [x for x in tensors if x is not None]
     if extra:
         results.append(jax.ShapeDtypeStruct((1,), jnp.float32))
-        arguments.append(zero() if token is None else token)
+        arguments.append(token)
     if holds_several(group):
         arguments.append(rank_of(group))
-    given = {a.name: AS_NUMPY[a.type](attrs[a.name]) for a in row.attributes if a.name in attrs}
-    bits = sum(1 << i for i, turn in enumerate(transposed + turned) if turn)
-    given.update(transposed=numpy.int64(bits), given=numpy.int64(n_given))
+    named = {a.name: AS_NUMPY[a.type](attrs[a.name]) for a in row.attributes if a.name in attrs}
+    named.update(transposed=mask(transposed + turned))
+    named.update(absent=mask([not x for x in [*given, *there, extra]]))
     if jax.config.jax_default_matmul_precision in TF32:
-        given.update(flags=numpy.int64(CALL_TF32))
-    found = bind(row, results, given, group, attrs)(*arguments)
-    outputs = {
-        t.name: None if shape is None or t.name in skip else value
-        for t, shape, value in zip(row.outputs, shapes, found)
-    }
-    return outputs, found[-1] if extra else outputs.pop("token", None)
+        named.update(flags=numpy.int64(CALL_TF32))
+    names = [t.name for t, x in zip(row.inputs, given) if x]
+    found = iter(bind(row, names, results, named, group, attrs)(*arguments))
+    outputs = {t.name: next(found) if x else None for t, x in zip(row.outputs, there)}
+    return outputs, next(found) if extra else outputs.pop("token", None)
+
+
+def mask(bits):
+    return numpy.int64(sum(1 << i for i, bit in enumerate(bits) if bit))
 
 
 def is_plain(x):
     return x is not None and x.dtype != jnp.uint8  # packed weights are bytes
 
 
+def packed_cols(w, side):
+    """Columns of w [in, out] once it is packed for this machine."""
+    inner, outer = w.shape[-2:]
+    return library.packed_cols(native.dtype_number(w.dtype), outer, inner, side)
+
+
 def zero():
     return jnp.zeros((1,), jnp.float32)
 
 
-def empty():
-    return jnp.zeros((0,), jnp.float32)
-
-
 def result_type(shape, dtype, turned):
-    if shape is None:  # absent
-        return jax.ShapeDtypeStruct((0,), jnp.float32)
     return jax.ShapeDtypeStruct(shape[0][::-1] if turned else shape[0], dtype or shape[1])
 
 
@@ -125,25 +131,23 @@ def rank_of(group):
 # -- the operation --
 
 
-def bind(row, results, attrs, group, named):
-    """The FFI call as a function of arrays alone, with its own answer to vmap."""
+def bind(row, names, results, attrs, group, given):
+    """The FFI call as a function of arrays alone, of the inputs `names`, with its own answer to vmap."""
     effect = row.communicates and group is not None
     operation = jax.ffi.ffi_call(PREFIX + row.name, results, has_side_effect=effect)
     function = jax.custom_batching.custom_vmap(lambda *arrays: tuple(operation(*arrays, **attrs)))
 
     @function.def_vmap
     def batch(axis_size, in_batched, *arrays):
-        mapped = [t for t, batched in zip(row.inputs, in_batched) if batched]
-        check_vmap(row, mapped)
+        tensors = [t for t in row.inputs if t.name in names]
+        check_vmap(row, [t for t, batched in zip(tensors, in_batched) if batched])
         inputs = {}
-        for t, x, batched in zip(row.inputs, arrays, in_batched):
-            if rows.is_activation(row, t) and not batched:
-                x = jnp.broadcast_to(x, (axis_size, *x.shape))
-            if not (t.optional and x.shape == (0,)):
-                inputs[t.name] = x
-        outputs, _ = call(row, inputs, named)
-        found = tuple(empty() if x is None else x for x in outputs.values())
-        return found, tuple(x.shape != (0,) for x in found)
+        for t, x, batched in zip(tensors, arrays, in_batched):
+            whole = rows.is_activation(row, t) and not batched
+            inputs[t.name] = jnp.broadcast_to(x, (axis_size, *x.shape)) if whole else x
+        outputs, _ = call(row, inputs, given)
+        found = tuple(x for x in outputs.values() if x is not None)
+        return found, (True,) * len(found)
 
     return function
 
