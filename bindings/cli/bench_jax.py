@@ -27,10 +27,15 @@ def ffn(n):
     commands = {"ffn from JAX": program("jax_ffn.py", "lamella", ranks=2), "ffn by XLA": devices + program("jax_ffn.py", "xla")}
     figures = rounds(commands, n)
     ours, theirs = figures["ffn from JAX"], figures["ffn by XLA"]
-    require(ours, *goals)
+    require(ours, *(case + "_packed" for case in goals))
     require(theirs, *goals)
     note = "two processes of one core; XLA: two CPU devices, shard_map and psum"
-    return [compare(f"jax {line}, tp=2", "us", values, "XLA", theirs[line], goals.get(line, ""), note) for line, values in ours.items()]
+    rows = []
+    for line, values in ours.items():
+        case, _, weights = line.rpartition("_")
+        goal = goals.get(case, "") if weights == "packed" else ""
+        rows.append(compare(f"jax {case}, tp=2, {weights} weights", "us", values, "XLA", theirs[case], goal, note))
+    return rows
 
 
 GROUPS = (hosts_jax,)

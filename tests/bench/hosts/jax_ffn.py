@@ -1,7 +1,9 @@
-"""ffn forward from JAX at tp=2, H=4096 F=11008: Lamella's row on two processes of one core each, or the
-same in jitted XLA on two CPU devices, sharded by shard_map with a psum.
+"""ffn forward from JAX at tp=2, H=4096 F=11008: Lamella's row on two processes of one core each, with
+packed and with plain weights in turn, or the same in jitted XLA on two CPU devices, sharded by
+shard_map with a psum.
 
-Prints `ffn_DTYPE_mM figure unit spread`: the median over calls, of the slower rank.
+Prints `ffn_DTYPE_mM figure unit spread`, of Lamella's `_packed` and `_plain`: the median over calls, of
+the slower rank.
 
     ./lamella run --no-prefix -n 2 python jax_ffn.py lamella [calls]
     XLA_FLAGS=--xla_force_host_platform_device_count=2 python jax_ffn.py xla [calls]
@@ -40,6 +42,7 @@ def lamella_side(calls):
     os.sched_setaffinity(0, [sorted(os.sched_getaffinity(0))[group.rank]])
     meet = jax.jit(lambda x: lj.all_reduce(x, group=group, token=lj.new_token())[0])
     gather = jax.jit(lambda x: lj.all_gather(x, group=group, token=lj.new_token())[0])
+    pack = jax.jit(lj.pack_weight)
 
     @jax.jit
     def ffn(x, w1, w2):
@@ -47,16 +50,18 @@ def lamella_side(calls):
 
     for dtype, m in CASES:
         mine = FFN // group.size
-        tensors = fill((m, HIDDEN), dtype), fill((HIDDEN, mine), dtype), fill((mine, HIDDEN), dtype)
-        times = []
+        x, w1, w2 = fill((m, HIDDEN), dtype), fill((HIDDEN, mine), dtype), fill((mine, HIDDEN), dtype)
+        sides = {"packed": (x, pack(w1), pack(w2)), "plain": (x, w1, w2)}
+        times = {side: [] for side in sides}
         for i in range(count(calls, m) + 2):
-            meet(jnp.zeros(1)).block_until_ready()
-            begin = time.perf_counter_ns()
-            ffn(*tensors).block_until_ready()
-            took = np.asarray(gather(jnp.asarray([(time.perf_counter_ns() - begin) / 1e3])))
-            times += [float(took.max())] if i > 1 else []
-        if group.rank == 0:
-            show("ffn_%s_m%d" % (NAMES[dtype], m), times)
+            for side, tensors in sides.items():
+                meet(jnp.zeros(1)).block_until_ready()
+                begin = time.perf_counter_ns()
+                ffn(*tensors).block_until_ready()
+                took = np.asarray(gather(jnp.asarray([(time.perf_counter_ns() - begin) / 1e3])))
+                times[side] += [float(took.max())] if i > 1 else []
+        for side in sides if group.rank == 0 else ():
+            show("ffn_%s_m%d_%s" % (NAMES[dtype], m, side), times[side])
 
 
 def xla_side(calls):
