@@ -5,7 +5,7 @@
 makes `name`, a plain program for machines with a GPU (./lamella pack-gpu), and `name`_emulated_N, tests of
 the same sources on the stand-in, one for each seed. There a test may have so many ranks (`ranks`):
 more of them only take longer where they share nothing but collectives, which tests/distributed/peers
-tests.
+tests. env: more that is set there.
 """
 
 load("@lamella_config//:defs.bzl", "CUDA")
@@ -25,7 +25,7 @@ _NEEDS = [
     "cublas_headers",
 ]
 
-def gpu_test(name, srcs, deps, seeds = _SEEDS, size = "medium", ranks = 1, cudart = False, tags = []):
+def gpu_test(name, srcs, deps, seeds = _SEEDS, size = "medium", ranks = 1, cudart = False, env = {}, tags = []):
     lam_binary(
         name = name,
         testonly = True,
@@ -39,10 +39,7 @@ def gpu_test(name, srcs, deps, seeds = _SEEDS, size = "medium", ranks = 1, cudar
             name = "%s_emulated_%d" % (name, seed),
             size = size,
             srcs = srcs,
-            env = {
-                "LAMELLA_TEST_RANKS": str(ranks),
-                "LAMELLA_TEST_SEED": str(seed),
-            },
+            env = dict(env, LAMELLA_TEST_RANKS = str(ranks), LAMELLA_TEST_SEED = str(seed)),
             needs = _NEEDS,
             tags = tags,
             deps = deps + [":emulated"],

@@ -14,6 +14,8 @@
 #include "plugin/comm/group.h"
 #include "tests/distributed/await.h"
 #include "tests/distributed/moves/losses.h"
+#include "tests/distributed/moves/mixed.h"
+#include "tests/place.h"
 
 enum { CUDA = 2 /* kDLCUDA */, N = 5003, ROUNDS = 60, MOST_CARDS = 8 };
 #define STREAM ((void *)(uintptr_t)2) /* cudaStreamPerThread */
@@ -143,7 +145,10 @@ static void fill(rank *r, int round) {
 static void work(int number, int size, void *arg) {
   static lam_status (*const works[])(rank * r) = {sum, sum_by_shares, pass_around};
   rank r = {0};
-  rng chance = {seed()}; /* the same on all ranks: an order that is agreed */
+  const plan *p = arg;
+  lam_group *turned = NULL; /* the same ranks in the other order */
+  rng chance = {seed()};    /* the same on all ranks: an order that is agreed */
+  if (!p->one_card) place_take(number);
   if (!rank_open(&r, number, size, arg)) return;
   for (int round = 0; round < ROUNDS; round++) {
     const int which = (int)rng_int(&chance, 0, 2);
@@ -152,6 +157,9 @@ static void work(int number, int size, void *arg) {
     if (!CHECK_OK(on_card(&r, works[which]))) break;
     check(&r, round, which == 2);
   }
+  CHECK_OK(lam_group_split(r.g, 0, -number, &turned));
+  if (turned) mixed_run(r.g, turned, seed(), p->one_card ? 300 : 10000);
+  lam_group_destroy(turned);
   lam_group_destroy(r.g);
 }
 
