@@ -105,6 +105,17 @@ LAM_API lam_status lam_schedule_simulate(const lam_schedule *s, const lam_costs 
  * lam_schedule_print. */
 LAM_API lam_status lam_events_draw(const lam_event *events, uint64_t n, const char *format,
                                    char *buf, uint64_t room, uint64_t *out_bytes);
+/* What carries an edge's messages, as lam_edge_info.path says. 16 bytes, frozen. */
+typedef struct lam_carrier {
+  int32_t edge, kind; /* LAM_KIND_F activations, LAM_KIND_I gradients */
+  const char *path;
+} lam_carrier;
+/* The same of one step with its messages, of the edges that `carriers` names: between the work that
+ * made each and the work that read it, on another rank, and by what it came. "grid" shows none. */
+LAM_API lam_status lam_events_draw_messages(const lam_event *events, uint64_t n,
+                                            const lam_carrier *carriers, uint64_t n_carriers,
+                                            const char *format, char *buf, uint64_t room,
+                                            uint64_t *out_bytes);
 
 /* ---- Pipelines ---- */
 typedef struct lam_stage_io {

@@ -11,6 +11,7 @@ Leaves schedules to schedule.py, what a step does to the library.
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections import namedtuple
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -143,19 +144,20 @@ class IO:
 
 class Report:
     """The last step on this rank, times in nanoseconds: step_time, busy, cpu, warm_up, drain,
-    waiting, overhead, worst_edge, worst_kind, slot_bytes, events."""
+    waiting, overhead, worst_edge, worst_kind, slot_bytes, events. paths: what carries this rank's
+    messages, {(edge, "F" activations or "I" gradients): "shm", ...}."""
 
-    def __init__(self, found, events):
+    def __init__(self, found, events, paths):
         self.__dict__.update(
             (name, getattr(found, name))
             for name, _ in found._fields_
             if name not in ("struct_size", "events", "n_events")
         )
-        self.events = events
+        self.events, self.paths = events, paths
 
     def draw(self, format: str = "grid") -> str:
         """What this rank did, as "grid", "svg" or "perfetto"."""
-        return schedule.draw(self.events, format)
+        return schedule.draw(self.events, format, self.paths)
 
 
 class Pipeline:
@@ -297,7 +299,18 @@ class Pipeline:
         library.check(native().lam_pipeline_get_report(self.pointer, ctypes.byref(found)))
         found.events = events = (pipeline_abi.Event * found.n_events)()
         library.check(native().lam_pipeline_get_report(self.pointer, ctypes.byref(found)))
-        return Report(found, schedule.events_of(events, found.n_events))
+        return Report(found, schedule.events_of(events, found.n_events), self._paths())
+
+    def _paths(self):
+        """Of edges that lead to or from this rank; not of one whose first message is to come."""
+        found = {}
+        for edge, kind in itertools.product(range(self.schedule.n_stages - 1), ("F", "I")):
+            info = pipeline_abi.EdgeInfo()
+            number = schedule.KINDS.index(kind)
+            status = native().lam_pipeline_get_edge(self.pointer, edge, number, ctypes.byref(info))
+            if status == 0 and info.peer >= 0 and info.path:
+                found[edge, kind] = info.path.decode()
+        return found
 
     def explain(self) -> str:
         """Where the last step's time went on all ranks, as text, and what to do about it.

@@ -116,6 +116,24 @@ class Event(ctypes.Structure):
     ]
 
 
+class Carrier(ctypes.Structure):
+    _fields_ = [("edge", c_int32), ("kind", c_int32), ("path", c_char_p)]
+
+
+class EdgeInfo(Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("peer", c_int32),
+        *[(name, c_uint32) for name in ("codec", "parts", "depth", "reserved")],
+        ("slot_bytes", c_uint64),
+        ("wire_bytes", c_uint64),
+        ("whole_seconds", c_double),
+        ("split_seconds", c_double),
+        ("why", c_char_p),
+        ("path", c_char_p),
+    ]
+
+
 class PipelineReport(Sized):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -224,7 +242,11 @@ _SIGNATURES = {
     "lam_schedule_simulate": (_STATUS, [c_void_p, POINTER(Costs), POINTER(Simulated)]),
     "lam_schedule_choose": (_STATUS, [POINTER(ChoiceDesc), POINTER(Choice)]),
     "lam_schedule_destroy": (None, [c_void_p]),
-    "lam_events_draw": (_STATUS, [POINTER(Event), c_uint64, c_char_p, *_TEXT]),
+    "lam_events_draw_messages": (
+        _STATUS,
+        [POINTER(Event), c_uint64, POINTER(Carrier), c_uint64, c_char_p, *_TEXT],
+    ),
+    "lam_pipeline_get_edge": (_STATUS, [c_void_p, c_int32, c_int32, POINTER(EdgeInfo)]),
     "lam_pipeline_create": (_STATUS, [c_void_p, POINTER(PipelineDesc), _OUT]),
     "lam_pipeline_run": (_STATUS, [c_void_p, c_int64, POINTER(c_double)]),
     "lam_pipeline_get_report": (_STATUS, [c_void_p, POINTER(PipelineReport)]),

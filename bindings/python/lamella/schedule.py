@@ -11,7 +11,7 @@ import ctypes
 import os
 import re
 from collections import namedtuple
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Union
 
 from lamella import errors, library, pipeline_abi
@@ -171,14 +171,25 @@ def choose(
     return Choice(out.name.decode(), out.v, out.bytes, out.reason.decode())
 
 
-def draw(events: Sequence[Event], format: str = "grid") -> str:
-    """A picture of events: "grid" (text), "svg", or "perfetto" (JSON for ui.perfetto.dev)."""
+def draw(
+    events: Sequence[Event],
+    format: str = "grid",
+    paths: Mapping[tuple[int, str], str] | None = None,
+) -> str:
+    """A picture of events: "grid" (text), "svg", or "perfetto" (JSON for ui.perfetto.dev).
+
+    paths: what carries messages of (edge, "F" activations or "I" gradients), as a Report's; with it
+    "svg" and "perfetto" show them, from the work that made each to the work that read it on another
+    rank. Events are of one step then."""
+    carriers = [(edge, KINDS.index(kind), path.encode()) for (edge, kind), path in (paths or {}).items()]
     table = (pipeline_abi.Event * len(events))(
         *[
             pipeline_abi.Event(*event._replace(kind=KINDS.index(event.kind))) for event in events
         ]
     )
-    return text_of(native().lam_events_draw, table, len(events), format.encode())
+    by = (pipeline_abi.Carrier * len(carriers))(*carriers)
+    of = native().lam_events_draw_messages
+    return text_of(of, table, len(events), by, len(carriers), format.encode())
 
 
 def events_of(table, n) -> list[Event]:

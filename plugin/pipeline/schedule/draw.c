@@ -83,24 +83,23 @@ static lam_status find_extent(lam_picture *p) {
 
 /* A rank's stages, by ascending number, are its chunks 0, 1, ... */
 static lam_status find_chunks(lam_picture *p) {
-  int32_t *rank_of = malloc((size_t)(p->n_stages + 1) * sizeof *rank_of);
+  p->rank_of = malloc((size_t)(p->n_stages + 1) * sizeof *p->rank_of);
   int32_t *n_of = calloc((size_t)p->n_ranks, sizeof *n_of);
   p->chunk = calloc((size_t)p->n_stages + 1, sizeof *p->chunk);
   p->busy = calloc((size_t)p->n_ranks, sizeof *p->busy);
-  const bool fits = rank_of && n_of && p->chunk && p->busy;
-  for (int s = 0; fits && s < p->n_stages; s++) rank_of[s] = -1;
+  const bool fits = p->rank_of && n_of && p->chunk && p->busy;
+  for (int s = 0; fits && s < p->n_stages; s++) p->rank_of[s] = -1;
   for (uint64_t i = 0; fits && i < p->n; i++) {
     const lam_event *e = &p->events[i];
     if (!lam_event_is_work(e)) continue;
-    rank_of[e->stage] = e->rank;
+    p->rank_of[e->stage] = e->rank;
     p->busy[e->rank] += e->end - e->start;
   }
   for (int s = 0; fits && s < p->n_stages; s++) {
-    if (rank_of[s] < 0) continue;
-    p->chunk[s] = n_of[rank_of[s]]++;
+    if (p->rank_of[s] < 0) continue;
+    p->chunk[s] = n_of[p->rank_of[s]]++;
     if (p->chunk[s] >= p->n_chunks) p->n_chunks = p->chunk[s] + 1;
   }
-  free(rank_of);
   free(n_of);
   return fits ? LAM_OK
               : lam_fail(LAM_RESOURCE_EXHAUSTED, WHO "no memory for %d stages", p->n_stages);
@@ -112,10 +111,12 @@ static lam_status find_format(const char *name, lam_draw_fn *out) {
   return lam_fail(LAM_NOT_FOUND, WHO "format is \"%.64s\", known are grid, svg, perfetto", name);
 }
 
-lam_status lam_events_draw(const lam_event *events, uint64_t n, const char *format, char *buf,
-                           uint64_t room, uint64_t *out_bytes) {
+lam_status lam_events_draw_messages(const lam_event *events, uint64_t n,
+                                    const lam_carrier *carriers, uint64_t n_carriers,
+                                    const char *format, char *buf, uint64_t room,
+                                    uint64_t *out_bytes) {
   lam_draw_fn draw = NULL;
-  lam_picture p = {.events = events, .n = n};
+  lam_picture p = {.events = events, .n = n, .carriers = carriers, .n_carriers = n_carriers};
   lam_sink out = lam_sink_open(buf, room);
   if (out_bytes) *out_bytes = 0;
   if (!events || !n)
@@ -124,9 +125,17 @@ lam_status lam_events_draw(const lam_event *events, uint64_t n, const char *form
   LAM_TRY(find_format(format, &draw));
   LAM_TRY(find_extent(&p));
   lam_status status = find_chunks(&p);
+  if (status == LAM_OK) status = lam_picture_find_messages(&p);
   if (status == LAM_OK) status = draw(&p, &out);
   if (status == LAM_OK && out_bytes) *out_bytes = out.n;
+  free(p.messages);
+  free(p.rank_of);
   free(p.chunk);
   free(p.busy);
   return status;
+}
+
+lam_status lam_events_draw(const lam_event *events, uint64_t n, const char *format, char *buf,
+                           uint64_t room, uint64_t *out_bytes) {
+  return lam_events_draw_messages(events, n, NULL, 0, format, buf, room, out_bytes);
 }

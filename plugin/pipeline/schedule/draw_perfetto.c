@@ -1,7 +1,10 @@
 /* draw_perfetto.c: events as a Chrome trace (JSON), which ui.perfetto.dev and chrome://tracing
- * open: a process per worker, one track for its stages and one for its transfers.
+ * open: a process per worker, one track for its stages and one for its transfers; messages are
+ * flows between stages, named by what carried them.
  * Invariant: times are exact, in us with three decimals; nothing in a name needs escaping.
  * Leaves waits on the stages' track: nothing else is there at that time. */
+#include <stdio.h>
+
 #include "plugin/pipeline/schedule/draw.h"
 
 enum { TRACK_STAGES, TRACK_TRANSFERS };
@@ -26,7 +29,11 @@ static void put_name(lam_sink *out, const char *what, int rank, int track, const
 }
 
 static void put_names(const lam_picture *p, int rank, lam_sink *out) {
+  char head[96];
   put_name(out, "process_name", rank, 0, "worker", rank);
+  snprintf(head, sizeof head,
+           "{\"ph\":\"M\",\"name\":\"process_labels\",\"pid\":%d,\"args\":{\"labels\":\"", rank);
+  lam_picture_put_carriers(p, rank, head, "\"}},\n", out);
   put_name(out, "thread_name", rank, TRACK_STAGES, "stages", -1);
   if (p->kinds & (1u << LAM_KIND_SEND | 1u << LAM_KIND_RECV))
     put_name(out, "thread_name", rank, TRACK_TRANSFERS, "transfers", -1);
@@ -47,13 +54,29 @@ static void put_event(const lam_picture *p, const lam_event *e, lam_sink *out) {
                   e->part);
 }
 
+/* Bound to the work at that time; its end is not in it any more. */
+static void put_flow(const lam_picture *p, uint64_t i, bool leaves, lam_sink *out) {
+  const lam_message *m = &p->messages[i];
+  const lam_event *at = leaves ? m->from : m->to;
+  const int64_t last = at->end > at->start ? at->end - 1 : at->end;
+  lam_sink_printf(
+      out, ",\n{\"ph\":\"%s\",\"id\":%llu,\"name\":\"%s\",\"cat\":\"%s\",\"pid\":%d,\"tid\":%d,",
+      leaves ? "s" : "f\",\"bp\":\"e", (unsigned long long)i, m->by->path, lam_message_name(m),
+      at->rank, TRACK_STAGES);
+  put_time(out, "ts", (leaves ? last : at->start) - p->first);
+  lam_sink_printf(out, "\"args\":{\"edge\":%d,\"micro\":%d,\"path\":\"%s\"}}", m->by->edge,
+                  m->to->micro, m->by->path);
+}
+
 lam_status lam_draw_perfetto(const lam_picture *p, lam_sink *out) {
   lam_sink_text(out, "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n");
   for (int rank = 0; rank < p->n_ranks; rank++) put_names(p, rank, out);
   for (uint64_t i = 0; i < p->n; i++) {
     put_event(p, &p->events[i], out);
-    lam_sink_text(out, i + 1 < p->n ? ",\n" : "\n");
+    if (i + 1 < p->n) lam_sink_text(out, ",\n");
   }
-  lam_sink_text(out, "]}\n");
+  for (uint64_t i = 0; i < p->n_messages; i++)
+    put_flow(p, i, true, out), put_flow(p, i, false, out);
+  lam_sink_text(out, "\n]}\n");
   return LAM_OK;
 }

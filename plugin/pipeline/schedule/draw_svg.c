@@ -1,12 +1,14 @@
 /* draw_svg.c: events as an SVG: a lane per worker, a box per action with its micro-batch, time
  * below in round steps, the colours' meaning above, each worker's idle share at the right.
- * Transfers are thin strips at a lane's foot.
+ * Transfers are thin strips at a lane's foot; messages lines from the box that made them to the one
+ * that read them.
  *
  * Invariant: well-formed XML 1.0 without outside references; colours are light enough for black
  * text, and differ in lightness.
  * Leaves waits out: they are the lane's background. */
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "plugin/pipeline/schedule/draw.h"
 
@@ -35,7 +37,8 @@ static void put_style(lam_sink *out) {
   lam_sink_text(out,
                 "<style>text{font:12px "
                 "sans-serif;fill:#222}.m{font-size:11px;text-anchor:middle}.t{text-anchor:middle;"
-                "fill:#666}.l{text-anchor:end}.bg{fill:#f2f2f2}.g{stroke:#d8d8d8}");
+                "fill:#666}.l{text-anchor:end}.bg{fill:#f2f2f2}.g{stroke:#d8d8d8}"
+                ".e{stroke:#555;stroke-width:1.5;stroke-opacity:.55}");
   for (int kind = LAM_KIND_F; kind <= LAM_KIND_REDUCE_GRAD; kind++) {
     if (kind == LAM_KIND_WAIT) continue;
     const char *stroke = lam_kind_is_work(kind) ? ";stroke:#fff;stroke-width:1" : "";
@@ -55,15 +58,35 @@ static double put_key(const char *class_name, const char *text, double x, lam_si
   return x + 22 + 6.6 * length + 24;
 }
 
+static bool is_first_of_its_path(const lam_picture *p, uint64_t carrier) {
+  for (uint64_t i = 0; i < carrier; i++)
+    if (!strcmp(p->carriers[i].path, p->carriers[carrier].path)) return false;
+  return true;
+}
+
+static void put_carriers(const lam_picture *p, double x, lam_sink *out) {
+  const char *between = "";
+  lam_sink_printf(out, "<text x=\"%.0f\" y=\"26\">lines: messages, by ", x);
+  for (uint64_t i = 0; i < p->n_carriers; i++) {
+    if (!is_first_of_its_path(p, i)) continue;
+    lam_sink_printf(out, "%s%s", between, p->carriers[i].path);
+    between = ", ";
+  }
+  lam_sink_text(out, "</text>\n");
+}
+
 static void put_legend(const lam_picture *p, lam_sink *out) {
   double x = LEFT;
   for (int kind = LAM_KIND_F; kind <= LAM_KIND_REDUCE_GRAD; kind++)
     if (kind != LAM_KIND_WAIT && (p->kinds >> kind & 1))
       x = put_key(looks[kind].class_name, lam_event_kind_name(kind), x, out);
   x = put_key("bg", "idle", x, out);
-  if (p->n_chunks > 1)
+  if (p->n_chunks > 1) {
     lam_sink_printf(out,
                     "<text x=\"%.0f\" y=\"26\">deeper: every second stage of a worker</text>\n", x);
+    x += 260;
+  }
+  if (p->n_messages > 0) put_carriers(p, x, out);
 }
 
 /* 1, 2 or 5 times a power of ten, so that at most ten steps make the whole. */
@@ -92,8 +115,9 @@ static void put_lane(const lam_picture *p, int rank, lam_sink *out) {
   const int y = lane_top(rank);
   lam_sink_printf(out, "<rect class=\"bg\" x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\"/>", LEFT, y,
                   PLOT, LANE);
-  lam_sink_printf(out, "<text class=\"l\" x=\"%d\" y=\"%d\">worker %d</text>", LEFT - 10, y + 19,
-                  rank);
+  lam_sink_printf(out, "<text class=\"l\" x=\"%d\" y=\"%d\">worker %d", LEFT - 10, y + 19, rank);
+  lam_picture_put_carriers(p, rank, "<title>", "</title>", out);
+  lam_sink_text(out, "</text>");
   lam_sink_printf(out, "<text x=\"%d\" y=\"%d\">idle %.1f %%</text>\n", LEFT + PLOT + 10, y + 19,
                   100 * lam_picture_idle(p, rank));
 }
@@ -131,6 +155,19 @@ static void put_boxes(const lam_picture *p, bool work, lam_sink *out) {
       put_box(p, &p->events[i], out);
 }
 
+static void put_line(const lam_picture *p, const lam_message *m, lam_sink *out) {
+  const lam_time_unit unit = lam_picture_unit(p);
+  const double left = (double)(m->from->end - p->first), read = (double)(m->to->start - p->first);
+  lam_sink_printf(out, "<line class=\"e\" x1=\"%.2f\" y1=\"%d\" x2=\"%.2f\" y2=\"%d\">",
+                  x_of(p, m->from->end), lane_top(m->from->rank) + LANE / 2, x_of(p, m->to->start),
+                  lane_top(m->to->rank) + LANE / 2);
+  lam_sink_printf(out,
+                  "<title>edge %d, micro-batch %d: %s by %s, made at %.4g, read at %.4g %s</title>"
+                  "</line>\n",
+                  m->by->edge, m->to->micro, lam_message_name(m), m->by->path, left / unit.ns,
+                  read / unit.ns, unit.name);
+}
+
 lam_status lam_draw_svg(const lam_picture *p, lam_sink *out) {
   const int width = LEFT + PLOT + RIGHT, height = lane_top(p->n_ranks) + AXIS;
   lam_sink_printf(out,
@@ -144,6 +181,7 @@ lam_status lam_draw_svg(const lam_picture *p, lam_sink *out) {
   put_axis(p, out);
   put_boxes(p, true, out);
   put_boxes(p, false, out);
+  for (uint64_t i = 0; i < p->n_messages; i++) put_line(p, &p->messages[i], out);
   lam_sink_text(out, "</svg>\n");
   return LAM_OK;
 }

@@ -3,6 +3,7 @@
 import _thread
 import gc
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -85,6 +86,22 @@ def test_a_report_is_of_the_last_step_and_draws_it():
         assert 0 < report.busy <= report.step_time and report.n_actions == 6
         assert "<svg" in report.draw("svg") and '"traceEvents"' in report.draw("perfetto")
         assert report.draw().strip()
+        assert report.paths == {(0, "F"): "shm", (0, "I"): "shm"}
+        assert '"labels":"edge 0 activations: shm; edge 0 gradients: shm"' in report.draw("perfetto")
+
+
+def test_events_of_all_ranks_show_messages_and_what_carried_them():
+    plan = Schedule.build("1f1b", 2, 3)
+    ws, xs, *_ = problem(2, 3)
+    reports = [report for *_, report in results(run_ranks(2, step(plan, ws, xs, Layer)))]
+    events = [event for report in reports for event in report.events]
+    drawn = schedule.draw(events, "perfetto", reports[0].paths)
+    flows = [e for e in json.loads(drawn)["traceEvents"] if e["ph"] == "s"]
+    assert sorted((f["name"], f["cat"], f["pid"]) for f in flows) == (
+        [("shm", "activation", 0)] * 3 + [("shm", "gradient", 1)] * 3
+    )
+    assert "lines: messages, by shm" in schedule.draw(events, "svg", reports[0].paths)
+    assert '"ph":"s"' not in schedule.draw(events, "perfetto")
 
 
 def test_explain_tells_of_every_rank():

@@ -82,6 +82,8 @@ STRUCTS = {
     "lam_explained": pipeline_abi.Explained,
     "lam_idle": pipeline_abi.Idle,
     "lam_event": pipeline_abi.Event,
+    "lam_carrier": pipeline_abi.Carrier,
+    "lam_edge_info": pipeline_abi.EdgeInfo,
     "lam_shape": pipeline_abi.Shape,
     "lam_schedule_info": pipeline_abi.ScheduleInfo,
     "lam_costs": pipeline_abi.Costs,

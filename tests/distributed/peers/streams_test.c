@@ -22,8 +22,12 @@ static lam_status layer(rank *r, void *x, void *w, void *y) {
   DLTensor ty = {y, card, 2, f32, ys, NULL, 0};
   const DLTensor *ins[] = {&tx, &tw};
   DLTensor *outs[] = {&ty};
-  const lam_attr attrs[] = {lam_attr_i(lam_group_handle(r->g)), lam_attr_i(1), lam_attr_i(0),
-                            lam_attr_i(0), lam_attr_i(1), lam_attr_i(CHUNKS)};
+  const lam_attr attrs[] = {lam_attr_i(lam_group_handle(r->g)),
+                            lam_attr_i(1),
+                            lam_attr_i(0),
+                            lam_attr_i(0),
+                            lam_attr_i(1),
+                            lam_attr_i(CHUNKS)};
   lam_call c = LAM_CALL_INIT;
   c.op = LAM_OP_linear_row;
   c.inputs = ins, c.outputs = outs, c.attrs = attrs;

@@ -266,6 +266,118 @@ TEST(draw, bad_events_and_formats_are_refused_by_name) {
   check_refused(bad, 2, "grid", "expected start <= end");
 }
 
+/* -- messages -- */
+
+static char *drawn_with(const lam_event *e, uint64_t n, const lam_carrier *by, uint64_t n_by,
+                        const char *format) {
+  uint64_t bytes = 0;
+  CHECK_OK(lam_events_draw_messages(e, n, by, n_by, format, NULL, 0, &bytes));
+  char *text = malloc(bytes + 1);
+  CHECK_OK(lam_events_draw_messages(e, n, by, n_by, format, text, bytes + 1, NULL));
+  CHECK_EQ(strlen(text), bytes);
+  return text;
+}
+
+static const lam_carrier some[] = {
+    {0, LAM_KIND_F, "ipc"}, {0, LAM_KIND_I, "ipc"}, {1, LAM_KIND_F, "nccl"}};
+
+/* Two micro-batches: over edge 0 two activations and two gradients, over edge 1 two activations. */
+TEST(draw, perfetto_has_a_flow_for_each_message_and_what_carried_it) {
+  const uint64_t n = events_of(built("1f1b", 3, 2), 1, 1);
+  char *text = drawn_with(events, n, some, 3, "perfetto");
+  const char *at = text;
+  CHECK(read_value(&at));
+  CHECK_STR(at, "\n");
+  CHECK_EQ(occurrences(text, "\"ph\":\"X\""), (int)n);
+  CHECK_EQ(occurrences(text, "\"ph\":\"s\""), 6);
+  CHECK_EQ(occurrences(text, "\"ph\":\"f\",\"bp\":\"e\""), 6);
+  CHECK_EQ(occurrences(text, "\"name\":\"nccl\",\"cat\":\"activation\""), 4);
+  CHECK_EQ(occurrences(text, "\"name\":\"ipc\",\"cat\":\"gradient\""), 4);
+  CHECK_CONTAINS(text,
+                 "\"name\":\"ipc\",\"cat\":\"activation\",\"pid\":0,\"tid\":0,\"ts\":999.999,"
+                 "\"args\":{\"edge\":0,\"micro\":0,\"path\":\"ipc\"}}");
+  CHECK_CONTAINS(text,
+                 "\"cat\":\"activation\",\"pid\":1,\"tid\":0,\"ts\":1000.000,"
+                 "\"args\":{\"edge\":0,\"micro\":0,\"path\":\"ipc\"}}");
+  free(text);
+}
+
+TEST(draw, svg_has_a_line_for_each_message_and_what_carried_it) {
+  const uint64_t n = events_of(built("1f1b", 3, 2), 1, 1);
+  char *text = drawn_with(events, n, some, 3, "svg");
+  check_xml(text);
+  CHECK_EQ(occurrences(text, "<line class=\"e\""), 6);
+  CHECK_CONTAINS(text, ">lines: messages, by ipc, nccl</text>");
+  CHECK_CONTAINS(text, "<title>edge 0, micro-batch 0: activation by ipc, made at 1, read at 1 ms<");
+  free(text);
+}
+
+TEST(draw, what_stays_on_a_rank_is_no_message_and_a_grid_has_none) {
+  static const char *const formats[] = {"grid", "svg", "perfetto"};
+  for (int f = 0; f < 3; f++) {
+    const uint64_t n = events_of(table_of("0F0 1F0 1B0 0B0"), 1, 1);
+    char *plain = drawn(events, n, formats[f]), *with = drawn_with(events, n, some, 2, formats[f]);
+    CHECK_STR(with, plain);
+    free(plain);
+    free(with);
+  }
+  const uint64_t n = events_of(built("1f1b", 3, 2), 1, 1);
+  char *plain = drawn(events, n, "grid"), *with = drawn_with(events, n, some, 3, "grid");
+  CHECK_STR(with, plain);
+  free(plain);
+  free(with);
+}
+
+/* Events of one rank alone have readers without makers, and the reverse. */
+TEST(draw, messages_whose_other_end_is_not_there_are_left_out) {
+  uint64_t n = events_of(built("1f1b", 3, 2), 1, 1), own = 0;
+  for (uint64_t i = 0; i < n; i++)
+    if (events[i].rank == 1) events[own++] = events[i];
+  char *text = drawn_with(events, own, some, 3, "perfetto");
+  CHECK_EQ(occurrences(text, "\"ph\":\"s\""), 0);
+  free(text);
+}
+
+TEST(draw, each_worker_says_what_carries_its_edges) {
+  static const char said[] =
+      "edge 0 activations: ipc; edge 0 gradients: ipc; edge 1 activations: nccl";
+  const uint64_t n = events_of(built("1f1b", 4, 2), 1, 1);
+  char *text = drawn_with(events, n, some, 3, "perfetto"), whole[160];
+  CHECK_EQ(occurrences(text, "\"process_labels\""), 3); /* worker 3's edge is not told of */
+  snprintf(whole, sizeof whole, "\"pid\":1,\"args\":{\"labels\":\"%s\"}},", said);
+  CHECK_CONTAINS(text, whole);
+  CHECK_CONTAINS(text, "\"pid\":2,\"args\":{\"labels\":\"edge 1 activations: nccl\"}},");
+  free(text);
+  text = drawn_with(events, n, some, 3, "svg");
+  snprintf(whole, sizeof whole, ">worker 1<title>%s</title></text>", said);
+  CHECK_CONTAINS(text, whole);
+  free(text);
+}
+
+TEST(draw, refuses_carriers_that_cannot_be) {
+  static const struct {
+    lam_carrier is;
+    const char *said;
+  } cases[] = {
+      {{-1, LAM_KIND_F, "shm"}, "carriers[1] is of edge -1, kind 0"},
+      {{0, LAM_KIND_B, "shm"},
+       "carriers[1] is of edge 0, kind 3, expected 0 or more, and LAM_KIND_F"},
+      {{0, LAM_KIND_F, NULL}, "carriers[1].path is NULL"},
+      {{0, LAM_KIND_F, ""}, "carriers[1].path is empty"},
+      {{0, LAM_KIND_F, "a\"b"}, "carriers[1].path has the character 0x22"},
+      {{0, LAM_KIND_F, "a\nb"}, "carriers[1].path has the character 0x0a"},
+  };
+  const uint64_t n = events_of(built("1f1b", 2, 2), 1, 1);
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    const lam_carrier by[] = {some[0], cases[i].is};
+    CHECK_STATUS(lam_events_draw_messages(events, n, by, 2, "svg", NULL, 0, NULL),
+                 LAM_INVALID_ARGUMENT);
+    CHECK_CONTAINS(lam_last_error(), cases[i].said);
+  }
+  CHECK_STATUS(lam_events_draw_messages(events, n, NULL, 1, "svg", NULL, 0, NULL),
+               LAM_INVALID_ARGUMENT);
+}
+
 TEST(draw, any_events_are_drawn_or_refused) {
   static const char *const formats[] = {"grid", "svg", "perfetto"};
   rng r = {seed()};
@@ -275,13 +387,13 @@ TEST(draw, any_events_are_drawn_or_refused) {
     for (int i = 0; i < n; i++) {
       events[i] = (lam_event){.rank = (int)rng_int(&r, 0, 9),
                               .stage = (int)rng_int(&r, 0, 20),
-                              .micro = (int)rng_int(&r, 0, INT32_MAX),
+                              .micro = (int)rng_int(&r, 0, k % 2 ? 2 : INT32_MAX),
                               .kind = (uint16_t)rng_int(&r, 0, 7)};
       events[i].start = rng_int(&r, -scale, scale);
       events[i].end = events[i].start + rng_int(&r, 0, scale);
     }
     for (int f = 0; f < 3; f++) {
-      char *text = drawn(events, (uint64_t)n, formats[f]);
+      char *text = drawn_with(events, (uint64_t)n, some, 3, formats[f]);
       if (f == 1) check_xml(text);
       const char *at = text;
       if (f == 2) CHECK(read_value(&at));
