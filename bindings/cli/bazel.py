@@ -1,5 +1,6 @@
 """Calls Bazel and reads what it did from its own event file, not from what it prints."""
 
+import contextlib
 import json
 import re
 import signal
@@ -44,6 +45,21 @@ def build(targets, options=()):
     sys.stderr.writelines(line for line in said if not WAITING.match(line))
     sys.stderr.flush()
     return done.returncode
+
+
+@contextlib.contextmanager
+def building(targets):
+    """Builds beside what the block does, without a word: the build that comes after tells what is wrong.
+    A block that fails ends it."""
+    quiet = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.DEVNULL)
+    process = subprocess.Popen(["bazel", "build", "--keep_going", *targets], cwd=ROOT, **quiet)
+    try:
+        yield
+    except BaseException:
+        process.send_signal(signal.SIGINT)
+        raise
+    finally:
+        process.wait()
 
 
 def query(expression):

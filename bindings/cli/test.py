@@ -41,7 +41,7 @@ def add_arguments(parser):
 def main(args):
     if args.gpu:
         return gpu_test.main(args)
-    packages.ensure("test")
+    prepare()
     total = Count()
     if args.filter:
         total.add(run_filtered(args.filter))
@@ -53,6 +53,17 @@ def main(args):
     total.add(run_python(args.filter))
     total.show()
     return 1 if total.failed else 0
+
+
+def prepare():
+    """Installs what is missing. Python packages come over a network: meanwhile what needs none of them
+    is compiled."""
+    if not venv.missing("test"):
+        packages.ensure("test")
+        return
+    packages.ensure("build")
+    with bazel.building(["//abi/...", "//kernels/...", "//plugin/..."]):
+        packages.ensure("test")
 
 
 def run_config(config):

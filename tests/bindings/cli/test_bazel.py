@@ -1,6 +1,8 @@
-"""What the commands pass on of what Bazel says."""
+"""What the commands pass on of what Bazel says, and a build beside something else."""
 
+import os
 import stat
+import sys
 
 import pytest
 
@@ -36,3 +38,28 @@ def test_who_sits_at_a_terminal_is_told_of_the_wait(client, capfd, monkeypatch):
     monkeypatch.setattr(bazel.sys.stderr, "isatty", lambda: True, raising=False)
     assert bazel.build(["//nosuch"]) == 1
     assert capfd.readouterr().err.splitlines() == [*WAITS, ERROR]
+
+
+BUILDS_FOREVER = """#!%s
+import pathlib, signal
+try:
+    print("noise", flush=True)
+    pathlib.Path(%r).write_text("began")
+    signal.alarm(60)
+    signal.pause()
+except KeyboardInterrupt:
+    pathlib.Path(%r).touch()
+"""
+
+
+def test_a_build_beside_what_fails_is_silent_and_ends_with_it(tmp_path, monkeypatch, capfd):
+    began, interrupted, program = tmp_path / "began", tmp_path / "interrupted", tmp_path / "bazel"
+    os.mkfifo(began)
+    program.write_text(BUILDS_FOREVER % (sys.executable, str(began), str(interrupted)))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(ZeroDivisionError), bazel.building(["//..."]):
+        assert began.read_text() == "began"
+        1 / 0
+    assert interrupted.exists()
+    assert capfd.readouterr() == ("", "")

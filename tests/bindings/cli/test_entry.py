@@ -1,12 +1,13 @@
-"""The two commands that others start: .ci/run, and the demo on a machine that may lack something."""
+"""The commands that others start: .ci/run; the demo and the tests on a machine that may lack something."""
 
+import contextlib
 import shutil
 import subprocess
 from argparse import ArgumentParser
 
 import pytest
 
-from bindings.cli import packages
+from bindings.cli import bazel, packages, test, venv
 from bindings.cli.common import ROOT
 from bindings.cli.demo import demo
 
@@ -60,3 +61,22 @@ def test_what_the_demo_lacks_is_installed_at_once(monkeypatch):
     monkeypatch.setattr(packages, "forget_machine", lambda: None)
     packages.ensure("demo")
     assert [[package.name for package in found] for found in lists] == [["libffi-dev"]]
+
+
+@pytest.mark.parametrize(
+    "missing, order", [([], ["test"]), (["torch"], ["build", "building", "test", "built"])]
+)
+def test_what_needs_no_python_package_is_built_while_those_are_loaded(monkeypatch, missing, order):
+    done = []
+
+    @contextlib.contextmanager
+    def building(targets):
+        done.append("building")
+        yield
+        done.append("built")
+
+    monkeypatch.setattr(venv, "missing", lambda command: missing)
+    monkeypatch.setattr(packages, "ensure", done.append)
+    monkeypatch.setattr(bazel, "building", building)
+    test.prepare()
+    assert done == order
