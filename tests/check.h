@@ -16,6 +16,7 @@
 #ifndef LAMELLA_TESTS_CHECK_H_
 #define LAMELLA_TESTS_CHECK_H_
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -93,9 +94,16 @@ typedef struct rng {
   uint64_t state;
 } rng;
 
+/* What data and references are made of: so many calls that a sanitizer would mostly watch these. */
+#define UNWATCHED __attribute__((no_sanitize("address", "thread", "undefined")))
+
 uint64_t rng_next(rng *r);
 float rng_float(rng *r);                         /* in [-1, 1) */
 int64_t rng_int(rng *r, int64_t lo, int64_t hi); /* in [lo, hi], both ends included */
+
+/* A sanitizer watches how code runs, not what it gives: under one chance draws less. */
+int tries(int n);       /* how often to try: n; there a quarter of it, at least once */
+bool is_spared(rng *r); /* one case of a sweep: none is; there three of four */
 
 /* -- ranks -- */
 

@@ -41,6 +41,6 @@ def gpu_test(name, srcs, deps, seeds = _SEEDS, size = "medium", ranks = 1, cudar
             srcs = srcs,
             env = dict(env, LAMELLA_TEST_RANKS = str(ranks), LAMELLA_TEST_SEED = str(seed)),
             needs = _NEEDS,
-            tags = tags,
+            tags = tags + ([] if seed == seeds[0] else ["nosan"]),  # sanitizers: one is enough
             deps = deps + [":emulated"],
         )

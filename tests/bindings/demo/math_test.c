@@ -124,7 +124,7 @@ typedef struct attention_problem {
   double *qkv, *c; /* [sequences n, 3 heads d], [sequences n, heads d] */
 } attention_problem;
 
-static double row_of_attention(const attention_problem *p, int64_t s, int64_t head, int64_t i) {
+UNWATCHED static double row_of_attention(const attention_problem *p, int64_t s, int64_t head, int64_t i) {
   const int64_t a = p->heads * p->d, width = 3 * a;
   const double *base = p->qkv + s * p->n * width + head * p->d, *q = base + i * width;
   double score[256], sum = 0, out = 0;

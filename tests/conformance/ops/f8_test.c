@@ -16,7 +16,7 @@ enum { MOST_IN = 8 };
 
 /* -- numbers -- */
 
-static double f8_value(lam_dtype t, int code) {
+UNWATCHED static double f8_value(lam_dtype t, int code) {
   const int fraction = t == LAM_F8E4M3 ? 3 : 2, bias = t == LAM_F8E4M3 ? 7 : 15;
   const int power = code >> fraction & (t == LAM_F8E4M3 ? 15 : 31),
             part = code & ((1 << fraction) - 1);
@@ -26,7 +26,7 @@ static double f8_value(lam_dtype t, int code) {
 }
 
 /* The nearest, the even code of two; beyond the largest finite number that one. */
-static int f8_code(lam_dtype t, double x) {
+UNWATCHED static int f8_code(lam_dtype t, double x) {
   const int most = t == LAM_F8E4M3 ? 0x7e : 0x7b;
   int best = 0;
   for (int c = 1; c <= most; c++) {

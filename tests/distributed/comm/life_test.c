@@ -63,7 +63,7 @@ static void cycle(int rank, int size, void *arg) {
   lam_context *ctx = NULL;
   (void)arg;
   REQUIRE_OK(lam_context_create(NULL, &ctx));
-  for (int i = 0; i < CYCLES; i++) live(&ids[i], rank, size, ctx);
+  for (int i = 0; i < tries(CYCLES); i++) live(&ids[i], rank, size, ctx);
   lam_context_stats stats = LAM_CONTEXT_STATS_INIT;
   CHECK_OK(lam_context_get_stats(ctx, &stats));
   CHECK_EQ(stats.arena_bytes, 0);
@@ -104,7 +104,7 @@ static void many_splits(int rank, int size, void *arg) {
   (void)arg;
   REQUIRE_OK(lam_context_create(NULL, &ctx));
   REQUIRE_OK(lam_group_create(ctx, &d, &g));
-  for (int i = 0; i < 60; i++) {
+  for (int i = 0; i < tries(60); i++) {
     lam_group *sub = NULL;
     REQUIRE_OK(lam_group_split(g, rank % 2, 0, &sub));
     CHECK_OK(lam_group_warmup(sub));
@@ -186,13 +186,14 @@ TEST(life, a_send_that_nobody_receives_ends_at_the_deadline) {
 }
 
 /* Nobody touches the pages: an offer so large is never copied beside, only taken. Both ranks are
- * told the same, whenever the receiver comes. */
+ * told the same, whenever the receiver comes. (The first message may take as long as to meet.) */
 static void endless_offer(int rank, int size, void *arg) {
   const uint64_t bytes = 300ull << 20;
   _Atomic int *done = arg;
   lam_group *g = NULL;
   const lam_wire h = {.bytes = bytes};
-  lam_wire got;
+  lam_wire got, first = {.bytes = 1};
+  char byte = 0;
   void *data = NULL;
   lam_group_desc d = rank_desc(id, rank, size, 1000);
   d.first_deadline_ms = 20000; /* to meet */
@@ -200,9 +201,11 @@ static void endless_offer(int rank, int size, void *arg) {
   CHECK_OK(sum_ones(g));
   if (rank == 0) {
     data = malloc(bytes);
+    CHECK_OK(lam_group_send(g, 1, 0, &first, &byte));
     CHECK_STATUS(lam_group_send(g, 1, 0, &h, data), LAM_PEER_STALLED);
     *done = 1;
   } else {
+    CHECK_OK(lam_group_recv(g, 0, 0, &first, &byte, 1));
     await_count(done, 1);
     CHECK_STATUS(lam_group_recv(g, 0, 0, &got, &data, bytes), LAM_PEER_STALLED);
     CHECK_CONTAINS(lam_last_error(), "rank 1");

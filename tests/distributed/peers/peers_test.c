@@ -35,7 +35,8 @@ static void reduce(rank *r) {
 }
 
 static void by_chance(int ranks, void (*fn)(rank *r)) {
-  for (uint64_t k = 0; k < CHANCES; k++) on_cards(&(world){.chance = seed() + k}, ranks, fn, NULL);
+  for (int k = 0; k < tries(CHANCES); k++)
+    on_cards(&(world){.chance = seed() + (uint64_t)k}, ranks, fn, NULL);
 }
 
 TEST(peers, all_reduce_sums_in_rank_order_on_the_card) {
@@ -198,7 +199,7 @@ static void replay(rank *r, int64_t n) {
   float *x = calloc(1, bytes), *want = calloc(1, bytes), *got = calloc(1, bytes);
   void *dx = to_card(r, NULL, bytes), *dy = to_card(r, NULL, bytes), *dz = to_card(r, NULL, bytes);
   cudaGraphExec_t exec = captured(r, queue_sum, dx, dy, n);
-  for (int turn = 0; turn < 100; turn++) {
+  for (int turn = 0; turn < tries(100); turn++) {
     for (int64_t i = 0; i < n; i++) x[i] = value(r->rank, i + turn);
     write_card(r, dx, x, bytes);
     CHECK_EQ(cudaGraphLaunch(exec, r->stream), cudaSuccess);

@@ -218,14 +218,15 @@ static bool run_case(int n_changes) {
 
 TEST(schedule_fuzz, good_tables_are_accepted_and_run) {
   r = (rng){seed()};
-  for (int k = 0; k < CASES / 5; k++) CHECK(run_case(0));
+  for (int k = 0; k < tries(CASES / 5); k++) CHECK(run_case(0));
 }
 
 TEST(schedule_fuzz, changed_tables_are_accepted_and_run_or_are_refused) {
+  const int cases = tries(CASES);
   int accepted = 0;
   r = (rng){seed() + 1};
-  for (int k = 0; k < CASES; k++) accepted += run_case((int)rng_int(&r, 1, 3));
-  CHECK(accepted > CASES / 50 && accepted < CASES / 2); /* both were put to the test */
+  for (int k = 0; k < cases; k++) accepted += run_case((int)rng_int(&r, 1, 3));
+  CHECK(accepted > cases / 50 && accepted < cases / 2); /* both were put to the test */
 }
 
 /* -- text -- */
@@ -263,9 +264,10 @@ static void spoil_text(char *text, int64_t *n) {
 }
 
 TEST(schedule_fuzz, changed_texts_are_read_and_judged_or_refused) {
+  const int texts = tries(TEXTS);
   int accepted = 0;
   r = (rng){seed() + 2};
-  for (int k = 0; k < TEXTS; k++) {
+  for (int k = 0; k < texts; k++) {
     uint64_t n = 0;
     lam_schedule *s = random_table(&r, 3, 4, 3);
     fuse_some(s, &r);
@@ -282,7 +284,7 @@ TEST(schedule_fuzz, changed_texts_are_read_and_judged_or_refused) {
     free(text), free(exact);
     lam_schedule_destroy(s);
   }
-  CHECK(accepted > TEXTS / 100 && accepted < TEXTS / 2);
+  CHECK(accepted > texts / 100 && accepted < texts / 2);
 }
 
 TEST(schedule_fuzz, random_words_are_read_and_judged_or_refused) {
@@ -291,7 +293,7 @@ TEST(schedule_fuzz, random_words_are_read_and_judged_or_refused) {
                                       "BW", "#", "rank 0", "SEND_F", "RECV_", "UNSHARD"};
   int accepted = 0;
   r = (rng){seed() + 3};
-  for (int k = 0; k < TEXTS; k++) {
+  for (int k = 0; k < tries(TEXTS); k++) {
     char text[512] = "";
     for (int i = below(40); i > 0; i--) strcat(text, words[below(20)]);
     digest(text, strlen(text), &accepted);

@@ -218,7 +218,8 @@ static void check_entropies(rng *r, crew c) {
   static const int64_t n[] = {1, 2, 63, 515, 9001};
   for (int i = 0; i < 5; i++) FOR_EACH(t, LAM_F32, LAM_BF16)
   FOR_EACH(factor, 0, 5, 1000)
-  FOR_EACH(parts, 1, 2, 4) check_entropy(r, c, n[i], (lam_dtype)t, factor, parts);
+  FOR_EACH(parts, 1, 2, 4)
+  if (!is_spared(r)) check_entropy(r, c, n[i], (lam_dtype)t, factor, parts);
 }
 TEST(cross_entropy, is_that_of_the_whole_from_any_parts) { for_all_loops(check_entropies); }
 

@@ -381,7 +381,7 @@ TEST(draw, refuses_carriers_that_cannot_be) {
 TEST(draw, any_events_are_drawn_or_refused) {
   static const char *const formats[] = {"grid", "svg", "perfetto"};
   rng r = {seed()};
-  for (int k = 0; k < 200; k++) {
+  for (int k = 0; k < tries(200); k++) {
     const int n = (int)rng_int(&r, 1, 40);
     const int64_t scale = (int64_t)1 << rng_int(&r, 0, 60);
     for (int i = 0; i < n; i++) {

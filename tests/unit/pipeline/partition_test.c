@@ -21,7 +21,7 @@ typedef struct model {
 /* -- the reference -- */
 
 /* The most that a rank holds of activations: its list followed, act[stage] bytes by micro-batch. */
-static uint64_t most_held(const lam_schedule *s, int r, const uint64_t *act) {
+UNWATCHED static uint64_t most_held(const lam_schedule *s, int r, const uint64_t *act) {
   uint64_t held = 0, most = 0;
   for (int64_t i = s->first[r]; i < s->first[r + 1]; i++) {
     const lam_action *a = &s->actions[i];
@@ -38,13 +38,13 @@ typedef struct verdict {
   uint64_t missing;        /* by how many bytes the closest cut is above a cap */
 } verdict;
 
-static const lam_layer *cut_after(const model *d, const int *first, int stage) {
+UNWATCHED static const lam_layer *cut_after(const model *d, const int *first, int stage) {
   if (stage == d->n_stages - 1 || first[stage + 1] == 0) return NULL;
   if (d->s->rank_of_stage[stage] == d->s->rank_of_stage[stage + 1]) return NULL;
   return &d->layers[first[stage + 1] - 1];
 }
 
-static void judge(const model *d, const int *first, verdict *best) {
+UNWATCHED static void judge(const model *d, const int *first, verdict *best) {
   double time[MOST] = {0}, sum = 0, slowest = 0;
   uint64_t bytes[MOST] = {0}, act[MOST] = {0}, over = 0;
   for (int s = 0; s < d->n_stages; s++) {
@@ -217,7 +217,7 @@ static void check_against_reference(const model *d) {
 
 TEST(partition, a_chain_has_the_shortest_step_of_all_cuts) {
   rng r = {seed()};
-  for (int k = 0; k < 3000; k++) {
+  for (int k = 0; k < tries(3000); k++) {
     model d = random_model(&r, true);
     NOTE("model %d: %d layers, %d stages", k, d.n_layers, d.n_stages);
     check_against_reference(&d);
@@ -227,7 +227,7 @@ TEST(partition, a_chain_has_the_shortest_step_of_all_cuts) {
 
 TEST(partition, ranks_with_several_stages_have_the_shortest_step_where_all_cuts_are_tried) {
   rng r = {seed()};
-  for (int k = 0; k < 1000; k++) {
+  for (int k = 0; k < tries(1000); k++) {
     model d = random_model(&r, false);
     NOTE("model %d: %d layers, %d stages on %d ranks", k, d.n_layers, d.n_stages, d.n_ranks);
     check_against_reference(&d);
@@ -272,7 +272,7 @@ static void check_search(rng *r, int k) {
 
 TEST(partition, a_search_says_what_it_found_and_calls_proven_only_what_is) {
   rng r = {seed()};
-  for (int k = 0; k < 8; k++) {
+  for (int k = 0; k < tries(8); k++) {
     NOTE("model %d", k);
     check_search(&r, k);
   }
