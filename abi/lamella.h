@@ -190,8 +190,9 @@ typedef struct lam_inferred {
   uint64_t scratch_bytes;
   uint32_t n_chunks;   /* row chunks the call would be cut into: 1 = no overlap of sum and gemm */
   uint32_t capturable; /* 1: may be recorded into a CUDA graph, once it has run outside of one */
-  const char *chunks_why; /* why n_chunks: one line, until this thread asks again */
+  char *chunks_why; /* in: NULL, or room for LAM_WHY_BYTES, which get in one line why n_chunks */
 } lam_inferred;
+#define LAM_WHY_BYTES 160
 #define LAM_INFERRED_INIT {sizeof(lam_inferred), 0, 0, 0, 0, 0, 0}
 
 /* ctx NULL = the context of the group named by the call; without a group the process's default

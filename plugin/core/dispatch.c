@@ -61,11 +61,9 @@ static lam_status check_room(const lam_binding *b, const lam_inferred *out) {
                   b->row->name, b->row->n_out);
 }
 
-static _Thread_local char why_chunks[LAM_WHY_BYTES];
-
-static void ask_needs(lam_op_call *call, const lam_op_entry *entry, lam_op_needs *out) {
-  (void)snprintf(why_chunks, sizeof why_chunks, "%s is never cut", call->name);
-  call->why = why_chunks;
+static void ask_needs(lam_op_call *call, const lam_op_entry *entry, char *why, lam_op_needs *out) {
+  if (why) (void)snprintf(why, LAM_WHY_BYTES, "%s is never cut", call->name);
+  call->why = why;
   if (entry->needs) entry->needs(call, out);
 }
 
@@ -78,7 +76,7 @@ lam_status lam_dispatch_infer(lam_context *ctx, const lam_call *call, lam_inferr
   LAM_TRY(check_room(&b, out));
   LAM_TRY(lam_bind_shapes(&b));
   LAM_TRY(lam_bind_inferred(&b));
-  ask_needs(&b.op, entry, &needs);
+  ask_needs(&b.op, entry, out->chunks_why, &needs);
 
   for (int i = 0; out->outputs && out->n_outputs && i < b.row->n_out; i++)
     out->outputs[i] = b.shapes[i];
@@ -86,6 +84,5 @@ lam_status lam_dispatch_infer(lam_context *ctx, const lam_call *call, lam_inferr
   out->scratch_bytes = lam_scratch_bytes(needs.scratch_bytes);
   out->n_chunks = needs.n_chunks;
   out->capturable = is_capturable(&b.op);
-  out->chunks_why = why_chunks;
   return LAM_OK;
 }

@@ -11,8 +11,7 @@
 
 /* ffn, H = 4096, one core, thread time against one chunk: chunks of 256 rows cost nothing at 512
  * rows and save 4 % at 2048, as the hidden part stays in cache; chunks of 128 rows cost 1 % with
- * packed weights and 5 % with plain ones, of 64 rows 3 % and 16 %. */
-#define ROWS_THAT_PAY 256
+ * packed weights and 5 % with plain ones, of 64 rows 3 % and 16 %. So LAM_ROWS_THAT_PAY. */
 #define MOST_CHUNKS 65536
 
 static __attribute__((format(printf, 2, 3))) void say(const lam_op_call *call, const char *format,
@@ -39,8 +38,8 @@ lam_chunks lam_chunks_asked(const lam_op_call *call, int64_t rows, int64_t other
 }
 
 static lam_chunks by_rows(const lam_op_call *call, int64_t rows) {
-  say(call, "%d rows or more each", ROWS_THAT_PAY);
-  return lam_chunks_asked(call, rows, rows / ROWS_THAT_PAY);
+  say(call, "%d rows or more each", LAM_ROWS_THAT_PAY);
+  return lam_chunks_asked(call, rows, rows / LAM_ROWS_THAT_PAY);
 }
 
 /* ---- On a device ----------------------------------------------------------------------------- */
@@ -120,11 +119,11 @@ static __attribute__((noinline)) lam_chunks for_ffn_on_device(const lam_op_call 
 
 /* ---- Both ------------------------------------------------------------------------------------ */
 
-lam_chunks lam_chunks_for_ffn(const lam_op_call *call, int64_t rows, int64_t cols) {
+lam_chunks lam_chunks_study_ffn(const lam_op_call *call, int64_t rows, int64_t cols) {
   return call->device->order ? for_ffn_on_device(call, rows, cols) : by_rows(call, rows);
 }
 
-lam_chunks lam_chunks_for_sum(const lam_op_call *call, int64_t rows, int64_t cols) {
+lam_chunks lam_chunks_study_sum(const lam_op_call *call, int64_t rows, int64_t cols) {
   if (call->device->order) return for_sum_on_device(call, rows, cols);
   if (lam_op_peers(call)) return by_rows(call, rows);
   say(call, "one rank has nobody to sum with");

@@ -161,15 +161,32 @@ static inline int64_t lam_chunk_first(lam_chunks c, int i) {
 static inline int64_t lam_chunk_rows(lam_chunks c, int i) {
   return lam_chunk_first(c, i + 1) - lam_chunk_first(c, i);
 }
-static inline int64_t lam_chunk_most_rows(lam_chunks c) { return lam_chunk_rows(c, 0); }
+static inline int64_t lam_chunk_most_rows(lam_chunks c) {
+  return c.n == 1 ? c.rows : lam_chunk_rows(c, 0);
+}
 /* Attribute chunks, or `otherwise` where it is 0. */
 lam_chunks lam_chunks_asked(const lam_op_call *call, int64_t rows, int64_t otherwise);
+lam_chunks lam_chunks_study_sum(const lam_op_call *call, int64_t rows, int64_t cols);
+lam_chunks lam_chunks_study_ffn(const lam_op_call *call, int64_t rows, int64_t cols);
+/* On the CPU, chunks of fewer rows do not pay (chunks.c). */
+#define LAM_ROWS_THAT_PAY 256
+/* One chunk, as can be said at a glance: few rows on the CPU, nothing asked for, nobody asks why. */
+static inline bool lam_chunks_are_one(const lam_op_call *call, int64_t rows) {
+  return rows < 2 * LAM_ROWS_THAT_PAY && call->attr.chunks <= 0 && !call->why &&
+         !call->device->order;
+}
 /* For a product [rows, cols] that is summed over the group: attribute chunks, or where it is 0 by
  * rows, or on a device by what its figures say pays; the same on all ranks. Alone, one. */
-lam_chunks lam_chunks_for_sum(const lam_op_call *call, int64_t rows, int64_t cols);
+static inline lam_chunks lam_chunks_for_sum(const lam_op_call *call, int64_t rows, int64_t cols) {
+  return lam_chunks_are_one(call, rows) ? (lam_chunks){rows, 1, 1}
+                                        : lam_chunks_study_sum(call, rows, cols);
+}
 /* The same of an ffn's two products, whose chunks also keep what is between them in the CPU's cache:
  * there alone too. */
-lam_chunks lam_chunks_for_ffn(const lam_op_call *call, int64_t rows, int64_t cols);
+static inline lam_chunks lam_chunks_for_ffn(const lam_op_call *call, int64_t rows, int64_t cols) {
+  return lam_chunks_are_one(call, rows) ? (lam_chunks){rows, 1, 1}
+                                        : lam_chunks_study_ffn(call, rows, cols);
+}
 
 /* ---- Products summed over the group (sum.c) ---- */
 

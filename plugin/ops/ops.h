@@ -42,7 +42,6 @@ typedef struct lam_op_call {
   uint32_t flags; /* LAM_CALL_... */
   char *why; /* NULL, or where it is said why the call is cut into so many chunks; lam_infer's */
 } lam_op_call;
-enum { LAM_WHY_BYTES = 160 };
 
 typedef lam_status (*lam_op_fn)(const lam_op_call *call);
 

@@ -60,7 +60,7 @@ class Inferred(Sized):
         ("scratch_bytes", c_uint64),
         ("n_chunks", c_uint32),
         ("capturable", c_uint32),
-        ("chunks_why", ctypes.c_char_p),
+        ("chunks_why", c_void_p),
     ]
 
 

@@ -203,11 +203,12 @@ TEST(tiles, cublaslt_is_told_how_many_multiprocessors_are_left) {
 
 /* -- how many chunks, and why -- */
 
-static uint32_t told_chunks(const rank *r, int64_t t, int64_t n, int64_t asked, const char **why) {
+static uint32_t told_chunks(const rank *r, int64_t t, int64_t n, int64_t asked,
+                            char why[LAM_WHY_BYTES]) {
   lam_inferred told = LAM_INFERRED_INIT;
   layer l = linear_row(r, t, n / r->size, n, asked);
+  told.chunks_why = why;
   CHECK_OK(ask_or_run(r, &l, &told));
-  *why = told.chunks_why;
   return told.n_chunks;
 }
 
@@ -222,21 +223,21 @@ static void meet_once(rank *r) {
 }
 
 static void choose(rank *r) {
-  const char *why = "";
+  char why[LAM_WHY_BYTES] = "";
   if (!r->g->pace) {
-    CHECK_EQ(told_chunks(r, 8192, 8192, 0, &why), 1);
+    CHECK_EQ(told_chunks(r, 8192, 8192, 0, why), 1);
     CHECK_STR(why, "the ranks have not met on this device yet: their first call is not cut");
   }
   meet_once(r);
-  const uint32_t n = told_chunks(r, 8192, 8192, 0, &why);
+  const uint32_t n = told_chunks(r, 8192, 8192, 0, why);
   NOTE("%s", why);
   CHECK(n > 1);
   CHECK(begins(why, "from measured tables: "));
-  CHECK_EQ(told_chunks(r, 256, 8192, 0, &why), 1);
+  CHECK_EQ(told_chunks(r, 256, 8192, 0, why), 1);
   CHECK_STR(why, "chunks of these 256 rows would be less than a wave: 132 tiles of 128 x 256");
-  CHECK_EQ(told_chunks(r, 65536, 256, 0, &why), 1);
+  CHECK_EQ(told_chunks(r, 65536, 256, 0, why), 1);
   CHECK(begins(why, "more would take longer: "));
-  CHECK_EQ(told_chunks(r, 8192, 8192, 5, &why), 5);
+  CHECK_EQ(told_chunks(r, 8192, 8192, 5, why), 5);
   CHECK_STR(why, "attribute chunks is 5");
 }
 
@@ -248,9 +249,9 @@ TEST(tiles, are_chosen_from_figures_and_the_reason_is_told) {
 }
 
 static void choose_one(rank *r) {
-  const char *why = "";
+  char why[LAM_WHY_BYTES] = "";
   meet_once(r);
-  CHECK_EQ(told_chunks(r, 8192, 8192, 0, &why), 1);
+  CHECK_EQ(told_chunks(r, 8192, 8192, 0, why), 1);
   CHECK_STR(why, r->arg);
 }
 
