@@ -168,11 +168,22 @@ static double the_neighbours(const operation *o, const lam_group *g, int64_t i) 
   return value(o, beside(g, -1), i);
 }
 
+/* In two halves, one of each kind, which may be received in the other order. */
 static lam_status message(mix *m, operation *o) {
   lam_group *g = m->groups[o->which];
-  lam_wire h = {.bytes = bytes_of(o, o->n), .dtype = o->dtype, .ndim = 1, .shape = {o->n}};
-  LAM_TRY(lam_group_send(g, beside(g, 1), o->root % 2, &h, o->x));
-  return lam_group_recv(g, beside(g, -1), o->root % 2, &h, o->y, bytes_of(o, o->n));
+  const int64_t first[] = {0, o->n / 2, o->n};
+  for (int kind = 0; kind < 2; kind++) {
+    const int64_t n = first[kind + 1] - first[kind];
+    const lam_wire h = {.bytes = bytes_of(o, n), .dtype = o->dtype, .ndim = 1, .shape = {n}};
+    LAM_TRY(lam_group_send(g, beside(g, 1), kind, &h, o->x + bytes_of(o, first[kind])));
+  }
+  for (int i = 0; i < 2; i++) {
+    const int kind = o->scatter ? 1 - i : i;
+    const uint64_t at = bytes_of(o, first[kind]), room = bytes_of(o, first[kind + 1]) - at;
+    lam_wire h;
+    LAM_TRY(lam_group_recv(g, beside(g, -1), kind, &h, o->y + at, room));
+  }
+  return LAM_OK;
 }
 
 static lam_status copy(const lam_group *g, const void *from, void *to, uint64_t bytes) {
