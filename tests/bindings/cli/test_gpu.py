@@ -13,9 +13,9 @@ from bindings.cli import bazel, gpu, headers, pack_gpu, projection
 from bindings.cli.common import ROOT, Problem
 
 STANDIN = "//tests/gpu:liblamella_cuda_emulated.so.0"
-# They call CUDA themselves, and only the library's is stood in for; NCCL's stand-in knows no processes. The
-# first two run over the stand-in as programs of //tests/gpu.
-NEED_A_CARD = ("graph_test", "times_test", "nccl_test")
+# They call CUDA themselves, and only the library's is stood in for; or take their time; NCCL's stand-in knows
+# no processes. All but that one run over the stand-in as programs of //tests/gpu.
+NEED_A_CARD = ("graph_test", "replay_test", "times_test", "loss_test", "mixed_test", "nccl_test")
 
 pytestmark = pytest.mark.skipif(
     not headers.toolkit() or headers.missing("gpu"), reason="no nvcc here, or no headers of cuBLAS"
