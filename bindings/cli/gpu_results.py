@@ -45,8 +45,8 @@ PARTS = [  # what, a part of test --gpu, what it is until that has run
      EMULATED),
     ("NCCL: two processes on one card, killed and stopped ones, mixed operations, and a rank on each of 2 to 8 "
      "cards", "nccl_test", COMPILED),
-    ("the PyTorch adapter on the card: numbers, streams, memory, graphs, ranks as threads and processes", "torch",
-     COMPILED),
+    ("the PyTorch adapter on the card: numbers, streams, memory, graphs, pipelines, ranks as threads and processes",
+     "torch", COMPILED),
     ("the JAX adapter on the card, ranks as processes", "jax", COMPILED),
 ]
 

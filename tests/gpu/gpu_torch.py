@@ -333,6 +333,51 @@ def test_ranks_on_one_card_sum_a_split_layer(n, dtype):
         assert torch.equal(y, found[0])
 
 
+# -- pipelines --
+
+
+def stages_of(n, width):
+    layer = lambda: torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.GELU())  # noqa: E731
+    return [layer().cuda() for _ in range(n)]
+
+
+@pytest.mark.parametrize("schedule", ["interleaved", "zbv"])
+def test_a_pipeline_of_one_rank_gives_one_processs_gradients(schedule):
+    width, rows = 96, 32
+    stages, x, y = stages_of(2, width), rand(rows, width), rand(rows, width)
+    whole, mse = torch.nn.Sequential(*stages), torch.nn.functional.mse_loss
+    want = mse(whole(x), y)
+    wanted = torch.autograd.grad(want, list(whole.parameters()))
+    with lamella.torch.Pipeline(stages, schedule, 4, loss_fn=mse) as pipeline:
+        for _ in range(3):
+            whole.zero_grad()
+            loss = pipeline.step(x, y)
+        assert pipeline.report().device_times == 1
+        assert pipeline.eval(x).device.type == "cuda"
+    assert abs(loss - want.item()) <= 1e-5 * abs(want.item())
+    for weight, gradient in zip(whole.parameters(), wanted):
+        close(weight.grad, gradient.double(), 8 * rows)
+
+
+def test_a_pipelines_step_comes_between_what_the_caller_queues():
+    """A late input, and a gradient that is read at once: nobody else waits."""
+    width, rows = 96, 32
+    stages, x, y = stages_of(2, width), rand(rows, width), rand(rows, width)
+    mse, late = torch.nn.functional.mse_loss, torch.zeros(rows, width, device="cuda")
+    with lamella.torch.Pipeline(stages, "interleaved", 4, loss_fn=mse) as pipeline:
+        pipeline.step(x, y)
+        want = [weight.grad.clone() for weight in torch.nn.Sequential(*stages).parameters()]
+        for stage in stages:
+            stage.zero_grad()
+        torch.cuda.synchronize()
+        busy(20)
+        late.copy_(x)
+        pipeline.step(late, y)
+        got = [weight.grad.clone() for weight in torch.nn.Sequential(*stages).parameters()]
+    for a, b in zip(got, want):
+        assert torch.equal(a, b)
+
+
 # -- ranks as processes --
 
 

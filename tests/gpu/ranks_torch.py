@@ -5,6 +5,7 @@ of its own to NCCL: right results, whose speed says nothing.
 Invariant: prints "well" when a layer split over the ranks gave what the whole one does.
 """
 
+import copy
 import os
 import sys
 
@@ -76,6 +77,30 @@ def check_module(group):
     close(mine.grad, theirs.grad, f)
 
 
+def check_pipeline(group):
+    """A stage of two layers on each rank, twice: weights' gradients as in one process."""
+    width, rows, micros = 64, 24, 4
+    layers = [torch.nn.Linear(width, width) for _ in range(2 * SIZE)]
+    for layer in layers:
+        with torch.no_grad():
+            layer.weight.copy_(drawn(width, width, scale=width**-0.5))
+            layer.bias.copy_(drawn(width))
+    whole = torch.nn.Sequential(*[torch.nn.Sequential(layer.cuda(), torch.nn.Tanh()) for layer in layers])
+    own = copy.deepcopy(whole[2 * RANK : 2 * RANK + 2])
+    x, y, mse = drawn(rows, width), drawn(rows, width), torch.nn.functional.mse_loss
+    with lamella.torch.Pipeline(own, "1f1b", micros, group=group, loss_fn=mse) as pipeline:
+        for _ in range(2):
+            own.zero_grad()
+            loss = pipeline.step(x, y)
+        paths = pipeline.report().paths
+    want = mse(whole(x), y)
+    want.backward()
+    assert loss is None or abs(loss - want.item()) <= 1e-5 * abs(want.item()), (loss, want.item())
+    for mine, theirs in zip(own.parameters(), whole[2 * RANK : 2 * RANK + 2].parameters()):
+        close(mine.grad, theirs.grad, 8 * rows)
+    print("messages travel by", paths)
+
+
 torch.cuda.set_device(0 if ONE_CARD else RANK)
 torch.backends.cuda.matmul.allow_tf32 = False
 chance = torch.Generator().manual_seed(int(os.environ.get("LAMELLA_TEST_SEED", "1")))
@@ -83,6 +108,7 @@ with open_group() as group:
     group.warmup()
     check_sums(group)
     check_module(group)
+    check_pipeline(group)
     torch.cuda.synchronize()
     way, why = group.device_way
     print("operands travel by", way, why or "")

@@ -39,6 +39,7 @@ DTYPES = {
 NUMPY = {0: "i", 1: "u", 2: "f"}  # by code; NumPy has none of the others
 CODECS = ("none", "bf16", "f8e4m3", "f8e5m2", "int8")
 INTERNAL, INTERRUPTED = 13, 1 | 6 << 8
+HOST, CUDA = 1, 2  # DLPack's types of devices
 EXPLAINED_BYTES = 1 << 16
 METHODS = ("forward", "backward", "backward_input", "backward_weight", "reduce_grad")
 
@@ -70,9 +71,9 @@ class Stage:
 
 
 class View:
-    """A tensor in the pipeline's own memory: compact, row-major, on the CPU.
+    """A tensor in the pipeline's own memory: compact, row-major.
 
-    data: its address; shape: a tuple, which a stage may set lower on its outputs; dtype: DLPack's
+    data: its address; device: (DLPack's type, number), (1, 0) the host's memory; shape: a tuple, which a stage may set lower on its outputs; dtype: DLPack's
     code | bits << 8. Valid while the method runs.
     """
 
@@ -84,6 +85,10 @@ class View:
     @property
     def data(self) -> int:
         return (self._tensor.data or 0) + self._tensor.byte_offset
+
+    @property
+    def device(self) -> tuple[int, int]:
+        return self._tensor.device_type, self._tensor.device_id
 
     @property
     def dtype(self) -> int:
@@ -110,7 +115,9 @@ class View:
         return n
 
     def memory(self) -> ctypes.Array:
-        """Its bytes, as a writable buffer."""
+        """Its bytes, as a writable buffer. Raises FailedPrecondition for a device's memory."""
+        if self.device[0] != HOST:
+            raise errors.FailedPrecondition("a view of device %d:%d" % self.device, 9)
         return (ctypes.c_uint8 * self.nbytes).from_address(self.data)
 
     def numpy(self) -> numpy.ndarray:
@@ -168,7 +175,9 @@ class Pipeline:
     code | bits << 8. tensor: ranks that hold the same activations. tied: [Tied, ...], in the same
     order on all ranks. any_order: weight gradients need not be summed in micro-batch order.
     bytes_per_second: between two ranks, 0 = memory's. codec: how activations travel between
-    ranks, of CODECS; gradient_codec: gradients. Raises lamella.Error: InvalidArgument for what
+    ranks, of CODECS; gradient_codec: gradients. device: where edges' tensors and shared weights
+    lie, (DLPack's type, number), (0, 0) the host's memory; a step's work is queued on that one's
+    `stream`, and run() returns before it is done. Raises lamella.Error: InvalidArgument for what
     does not fit the schedule, Mismatch where ranks were given different things.
     """
 
@@ -185,6 +194,8 @@ class Pipeline:
         bytes_per_second: float = 0,
         codec: str = "none",
         gradient_codec: str = "none",
+        device: tuple[int, int] = (0, 0),
+        stream: int = 0,
     ) -> None:
         self.schedule, self.group, self.stages = schedule, group, dict(stages)
         self.pointer = None
@@ -207,6 +218,9 @@ class Pipeline:
             edge_bytes_per_second=bytes_per_second,
             n_tied=len(tied),
             tied=_array(pipeline_abi.Tied, tied),
+            device_type=device[0],
+            device_id=device[1],
+            stream=stream,
         )
         out = ctypes.c_void_p()
         library.check(native().lam_pipeline_create(None, ctypes.byref(desc), ctypes.byref(out)))

@@ -4,6 +4,7 @@ Invariant: all ranks end with the same edges, or all raise what one of them met.
 Leaves real data to stage.py.
 """
 
+import itertools
 import json
 
 import torch
@@ -70,7 +71,8 @@ def run_fake(stage, module, before, inputs):
     eager = torch.compiler.set_stance("force_eager")
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad(), eager:
         if before is not None:
-            given = [torch.empty(shape, dtype=dtypes.CODED[code]) for shape, code in before]
+            where = device_of(module)
+            given = [torch.empty(s, dtype=dtypes.CODED[code], device=where) for s, code in before]
         else:
             given = [fake.from_tensor(x) if torch.is_tensor(x) else x for x in given]
         state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
@@ -84,6 +86,13 @@ def run_fake(stage, module, before, inputs):
                 3,
             ) from error
     return [describe(stage, y) for y in outputs]
+
+
+def device_of(*modules):
+    """Of their first weight or buffer; the CPU where they have none."""
+    tensors = itertools.chain.from_iterable(itertools.chain(m.parameters(), m.buffers()) for m in modules)
+    first = next(tensors, None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def describe(stage, y):

@@ -13,6 +13,7 @@ Leaves the way of a micro-batch to stage.py, edges to edges.py, all running to l
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,7 +32,8 @@ class Batch:
     """One step's data on this rank, cut along the first dimension into micro-batches whose sizes
     differ by at most one; larger ones first."""
 
-    def __init__(self, inputs, targets, micro_batches, loss_fn, reduction):
+    def __init__(self, inputs, targets, micro_batches, loss_fn, reduction, device):
+        self.device, self.loss = device, None  # loss: on a GPU, where no stage waits for it
         self.n, self.loss_fn, self.reduction = micro_batches, loss_fn, reduction
         self.given, self.targets = inputs, targets
         self.parts = self.target_parts = None
@@ -62,8 +64,16 @@ class Batch:
         if not _is_scalar(loss):
             raise errors.InvalidArgument("the loss is no scalar but %s" % _about(loss), 3)
         loss = loss * self._weight(io.micro)
-        io.add_loss(loss.item())
+        self._add(io, loss)
         return loss
+
+    def _add(self, io, loss):
+        if not loss.is_cuda:
+            io.add_loss(loss.item())
+        elif self.loss is None:
+            self.loss = loss.detach()
+        else:
+            self.loss = self.loss + loss.detach()
 
     def _weight(self, micro):
         if self.reduction == "sum":
@@ -99,8 +109,10 @@ class Pipeline:
     by running the modules on tensors without data; later batches may be smaller. tensor: the
     group of ranks that hold the same activations. tied: [(stages, weight or None)], weights that
     several stages share; their gradients are summed over the ranks that hold them. any_order,
-    bytes_per_second, codec, gradient_codec: as lamella.pipeline.Pipeline has them. Everything here
-    but `report` is collective. Raises InvalidArgument for what does not fit; a step what a module
+    bytes_per_second, codec, gradient_codec: as lamella.pipeline.Pipeline has them. device: where
+    the modules' weights lie, of one type on all ranks; None: where this rank's first one does. On a
+    GPU a step's work is queued on a stream of the pipeline's own, after what the caller's was given
+    before and before what it is given next; the host waits for the loss alone. Everything here but `report` is collective. Raises InvalidArgument for what does not fit; a step what a module
     of this rank raised, and what a Group does for peers.
     """
 
@@ -115,6 +127,7 @@ class Pipeline:
         edges: Sequence[Any] | None = None,
         tensor: Group | None = None,
         tied: Sequence[tuple[Sequence[int], torch.Tensor | None]] = (),
+        device: torch.device | str | None = None,
         **more: Any,
     ) -> None:
         self.group, self.loss_fn, self.reduction = group, loss_fn, reduction
@@ -127,6 +140,8 @@ class Pipeline:
         self.stages = self._place(given, stages)
         self.edges, self.tensor, self.more = edges, tensor, more
         self.tied = [_Tied(*one, self) for one in tied]
+        self.device = _device(device, [stage.module for stage in self.stages.values()])
+        self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.native = {}  # {is_training: lamella.pipeline.Pipeline}
         self.steps = 0
 
@@ -200,7 +215,7 @@ class Pipeline:
 
     def _run(self, inputs, targets, is_training):
         m = self.schedule.n_micro
-        batch = Batch(inputs, targets, m, self.loss_fn, self.reduction)
+        batch = Batch(inputs, targets, m, self.loss_fn, self.reduction, self.device)
         native = self.native.get(is_training)
         if native is None or native.pointer is None:
             native = self.native[is_training] = self._create(batch, is_training)
@@ -208,10 +223,26 @@ class Pipeline:
             stage.begin(batch, is_training)
         step, self.steps = self.steps, self.steps + 1  # from 0, as ranks in other hosts count
         try:
-            return native.run(step), batch.outputs
+            with self._on_stream():
+                loss = native.run(step)
+            return loss if batch.loss is None else batch.loss.item(), batch.outputs
         finally:
             for stage in self.stages.values():
                 stage.begin(None, is_training)  # nothing of this step is kept
+
+    @contextlib.contextmanager
+    def _on_stream(self):
+        """Between what the caller's stream was given before, and what it is given next."""
+        if self.stream is None:
+            yield
+            return
+        caller = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(caller)
+        try:
+            with torch.cuda.stream(self.stream):
+                yield
+        finally:
+            caller.wait_stream(self.stream)
 
     def _create(self, batch, is_training):
         modules = {number: stage.module for number, stage in self.stages.items()}
@@ -228,8 +259,14 @@ class Pipeline:
             tensor=self.tensor,
             tied=tied,
             forward_only=not is_training,
+            **self._where(),
             **self.more,
         )
+
+    def _where(self):
+        if self.stream is None:
+            return {}
+        return {"device": (pipeline.CUDA, self.device.index), "stream": self.stream.cuda_stream}
 
     def _trained(self):
         if True not in self.native:
@@ -270,6 +307,14 @@ class _Tied:
         if self.weight is not None and self.before is not None:
             self.weight.grad.add_(self.before)
             self.before = None
+
+
+def _device(given, modules):
+    """With a GPU's number."""
+    found = torch.device(given) if given is not None else edges.device_of(*modules)
+    if found.type == "cuda" and found.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return found
 
 
 def _stages(stages):

@@ -20,12 +20,23 @@ from lamella.torch import backward, dtypes
 Graph = namedtuple("Graph", "inputs outputs")  # leaves; edges, None for what has no gradient
 
 
+class OnCard:
+    """A view's bytes, as torch takes memory of others on a GPU."""
+
+    def __init__(self, view):
+        about = {"shape": (view.nbytes,), "typestr": "|u1", "data": (view.data, False), "version": 2}
+        self.__cuda_array_interface__ = about
+
+
 def from_view(view: pipeline.View) -> torch.Tensor:
     """A lamella.pipeline.View as a tensor, its memory shared."""
-    dtype = dtypes.CODED[view.dtype]
+    dtype, (kind, number) = dtypes.CODED[view.dtype], view.device
+    where = "cpu" if kind == pipeline.HOST else "cuda:%d" % number
     if view.nbytes == 0:
-        return torch.empty(view.shape, dtype=dtype)
-    return torch.frombuffer(view.memory(), dtype=dtype).view(view.shape)
+        return torch.empty(view.shape, dtype=dtype, device=where)
+    if kind == pipeline.HOST:
+        return torch.frombuffer(view.memory(), dtype=dtype).view(view.shape)
+    return torch.as_tensor(OnCard(view), device=where).view(dtype).view(view.shape)
 
 
 def as_tuple(value):
@@ -111,7 +122,7 @@ class PipelineStage(pipeline.Stage):
         if io.inputs:
             grads = [from_view(view) for view in io.inputs]
         else:
-            grads = [torch.ones(()) for _ in graph.outputs]  # of the loss
+            grads = [torch.ones((), device=self.batch.device) for _ in graph.outputs]  # of the loss
         used = [(edge, grad) for edge, grad in zip(graph.outputs, grads) if edge is not None]
         return [edge for edge, _ in used], [grad for _, grad in used], graph.inputs
 
