@@ -56,7 +56,9 @@ typedef struct lam_peer_gather {
   void *whole;
   int64_t stride;
   int64_t bytes[LAM_PEERS], count[LAM_PEERS], offset[LAM_PEERS];
+  int32_t step; /* 0: all shares; else that of the rank so many further on, alone */
 } lam_peer_gather;
+enum { LAM_PEER_FORKS = 4 + LAM_PEERS };
 
 /* A place for one message at a time, in its sender's memory. */
 typedef struct lam_peer_box {
@@ -102,7 +104,7 @@ typedef struct lam_device_peer {
   /* How many lanes are sure to run at once where `on_card` ranks share this thread's card. */
   lam_status (*lanes)(int on_card, int32_t *out_lanes, uint64_t *out_lane_bytes);
   /* Another stream, for work queued beside `stream`: it waits for what is there already; join makes
-   * `stream` wait for what fork `slot` (0 to 3) was given. */
+   * `stream` wait for what fork `slot` (below LAM_PEER_FORKS) was given. */
   lam_status (*fork)(lam_peer_line *line, int slot, void *stream, void **out_side);
   lam_status (*forked)(lam_peer_line *line, int slot, void *side); /* that was all of it */
   lam_status (*join)(lam_peer_line *line, int slot, void *stream);

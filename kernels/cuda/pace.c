@@ -1,9 +1,9 @@
 /* pace.c: how fast cards are, by which work is cut into chunks.
  *
- * One row for each kind of card, of figures that others measured or published: nothing of Lamella has
- * been timed on a GPU yet. Where a figure is published, it is taken at the share of it that large
- * products reach on an H200. All ranks that have the same kind of card read the same row, so that they
- * cut alike; what is timed on the spot (algos.c) never enters here.
+ * One row for each kind of card, of figures that others measured or published: nothing of Lamella
+ * has been timed on a GPU yet. Where a figure is published, it is taken at the share of it that
+ * large products reach on an H200. All ranks that have the same kind of card read the same row, so
+ * that they cut alike; what is timed on the spot (algos.c) never enters here.
  * Invariant: the figures of a kind of card do not change while a program runs.
  * Leaves what is made of them to plugin/ops/tiles.c. */
 #include "kernels/cuda/host.h"
@@ -15,8 +15,8 @@ enum {
 };
 
 typedef struct kind {
-  int sm;           /* from this compute capability on */
-  int link_percent; /* its links, of an H100's (NVLink 4, 450 GB/s each way); published */
+  int sm;            /* from this compute capability on */
+  int link_percent;  /* its links, of an H100's (NVLink 4, 450 GB/s each way); published */
   int f32, bf16, f8; /* TFLOP/s of large products; bf16 and f16 alike */
 } kind;
 
@@ -29,7 +29,8 @@ static const kind kinds[] = {
 };
 
 /* Sums over H100s: vLLM's kernel over peers' memory, and NCCL, of 0.5, 1 and 4 MB on 6 ranks (its
- * issue 24111); SGLang's, of 256 KB on 2 (its pull request 2904). A rank moves 2 (p - 1) / p of it. */
+ * issue 24111); SGLang's, of 256 KB on 2 (its pull request 2904). A rank moves 2 (p - 1) / p of
+ * it. */
 static const lam_pace_step by_peers[LAM_PACE_STEPS] = {
     {262144, 7900}, {873813, 13000}, {1747626, 17000}, {6990506, 37000}};
 static const lam_pace_step by_nccl[LAM_PACE_STEPS] = {

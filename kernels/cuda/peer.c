@@ -14,7 +14,7 @@
 #include "kernels/cuda/peer.h"
 
 enum {
-  FORKS = 4,
+  FORKS = LAM_PEER_FORKS,
   APART_BYTES = 2 << 20 /* the driver's own unit: what is smaller may share one */
 };
 
@@ -37,12 +37,17 @@ uint32_t *lam_cuda_line_words(const lam_peer_line *line) { return line->words_on
 
 /* -- lines -- */
 
+static lam_status make_event(cudaEvent_t *out) {
+  return lam_cuda_status(cudaEventCreateWithFlags(out, cudaEventDisableTiming), "make an event");
+}
+
 static lam_status make_events(lam_peer_line *l) {
-  cudaEvent_t *const all[] = {&l->last.event, &l->in_graph.event, &l->forked[0], &l->forked[1],
-                              &l->forked[2],  &l->forked[3],      &l->done[0],   &l->done[1],
-                              &l->done[2],    &l->done[3]};
-  for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-    LAM_TRY_CUDA(cudaEventCreateWithFlags(all[i], cudaEventDisableTiming), "make an event");
+  LAM_TRY(make_event(&l->last.event));
+  LAM_TRY(make_event(&l->in_graph.event));
+  for (int i = 0; i < FORKS; i++) {
+    LAM_TRY(make_event(&l->forked[i]));
+    LAM_TRY(make_event(&l->done[i]));
+  }
   return LAM_OK;
 }
 

@@ -61,6 +61,7 @@ typedef struct gather_call {
   int64_t stride, bytes[LAM_PEERS], share[LAM_PEERS], offset[LAM_PEERS];
   int64_t all, step; /* the largest share; what of it a lane takes at a time */
   int32_t own_unit, unit;
+  int32_t first_rank, n_ranks; /* whose shares are read */
 } gather_call;
 
 /* Of rank's share, in the step at `first`. */
@@ -80,7 +81,7 @@ static __global__ void __launch_bounds__(PEER_THREADS)
     move_bytes(c.own_unit, of_share(c, me, first), along{(char *)c.mine + first},
                along{peer_half(c.ranks, me, epoch, false)});
     if (!peer_meet(c.ranks, epoch + 1, &over)) return;
-    for (int r = 0; r < c.ranks.size; r++)
+    for (int r = c.first_rank; r < c.first_rank + c.n_ranks; r++)
       move_bytes(c.unit, of_share(c, r, first), along{peer_half(c.ranks, r, epoch, false)},
                  among{c.whole + c.offset[r], c.bytes[r], c.stride, first});
   }
@@ -101,6 +102,8 @@ extern "C" lam_status lam_cuda_peer_gather_run(const lam_peers *p, const lam_pee
     if (c.share[r] > 0) all |= (uint64_t)g->bytes[r] | (uint64_t)g->offset[r];
   }
   if (c.all == 0) return LAM_OK;
+  c.first_rank = g->step ? (p->rank + g->step) % p->size : 0;
+  c.n_ranks = g->step ? 1 : p->size;
   c.unit = unit_of(all);
   c.own_unit = unit_of((uint64_t)(uintptr_t)g->mine | (uint64_t)c.share[p->rank]);
   c.step = lam_cuda_least(lam_cuda_cuts(lam_cuda_cuts(c.all, p->n_lanes), 512) * 512, LAM_LANE_HALF);

@@ -155,6 +155,44 @@ lam_status lam_group_all_gather(lam_group *g, const lam_comm_op *op, const lam_p
   return done(g, op, way(g)->all_gather(g, p, mine, whole));
 }
 
+/* By source, engines leave the own share to be copied. */
+static lam_status copy_own(const lam_group *g, const lam_parts *p, const void *mine, void *whole) {
+  const int64_t each = p->inner * lam_dtype_bytes(p->dtype);
+  const int64_t first = p->first[g->rank] * each, bytes = p->first[g->rank + 1] * each - first;
+  return bytes ? copy_queued(g, mine, (char *)whole + first, (uint64_t)bytes) : LAM_OK;
+}
+
+static bool starts_gathers(const lam_group *g, const lam_parts *p) {
+  return lam_peer_takes(g) && way(g)->gather_start && p->outer == 1;
+}
+
+lam_status lam_group_gather_start(lam_group *g, const lam_comm_op *op, const lam_parts *p,
+                                  const void *mine, void *whole, lam_gather *x) {
+  x->is_aside = false;
+  x->waited = 0;
+  if (g->size == 1) return alone(g, mine, whole, whole_bytes(g, p));
+  LAM_TRY(announce(g, op));
+  if (!starts_gathers(g, p)) return done(g, op, way(g)->all_gather(g, p, mine, whole));
+  lam_status status = way(g)->gather_start(g, p, mine, whole, x);
+  if (status == LAM_OK && x->is_aside && x->by_source) status = copy_own(g, p, mine, whole);
+  return done(g, op, status);
+}
+
+static lam_status wait_steps(lam_group *g, lam_gather *x, int steps) {
+  lam_status status = LAM_OK;
+  while (x->is_aside && x->waited < steps && status == LAM_OK)
+    status = way(g)->gather_wait(g, x, ++x->waited);
+  return status == LAM_OK ? LAM_OK : lam_group_end(g, "all_gather", status);
+}
+
+lam_status lam_group_gather_wait(lam_group *g, lam_gather *x, int rank) {
+  return wait_steps(g, x, x->by_source ? (rank - g->rank + g->size) % g->size : 1);
+}
+
+lam_status lam_group_gather_finish(lam_group *g, lam_gather *x) {
+  return wait_steps(g, x, x->by_source ? g->size - 1 : 1);
+}
+
 /* Rows lie in the host's memory, wherever the present call's operands do. */
 lam_status lam_group_gather_rows(lam_group *g, const lam_comm_op *op, const void *own,
                                  uint64_t bytes, void *rows) {

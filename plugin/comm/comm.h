@@ -7,7 +7,6 @@
 
 #include "plugin/comm/group.h"
 
-#define LAM_GROUP_RANKS 64 /* most ranks of a group on one machine */
 
 int64_t lam_clock_ns(void); /* monotonic */
 

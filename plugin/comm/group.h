@@ -12,6 +12,8 @@
 #include "plugin/core/context.h"
 #include "plugin/core/shard.h"
 
+#define LAM_GROUP_RANKS 64 /* most ranks of a group on one machine */
+
 /* What a rank says it is doing, in clear. Compared by all ranks; shape is that of the whole
  * operand (the split dimension replaced by its whole length). 88 bytes. */
 typedef struct lam_comm_op {
@@ -60,6 +62,16 @@ typedef struct lam_sum {
   float eps;
   bool is_normed;
 } lam_sum;
+
+/* A gather that is waited for later, of shares that lie one after another: what is queued in between runs
+ * beside it. By source: each rank's share by itself, that of the next rank first. */
+typedef struct lam_gather {
+  bool by_source;
+  /* the engine's */
+  bool is_aside; /* false: all of it is there */
+  int waited;    /* steps that were waited for */
+  uint64_t number[LAM_GROUP_RANKS];
+} lam_gather;
 
 /* One ordered stream of messages between two ranks; an engine's own starts with it. */
 typedef struct lam_channel {
@@ -161,6 +173,11 @@ struct lam_engine {
   /* optional; reduce's y on root only */
   lam_status (*broadcast)(lam_group *g, const void *x, void *y, uint64_t bytes, int root);
   lam_status (*reduce)(lam_group *g, const void *x, void *y, int64_t n, lam_dtype t, int root);
+  /* optional, both: an all_gather that runs beside what is queued next; step 1, 2, ... size - 1 is the
+   * share of rank + step; not by source, step 1 is all. Each step is waited for once, in order. */
+  lam_status (*gather_start)(lam_group *g, const lam_parts *p, const void *mine, void *whole,
+                             lam_gather *x);
+  lam_status (*gather_wait)(lam_group *g, const lam_gather *x, int step);
   /* optional: partial sums in memory the peers can read; else scratch + all_reduce. start: part
    * and all fields are written; does not wait. finish: writes y; in the order they started. */
   lam_status (*partial)(lam_group *g, int64_t rows, int64_t cols, lam_sum *s);
@@ -199,6 +216,13 @@ lam_status lam_group_all_reduce(lam_group *g, const lam_comm_op *op, const void 
                                 int64_t n, lam_dtype t);
 lam_status lam_group_all_gather(lam_group *g, const lam_comm_op *op, const lam_parts *p,
                                 const void *mine, void *whole);
+/* The same in two steps, by_source as x says. wait: what the call's stream is given next finds rank's
+ * share there; waiting for the last of them, or for one that was waited for, is fine. Until all are
+ * waited for the group does nothing else but sums. */
+lam_status lam_group_gather_start(lam_group *g, const lam_comm_op *op, const lam_parts *p,
+                                  const void *mine, void *whole, lam_gather *x);
+lam_status lam_group_gather_wait(lam_group *g, lam_gather *x, int rank);
+lam_status lam_group_gather_finish(lam_group *g, lam_gather *x);
 /* A row of so many bytes from each rank: rows [size]. */
 lam_status lam_group_gather_rows(lam_group *g, const lam_comm_op *op, const void *own,
                                  uint64_t bytes, void *rows);

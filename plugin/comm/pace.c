@@ -1,7 +1,7 @@
 /* pace.c: what the ranks of a group on a device know alike of how fast they are.
  *
- * When they meet, each tells the others the figures of its card and where that card is; from the same rows
- * all come to the same.
+ * When they meet, each tells the others the figures of its card and where that card is; from the
+ * same rows all come to the same.
  * Invariant: where ranks differ, nothing of them is used: then no rank cuts its products.
  * Leaves what is made of the figures to the operators. */
 #include <stdio.h>

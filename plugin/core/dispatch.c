@@ -62,7 +62,9 @@ static lam_status check_room(const lam_binding *b, const lam_inferred *out) {
 }
 
 static void ask_needs(lam_op_call *call, const lam_op_entry *entry, char *why, lam_op_needs *out) {
-  if (why) (void)snprintf(why, LAM_WHY_BYTES, "%s is never cut", call->name);
+  if (why)
+    (void)snprintf(why, LAM_WHY_BYTES, "%s is cut only where attribute chunks asks for it",
+                   call->name);
   call->why = why;
   if (entry->needs) entry->needs(call, out);
 }

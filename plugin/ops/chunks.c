@@ -59,7 +59,7 @@ static void say_times(const lam_op_call *call, const lam_tiles *t, const char *w
 
 static void say_tiles(const lam_op_call *call, const lam_tile_work *w, const lam_tiles *t) {
   const lam_pace *p = &call->group->pace->card;
-  if (t->reason == LAM_TILES_PAY) say_times(call, t, "from measured tables");
+  if (t->reason == LAM_TILES_PAY) say_times(call, t, "by the figures of this card");
   if (t->reason == LAM_TILES_COST) say_times(call, t, "more would take longer");
   if (t->reason == LAM_TILES_WAVE)
     say(call, "chunks of these %lld rows would be less than a wave: %d tiles of %d x %d",
@@ -83,10 +83,10 @@ static lam_chunks on_device(const lam_op_call *call, const lam_tile_work *w) {
   return call->attr.chunks > 0 ? lam_chunks_asked(call, w->rows, 1) : by_figures(call, w);
 }
 
-/* How much of the inner dimension is one rank's: by attribute total, where it is that dimension's;
- * else as much as a square layer would have. */
-static int64_t inner_share(const lam_op_call *call, int64_t cols) {
-  const int64_t total = call->attr.total ? call->attr.total : cols;
+/* How much of a dimension that is split is one rank's, as all would guess: by attribute total,
+ * where it is given; a rank's own share is not known to the others. */
+static int64_t share_of(const lam_op_call *call, int64_t otherwise) {
+  const int64_t total = call->attr.total ? call->attr.total : otherwise;
   return (total + lam_op_size(call) - 1) / lam_op_size(call);
 }
 
@@ -102,7 +102,7 @@ static __attribute__((noinline)) lam_chunks for_sum_on_device(const lam_op_call 
                                                               int64_t cols) {
   lam_tile_work w = summed(call, rows, cols);
   w.n_products = 1;
-  w.product[0].n = cols, w.product[0].k = inner_share(call, cols);
+  w.product[0].n = cols, w.product[0].k = share_of(call, cols);
   return on_device(call, &w);
 }
 
@@ -115,6 +115,31 @@ static __attribute__((noinline)) lam_chunks for_ffn_on_device(const lam_op_call 
   w.product[0].n = hidden, w.product[0].k = cols;
   w.product[1].n = cols, w.product[1].k = hidden;
   return on_device(call, &w);
+}
+
+/* ---- Rows from the ranks that have them -------------------------------------------------------- */
+
+static bool pays_by_source(const lam_op_call *call, int64_t rows, int64_t cols, int64_t results) {
+  const lam_tile_work w = {.rows = rows,
+                           .n_products = 1,
+                           .product = {{.n = share_of(call, results), .k = cols}},
+                           .moved_cols = cols,
+                           .moved_bytes = lam_dtype_bytes(call->in[0].dtype),
+                           .one_way = true,
+                           .dtype = call->in[0].dtype};
+  const char *one = reason_for_one(call);
+  if (one) {
+    say(call, "%s", one);
+    return false;
+  }
+  const lam_tiles t = lam_tiles_by_source(&w, call->group->pace, lam_op_size(call));
+  say_tiles(call, &w, &t);
+  return t.n > 1;
+}
+
+bool lam_chunks_study_source(const lam_op_call *call, int64_t rows, int64_t cols, int64_t results) {
+  if (call->attr.chunks > 0) return call->attr.chunks > 1;
+  return pays_by_source(call, rows, cols, results);
 }
 
 /* ---- Both ------------------------------------------------------------------------------------ */

@@ -138,6 +138,25 @@ lam_status lam_seq_check_whole(const lam_op_call *call, const char *name, const 
  * scratch. */
 lam_status lam_seq_gather(const lam_op_call *call, int i, lam_scratch *s, lam_matrix *out);
 uint64_t lam_seq_gather_bytes(const lam_op_call *call, int i);
+/* The same beside what is queued until finish. */
+typedef struct lam_coming {
+  lam_matrix whole;
+  lam_shares shares; /* rows, in units of `inner` */
+  int64_t inner;
+  lam_gather gather;
+  bool is_split;
+} lam_coming;
+/* by_source: then `each` gives the rows of one rank after the other, the own ones first, each as
+ * soon as they are there; else all at once. */
+lam_status lam_seq_gather_start(const lam_op_call *call, int i, bool by_source, lam_scratch *s,
+                                lam_coming *out);
+typedef lam_status (*lam_coming_rows)(const lam_op_call *call, const void *user, int64_t first,
+                                      int64_t n);
+lam_status lam_seq_gather_each(const lam_op_call *call, lam_coming *c, lam_coming_rows rows,
+                               const void *user);
+/* Also where what was queued in between failed, with that: memory must not go before it is
+ * written. */
+lam_status lam_seq_gather_finish(const lam_op_call *call, lam_coming *c, lam_status status);
 int64_t lam_seq_gathered_rows(const lam_op_call *call, int i);
 
 /* g->d [T, N] whole on every rank, g->b this rank's rows of [N, K]: the product of each chunk of
@@ -186,6 +205,14 @@ static inline lam_chunks lam_chunks_for_sum(const lam_op_call *call, int64_t row
 static inline lam_chunks lam_chunks_for_ffn(const lam_op_call *call, int64_t rows, int64_t cols) {
   return lam_chunks_are_one(call, rows) ? (lam_chunks){rows, 1, 1}
                                         : lam_chunks_study_ffn(call, rows, cols);
+}
+/* Whether rows [rows, cols] of all ranks' are best multiplied rank by rank, as they come; the
+ * results' columns, that many or, where it is given, attribute total, are split over the ranks. */
+bool lam_chunks_study_source(const lam_op_call *call, int64_t rows, int64_t cols, int64_t results);
+static inline bool lam_chunks_by_source(const lam_op_call *call, int64_t rows, int64_t cols,
+                                        int64_t results) {
+  return call->device->order && call->attr.seq && lam_op_peers(call) &&
+         lam_chunks_study_source(call, rows, cols, results);
 }
 
 /* ---- Products summed over the group (sum.c) ---- */

@@ -13,6 +13,7 @@ typedef struct ffn {
   lam_matrix x;         /* all rows */
   lam_matrix h, z;      /* scratch, one chunk: act(z), and z where gated without aux */
   lam_matrix h8, scale; /* fp8: h again, and its scale */
+  bool has_h;           /* h and z have all rows, and were made before */
 } ffn;
 
 static bool is_f8(const lam_op_call *call) { return lam_dtype_is_f8(call->in[0].dtype); }
@@ -54,11 +55,21 @@ static lam_status through_w2(const lam_op_call *call, const ffn *f, const lam_ma
   return lam_op_product(call, &g);
 }
 
+/* Rows of h as x's come from the ranks that have them. */
+static lam_status hidden_rows(const lam_op_call *call, const void *user, int64_t first, int64_t n) {
+  const ffn *f = user;
+  lam_matrix room[4];
+  return hidden(
+      call, lam_op_rows(&f->x, first, n, &room[0]), lam_op_rows(&f->h, first, n, &room[1]),
+      lam_op_rows(&call->out[1], first, n, &room[2]), lam_op_rows(&f->z, first, n, &room[3]));
+}
+
 static lam_status ffn_part(const lam_part_sum *s, int64_t first, const lam_matrix *bias,
                            const lam_matrix *d) {
   const ffn *f = s->user;
   const int64_t n = d->rows;
   lam_matrix room[4];
+  if (f->has_h) return through_w2(s->call, f, lam_op_rows(&f->h, first, n, &room[0]), bias, d);
   const lam_matrix *h = lam_op_rows(&f->h, 0, n, &room[0]);
   LAM_TRY(hidden(s->call, lam_op_rows(&f->x, first, n, &room[1]), h,
                  lam_op_rows(&s->call->out[1], first, n, &room[2]),
@@ -91,17 +102,33 @@ static lam_chunks chunks_of(const lam_op_call *call) {
   return lam_chunks_for_ffn(call, lam_seq_gathered_rows(call, 0), call->in[3].rows);
 }
 
+/* x's rows come from the ranks that have them, and go through w1 as they do: then all of h is made
+ * before the sum is begun, whose chunks are of all ranks at a time. */
+static bool by_source(const lam_op_call *call) {
+  const int64_t cols = call->in[0].cols;
+  return lam_chunks_by_source(call, lam_seq_gathered_rows(call, 0), cols, 4 * cols);
+}
+
+static lam_status gather_x(const lam_op_call *call, lam_scratch *s, ffn *f) {
+  lam_coming x;
+  LAM_TRY(lam_seq_gather_start(call, 0, f->has_h, s, &x));
+  f->x = x.whole;
+  return lam_seq_gather_finish(call, &x,
+                               f->has_h ? lam_seq_gather_each(call, &x, hidden_rows, f) : LAM_OK);
+}
+
 static lam_status forward(const lam_op_call *call, lam_scratch *s) {
+  ffn f; /* not cleared: 8 ns */
+  f.has_h = by_source(call);
   const lam_chunks chunks = chunks_of(call);
-  const int64_t most = lam_chunk_most_rows(chunks);
-  ffn f;
+  const int64_t most = f.has_h ? chunks.rows : lam_chunk_most_rows(chunks);
   f.h = lam_op_take(s, most, hidden_cols(call), hidden_dtype(call));
   f.z = lam_op_absent;
   if (needs_z(call)) f.z = lam_op_take(s, most, z_cols(call), f.h.dtype);
   if (is_f8(call)) f.h8 = lam_op_take(s, most, hidden_cols(call), LAM_F8E4M3);
   if (is_f8(call)) f.scale = lam_op_take(s, 1, 1, LAM_F32);
   if (chunks.n == 1 && !lam_op_peers(call)) return ffn_alone(call, &f);
-  LAM_TRY(lam_seq_gather(call, 0, s, &f.x));
+  LAM_TRY(gather_x(call, s, &f));
 
   const lam_part_sum sum = {.call = call,
                             .part = ffn_part,
@@ -133,16 +160,15 @@ lam_status lam_op_ffn_check_weights(const lam_op_call *call, lam_matrix w1, lam_
 }
 
 void lam_op_ffn_needs(const lam_op_call *call, lam_op_needs *out) {
+  const bool whole = by_source(call);
   const lam_chunks chunks = chunks_of(call);
-  *out =
-      (lam_op_needs){lam_seq_gather_bytes(call, 0) +
-                         lam_elements_bytes(lam_chunk_most_rows(chunks),
-                                            hidden_cols(call) + z_cols(call), hidden_dtype(call)),
-                     (uint32_t)chunks.n};
+  const int64_t most = whole ? chunks.rows : lam_chunk_most_rows(chunks);
+  *out = (lam_op_needs){
+      lam_seq_gather_bytes(call, 0) +
+          lam_elements_bytes(most, hidden_cols(call) + z_cols(call), hidden_dtype(call)),
+      (uint32_t)chunks.n};
   if (is_f8(call))
-    out->scratch_bytes +=
-        lam_elements_bytes(lam_chunk_most_rows(chunks), hidden_cols(call), LAM_F8E4M3) +
-        sizeof(float);
+    out->scratch_bytes += lam_elements_bytes(most, hidden_cols(call), LAM_F8E4M3) + sizeof(float);
 }
 
 lam_status lam_op_ffn_run(const lam_op_call *call) {

@@ -13,6 +13,7 @@ typedef struct ffn_grad {
   lam_matrix db1;                 /* dz's rows summed, where it can be had beside dz; or absent */
   bool *has_db1;                  /* it was */
   bool keeps_h;                   /* dh has all rows, and becomes act(aux) */
+  bool has_dz;                    /* all of dz was made before */
 } ffn_grad;
 
 /* dz = (dy w2) act'(aux), and db1, in one product where the device can. */
@@ -31,32 +32,59 @@ static lam_status dz_in_one(const lam_op_call *call, const ffn_grad *f, const la
   return lam_op_product_fused(call, &g, out_done);
 }
 
-static lam_status dgrad_part(const lam_part_sum *s, int64_t first, const lam_matrix *bias,
-                             const lam_matrix *d) {
-  const lam_op_call *call = s->call;
-  const ffn_grad *f = s->user;
-  const int64_t n = d->rows;
+static lam_status dz_rows(const lam_op_call *call, const void *user, int64_t first, int64_t n) {
+  const ffn_grad *f = user;
   const lam_matrix dh = lam_matrix_rows(f->dh, f->keeps_h ? first : 0, n);
-  const lam_matrix dz = lam_matrix_rows(f->dz, first, n);
-  const lam_matrix w1 = lam_matrix_transposed(f->w1), w2 = lam_matrix_transposed(f->w2);
+  const lam_matrix dz = lam_matrix_rows(f->dz, first, n), w2 = lam_matrix_transposed(f->w2);
   lam_matrix room;
   const lam_matrix *dy = lam_op_rows(&f->dy, first, n, &room);
   const lam_gemm through_w2 = lam_op_gemm(dy, &w2, &lam_op_absent, &dh);
-  const lam_gemm through_w1 = lam_op_gemm(&dz, &w1, bias, d);
   const lam_matrix aux = lam_matrix_rows(f->aux, first, n);
   bool done;
   LAM_TRY(dz_in_one(call, f, &through_w2, aux, dz, &done));
-  if (!done) {
-    LAM_TRY(lam_op_product(call, &through_w2));
-    LAM_TRY((f->keeps_h ? lam_device_act_bwd_again : lam_device_act_bwd)(
-        call->device, call->workers, (lam_act)call->attr.act, call->attr.gated != 0, dh, aux, dz,
-        call->stream));
-  }
-  return lam_op_product(call, &through_w1);
+  if (done) return LAM_OK;
+  LAM_TRY(lam_op_product(call, &through_w2));
+  return (f->keeps_h ? lam_device_act_bwd_again : lam_device_act_bwd)(
+      call->device, call->workers, (lam_act)call->attr.act, call->attr.gated != 0, dh, aux, dz,
+      call->stream);
+}
+
+static lam_status dgrad_part(const lam_part_sum *s, int64_t first, const lam_matrix *bias,
+                             const lam_matrix *d) {
+  const ffn_grad *f = s->user;
+  const lam_matrix dz = lam_matrix_rows(f->dz, first, d->rows);
+  const lam_matrix w1 = lam_matrix_transposed(f->w1);
+  const lam_gemm through_w1 = lam_op_gemm(&dz, &w1, bias, d);
+  if (!f->has_dz) LAM_TRY(dz_rows(s->call, f, first, d->rows));
+  return lam_op_product(s->call, &through_w1);
 }
 
 static lam_chunks chunks_of(const lam_op_call *call, lam_matrix aux, lam_matrix w1) {
   return lam_chunks_for_ffn(call, aux.rows, w1.cols);
+}
+
+/* dy's rows come from the ranks that have them, and give dz as they do, before dx's sum is
+ * begun. */
+static bool by_source(const lam_op_call *call, lam_matrix aux) {
+  return lam_chunks_by_source(call, aux.rows, call->in[0].cols, 4 * call->in[0].cols);
+}
+
+/* Rows that dh needs: of a chunk, or of the largest share. */
+static int64_t rows_of_dh(const lam_op_call *call, lam_matrix aux, lam_matrix w1) {
+  const int64_t most = lam_chunk_most_rows(chunks_of(call, aux, w1));
+  if (!call->device->order || !call->attr.seq) return most;
+  const int64_t share =
+      (aux.rows / call->attr.seq) * lam_share_begin(call->attr.seq, 1, 1, lam_op_size(call));
+  return share > most ? share : most;
+}
+
+static lam_status gather_dy(const lam_op_call *call, lam_scratch *s, ffn_grad *f) {
+  lam_coming dy;
+  f->has_dz = by_source(call, f->aux);
+  LAM_TRY(lam_seq_gather_start(call, 0, f->has_dz, s, &dy));
+  f->dy = dy.whole;
+  return lam_seq_gather_finish(call, &dy,
+                               f->has_dz ? lam_seq_gather_each(call, &dy, dz_rows, f) : LAM_OK);
 }
 
 static lam_part_sum dgrad_sum(const lam_op_call *call, const ffn_grad *f) {
@@ -84,16 +112,16 @@ static lam_status check_dgrad(const lam_op_call *call, lam_matrix aux, lam_matri
 static lam_status dgrad(const lam_op_call *call, lam_scratch *s) {
   ffn_grad f = {.aux = call->in[1], .w1 = call->in[2], .w2 = call->in[3], .dz = call->out[1]};
   const lam_part_sum sum = dgrad_sum(call, &f);
-  f.dh = lam_op_take(s, lam_chunk_most_rows(sum.chunks), f.w2.cols, f.aux.dtype);
-  LAM_TRY(lam_seq_gather(call, 0, s, &f.dy));
+  f.dh = lam_op_take(s, rows_of_dh(call, f.aux, f.w1), f.w2.cols, f.aux.dtype);
+  LAM_TRY(gather_dy(call, s, &f));
   return lam_part_sum_run(&sum);
 }
 
 void lam_op_ffn_dgrad_needs(const lam_op_call *call, lam_op_needs *out) {
   const lam_chunks chunks = chunks_of(call, call->in[1], call->in[2]);
   *out = (lam_op_needs){
-      lam_seq_gather_bytes(call, 0) +
-          lam_elements_bytes(lam_chunk_most_rows(chunks), call->in[3].cols, call->in[1].dtype),
+      lam_seq_gather_bytes(call, 0) + lam_elements_bytes(rows_of_dh(call, call->in[1], call->in[2]),
+                                                         call->in[3].cols, call->in[1].dtype),
       (uint32_t)chunks.n};
 }
 
@@ -190,12 +218,12 @@ lam_status lam_op_ffn_wgrad_run(const lam_op_call *call) {
   return lam_op_with_scratch(call, lam_op_ffn_wgrad_needs, wgrad);
 }
 
-/* -- both: dy x aux w1 w2 -> dx dw1 db1? dw2 db2?; dx's sum travels beside the weights' products.
- * One scratch matrix is dh first, then h; where it has room for all rows, h is made beside dz: the
- * demo's bf16 step takes 1.2 % less. -- */
+/* -- both: dy x aux w1 w2 -> dx dw1 db1? dw2 db2?; x is gathered beside dx's products, and their
+ * sum travels beside the weights'. One scratch matrix is dh first, then h; where it has room for
+ * all rows, h is made beside dz: the demo's bf16 step takes 1.2 % less. -- */
 
 static int64_t rows_of_scratch(const lam_op_call *call, lam_matrix aux) {
-  const int64_t dh = lam_chunk_most_rows(chunks_of(call, aux, call->in[3]));
+  const int64_t dh = rows_of_dh(call, aux, call->in[3]);
   const int64_t h = lam_chunk_most_rows(chunks_of_h(call, aux, call->out[3]));
   return dh > h ? dh : h;
 }
@@ -205,16 +233,16 @@ static lam_status both(const lam_op_call *call, lam_scratch *s) {
   ffn_grad f = {.aux = call->in[2], .w1 = call->in[3], .w2 = call->in[4], .has_db1 = &has_db1};
   const lam_part_sum sum = dgrad_sum(call, &f);
   lam_sum last;
-  lam_matrix x;
+  lam_coming x;
   f.keeps_h = chunks_of_h(call, f.aux, call->out[3]).n == 1 && !call->device->order;
   f.dz = lam_op_take(s, f.aux.rows, f.aux.cols, f.aux.dtype);
   f.dh = lam_op_take(s, rows_of_scratch(call, f.aux), f.w2.cols, f.aux.dtype);
-  LAM_TRY(lam_seq_gather(call, 0, s, &f.dy));
-  LAM_TRY(lam_seq_gather(call, 1, s, &x));
+  LAM_TRY(gather_dy(call, s, &f));
+  LAM_TRY(lam_seq_gather_start(call, 1, false, s, &x));
 
-  if (sum.chunks.n == 1 && !call->attr.acc) f.db1 = call->out[2];
-  LAM_TRY(lam_part_sum_start(&sum, &last));
-  LAM_TRY(wgrad_of(call, &f, x, call->out + 1));
+  if (sum.chunks.n == 1 && !f.has_dz && !call->attr.acc) f.db1 = call->out[2];
+  LAM_TRY(lam_seq_gather_finish(call, &x, lam_part_sum_start(&sum, &last)));
+  LAM_TRY(wgrad_of(call, &f, x.whole, call->out + 1));
   return lam_part_sum_finish(&sum, &last);
 }
 

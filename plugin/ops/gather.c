@@ -69,19 +69,51 @@ uint64_t lam_seq_gather_bytes(const lam_op_call *call, int i) {
   return lam_elements_bytes(rows, x.cols, x.dtype) + lam_op_compact_bytes(x);
 }
 
-lam_status lam_seq_gather(const lam_op_call *call, int i, lam_scratch *s, lam_matrix *out) {
+lam_status lam_seq_gather_start(const lam_op_call *call, int i, bool by_source, lam_scratch *s,
+                                lam_coming *out) {
   const DLTensor *t = call->in_tensor[i];
   lam_matrix mine;
-  lam_shares shares;
-  *out = call->in[i];
-  if (!is_split(call)) return LAM_OK;
+  out->whole = call->in[i];
+  out->is_split = is_split(call);
+  if (!out->is_split) return LAM_OK;
 
   LAM_TRY(lam_op_compact(call, s, call->in[i], &mine));
-  *out = lam_op_take(s, lam_seq_gathered_rows(call, i), mine.cols, mine.dtype);
-  lam_share(call->attr.seq, 1, lam_op_size(call), shares.first);
-  const lam_parts parts = {1, lam_seq_inner(t) * mine.cols, shares.first, mine.dtype};
-  const lam_comm_op op = lam_op_announcement(call, t, mine.dtype, 0, call->attr.seq, 0);
-  return lam_group_all_gather(call->group, &op, &parts, mine.data, out->data);
+  out->whole = lam_op_take(s, lam_seq_gathered_rows(call, i), mine.cols, mine.dtype);
+  out->inner = lam_seq_inner(t);
+  out->gather.by_source = by_source;
+  lam_share(call->attr.seq, 1, lam_op_size(call), out->shares.first);
+  const lam_parts parts = {1, out->inner * mine.cols, out->shares.first, mine.dtype};
+  const lam_comm_op op = lam_op_announcement(call, t, mine.dtype, 0, call->attr.seq, by_source);
+  return lam_group_gather_start(call->group, &op, &parts, mine.data, out->whole.data, &out->gather);
+}
+
+lam_status lam_seq_gather_each(const lam_op_call *call, lam_coming *c, lam_coming_rows rows,
+                               const void *user) {
+  const int size = lam_op_size(call), me = lam_op_rank(call);
+  if (!c->is_split || !c->gather.by_source) {
+    LAM_TRY(lam_seq_gather_finish(call, c, LAM_OK));
+    return rows(call, user, 0, c->whole.rows);
+  }
+  for (int step = 0; step < size; step++) {
+    const int source = (me + step) % size;
+    const int64_t first = c->shares.first[source] * c->inner;
+    const int64_t n = c->shares.first[source + 1] * c->inner - first;
+    LAM_TRY(lam_group_gather_wait(call->group, &c->gather, source));
+    if (n > 0) LAM_TRY(rows(call, user, first, n));
+  }
+  return LAM_OK;
+}
+
+lam_status lam_seq_gather_finish(const lam_op_call *call, lam_coming *c, lam_status status) {
+  const lam_status waited = c->is_split ? lam_group_gather_finish(call->group, &c->gather) : LAM_OK;
+  return status == LAM_OK ? waited : status;
+}
+
+lam_status lam_seq_gather(const lam_op_call *call, int i, lam_scratch *s, lam_matrix *out) {
+  lam_coming c;
+  LAM_TRY(lam_seq_gather_start(call, i, false, s, &c));
+  *out = c.whole;
+  return lam_seq_gather_finish(call, &c, LAM_OK);
 }
 
 /* -- columns -- */

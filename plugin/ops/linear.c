@@ -11,17 +11,38 @@
 
 static bool gathers(const lam_op_call *call) { return call->attr.gather && lam_op_peers(call); }
 
+/* x's rows are multiplied as they come from the ranks that have them. */
+static bool by_source(const lam_op_call *call) {
+  return !gathers(call) && lam_chunks_by_source(call, lam_seq_gathered_rows(call, 0),
+                                                call->in[0].cols, call->in[0].cols);
+}
+
+static lam_status multiply_rows(const lam_op_call *call, const void *user, int64_t first,
+                                int64_t n) {
+  lam_gemm g = *(const lam_gemm *)user;
+  if (n == g.a.rows) return lam_op_product(call, &g);
+  g.a = lam_matrix_rows(g.a, first, n);
+  g.d = lam_matrix_rows(g.d, first, n);
+  if (lam_matrix_here(g.aux)) g.aux = lam_matrix_rows(g.aux, first, n);
+  return lam_op_product(call, &g);
+}
+
 static lam_status multiply(const lam_op_call *call, lam_scratch *s) {
   lam_shares columns;
+  lam_coming x;
   lam_gemm g = lam_op_gemm(&call->in[0], &call->in[1], &call->in[2], &call->out[0]);
   g.aux = call->out[1];
   g.act = (lam_act)call->attr.act;
   lam_gemm_more scales;
   if (lam_dtype_is_f8(g.a.dtype)) scales = lam_op_scales(call, 3, 4), g.more = &scales;
   LAM_TRY(lam_shares_from_own(call, "w's rows", g.b.rows, &columns));
-  LAM_TRY(lam_seq_gather(call, 0, s, &g.a));
-  if (gathers(call)) return lam_columns_product(call, s, &columns, &g);
-  return lam_op_product(call, &g);
+  if (!call->attr.seq && !gathers(call)) return lam_op_product(call, &g);
+  LAM_TRY(lam_seq_gather_start(call, 0, by_source(call), s, &x));
+  g.a = x.whole;
+  if (!gathers(call))
+    return lam_seq_gather_finish(call, &x, lam_seq_gather_each(call, &x, multiply_rows, &g));
+  LAM_TRY(lam_seq_gather_finish(call, &x, LAM_OK));
+  return lam_columns_product(call, s, &columns, &g);
 }
 
 static lam_status check_forward(const lam_op_call *call) {
@@ -34,6 +55,7 @@ static lam_status check_forward(const lam_op_call *call) {
 
 void lam_op_linear_col_needs(const lam_op_call *call, lam_op_needs *out) {
   *out = (lam_op_needs){lam_seq_gather_bytes(call, 0), 1};
+  if (by_source(call)) out->n_chunks = (uint32_t)lam_op_size(call);
   if (!gathers(call)) return;
   const int64_t rows = lam_seq_gathered_rows(call, 0);
   out->scratch_bytes += lam_columns_product_bytes(call, rows, call->in[1].rows);
@@ -87,7 +109,8 @@ static lam_status dgrad(const lam_op_call *call, lam_scratch *s) {
 }
 
 void lam_op_linear_col_dgrad_needs(const lam_op_call *call, lam_op_needs *out) {
-  *out = (lam_op_needs){0, (uint32_t)lam_chunks_for_sum(call, call->in[0].rows, call->in[1].cols).n};
+  *out =
+      (lam_op_needs){0, (uint32_t)lam_chunks_for_sum(call, call->in[0].rows, call->in[1].cols).n};
 }
 
 lam_status lam_op_linear_col_dgrad_run(const lam_op_call *call) {
@@ -110,14 +133,15 @@ lam_status lam_op_linear_col_wgrad_run(const lam_op_call *call) {
   return lam_op_with_scratch(call, lam_op_linear_col_wgrad_needs, wgrad);
 }
 
-/* Both: the sum of the input gradient travels beside the weight gradient's product. dy x w */
+/* Both: x is gathered beside the input gradient's products, and their sum travels beside the weight
+ * gradient's. dy x w */
 static lam_status both(const lam_op_call *call, lam_scratch *s) {
   const lam_part_sum sum = dgrad_sum(call, &call->in[2]);
   lam_sum last;
-  lam_matrix x;
-  LAM_TRY(lam_seq_gather(call, 1, s, &x));
-  LAM_TRY(lam_part_sum_start(&sum, &last));
-  LAM_TRY(lam_op_wgrad(call, call->in[0], x, call->out[1], call->out[2]));
+  lam_coming x;
+  LAM_TRY(lam_seq_gather_start(call, 1, false, s, &x));
+  LAM_TRY(lam_seq_gather_finish(call, &x, lam_part_sum_start(&sum, &last)));
+  LAM_TRY(lam_op_wgrad(call, call->in[0], x.whole, call->out[1], call->out[2]));
   return lam_part_sum_finish(&sum, &last);
 }
 

@@ -48,7 +48,8 @@ static lam_status forward(const lam_op_call *call, lam_scratch *s) {
 }
 
 void lam_op_linear_row_needs(const lam_op_call *call, lam_op_needs *out) {
-  *out = (lam_op_needs){0, (uint32_t)lam_chunks_for_sum(call, call->in[0].rows, call->in[1].rows).n};
+  *out =
+      (lam_op_needs){0, (uint32_t)lam_chunks_for_sum(call, call->in[0].rows, call->in[1].rows).n};
 }
 
 lam_status lam_op_linear_row_run(const lam_op_call *call) {
@@ -62,12 +63,33 @@ lam_status lam_op_linear_row_run(const lam_op_call *call) {
 
 static bool gathers(const lam_op_call *call) { return !call->attr.split && lam_op_peers(call); }
 
-static lam_status dgrad_of(const lam_op_call *call, lam_scratch *s, lam_matrix dy, lam_matrix w) {
-  const lam_gemm g = {.a = dy, .b = lam_matrix_transposed(w), .d = call->out[0]};
-  lam_shares columns;
-  LAM_TRY(lam_shares_from_own(call, "w's in features", w.cols, &columns));
-  if (gathers(call)) return lam_columns_product(call, s, &columns, &g);
+/* dy's rows are multiplied as they come from the ranks that have them. */
+static bool by_source(const lam_op_call *call) {
+  return !gathers(call) && lam_chunks_by_source(call, lam_seq_gathered_rows(call, 0),
+                                                call->in[0].cols, call->in[0].cols);
+}
+
+static lam_status dgrad_rows(const lam_op_call *call, const void *user, int64_t first, int64_t n) {
+  lam_gemm g = *(const lam_gemm *)user;
+  if (n == g.a.rows) return lam_op_product(call, &g);
+  g.a = lam_matrix_rows(g.a, first, n);
+  g.d = lam_matrix_rows(g.d, first, n);
   return lam_op_product(call, &g);
+}
+
+/* out: dy whole, for the weight gradient. */
+static lam_status dgrad_of(const lam_op_call *call, lam_scratch *s, lam_matrix w,
+                           lam_matrix *out_dy) {
+  lam_gemm g = {.b = lam_matrix_transposed(w), .d = call->out[0]};
+  lam_shares columns;
+  lam_coming dy;
+  LAM_TRY(lam_shares_from_own(call, "w's in features", w.cols, &columns));
+  LAM_TRY(lam_seq_gather_start(call, 0, by_source(call), s, &dy));
+  *out_dy = g.a = dy.whole;
+  if (!gathers(call))
+    return lam_seq_gather_finish(call, &dy, lam_seq_gather_each(call, &dy, dgrad_rows, &g));
+  LAM_TRY(lam_seq_gather_finish(call, &dy, LAM_OK));
+  return lam_columns_product(call, s, &columns, &g);
 }
 
 static uint64_t dgrad_bytes(const lam_op_call *call, lam_matrix w) {
@@ -92,11 +114,11 @@ static lam_status check_wgrad(const lam_op_call *call) {
 
 static lam_status dgrad(const lam_op_call *call, lam_scratch *s) {
   lam_matrix dy;
-  LAM_TRY(lam_seq_gather(call, 0, s, &dy));
-  return dgrad_of(call, s, dy, call->in[1]);
+  return dgrad_of(call, s, call->in[1], &dy);
 }
 
 static uint32_t dgrad_chunks(const lam_op_call *call) {
+  if (by_source(call)) return (uint32_t)lam_op_size(call);
   return gathers(call) ? (uint32_t)lam_chunks_asked(call, lam_seq_gathered_rows(call, 0), 1).n : 1;
 }
 
@@ -132,8 +154,7 @@ static lam_status both(const lam_op_call *call, lam_scratch *s) {
   LAM_TRY(own_columns(call, 1, &x));
   LAM_TRY(lam_op_agree(call, "this rank's share of x's last dimension", x.cols, "w's in features",
                        call->in[2].cols));
-  LAM_TRY(lam_seq_gather(call, 0, s, &dy));
-  LAM_TRY(dgrad_of(call, s, dy, call->in[2]));
+  LAM_TRY(dgrad_of(call, s, call->in[2], &dy));
   return lam_op_wgrad(call, dy, x, call->out[1], call->out[2]);
 }
 

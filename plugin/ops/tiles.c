@@ -2,10 +2,10 @@
  *
  * In n chunks the products of one run beside the sum of the one before:
  *     product 0 | product 1, sum 0 | ... | product n-1, sum n-2 | sum n-1
- * so it takes product + (n - 1) max(product, sum) + sum, of a chunk each. A product takes whole waves:
- * every multiprocessor one tile at a time. Tried are 2, 4, 8 and as many as ranks, of whole tiles of
- * rows, where each fills the card at least once; one where none takes less.
- * Invariant: whole numbers all through, so that every rank computes the same.
+ * so it takes product + (n - 1) max(product, sum) + sum, of a chunk each. A product takes whole
+ * waves: every multiprocessor one tile at a time. Tried are 2, 4, 8 and as many as ranks, of whole
+ * tiles of rows, where each fills the card at least once; one where none takes less.
+ * Invariant: sizes and figures alone decide, in one order: every rank computes the same.
  * Leaves figures to the device's table of them. */
 #include "plugin/ops/tiles.h"
 
@@ -17,8 +17,8 @@ static int64_t moved_ns(const lam_pace_step *at, int64_t bytes) {
   if (bytes <= at[0].bytes) return at[0].ns;
   while (i + 1 < LAM_PACE_STEPS && at[i + 1].bytes > 0 && at[i].bytes < bytes) i++;
   const lam_pace_step a = at[i - 1], b = at[i];
-  return a.ns + (int64_t)((double)(bytes - a.bytes) * (double)(b.ns - a.ns) /
-                          (double)(b.bytes - a.bytes));
+  return a.ns +
+         (int64_t)((double)(bytes - a.bytes) * (double)(b.ns - a.ns) / (double)(b.bytes - a.bytes));
 }
 
 static int64_t tiles_of(const lam_tile_work *w, const lam_pace *p, int i, int64_t rows) {
@@ -30,8 +30,8 @@ static int64_t products_ns(const lam_tile_work *w, const lam_pace *p, int64_t ro
   for (int i = 0; i < w->n_products; i++) {
     const int64_t waves = cuts(tiles_of(w, p, i, rows), p->n_sms);
     const double wave = 2.0 * p->tile_rows * p->tile_cols * (double)w->product[i].k * p->n_sms;
-    ns += p->launch_ns +
-          (int64_t)((double)waves * wave / (double)p->product_flops_per_ns[w->dtype]);
+    ns +=
+        p->launch_ns + (int64_t)((double)waves * wave / (double)p->product_flops_per_ns[w->dtype]);
   }
   return ns;
 }
@@ -90,8 +90,8 @@ lam_tiles lam_tiles_by_source(const lam_tile_work *w, const lam_group_pace *pace
   if (!has_pace(w, pace)) return t;
   const int64_t rows = w->rows / size;
   const int64_t product = products_ns(w, &pace->card, rows);
-  const int64_t travel = pace->card.launch_ns +
-                         moved_ns(pace->way, rows * w->moved_cols * w->moved_bytes);
+  const int64_t travel =
+      pace->card.launch_ns + moved_ns(pace->way, rows * w->moved_cols * w->moved_bytes);
   t.whole_ns = products_ns(w, &pace->card, w->rows) + travel_ns(w, pace, size, w->rows);
   t.ns = product + (size - 1) * (product > travel ? product : travel);
   if (fills(w, &pace->card, size)) t.other = size;

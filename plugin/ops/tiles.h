@@ -1,5 +1,5 @@
-/* tiles.h: how many chunks pay where sums run beside products: the second level of tiling, on devices
- * that queue their work.
+/* tiles.h: how many chunks pay where sums run beside products: the second level of tiling, on
+ * devices that queue their work.
  *
  * Invariant: a pure function of what all ranks have alike.
  * Leaves who asks, and what is cut, to chunks.c. */
@@ -37,7 +37,8 @@ typedef struct lam_tiles {
 } lam_tiles;
 
 lam_tiles lam_tiles_choose(const lam_tile_work *w, const lam_group_pace *pace, int size);
-/* Whether gathered rows are best multiplied as they come from each of `size` ranks: n is size or 1. */
+/* Whether gathered rows are best multiplied as they come from each of `size` ranks: n is size or
+ * 1. */
 lam_tiles lam_tiles_by_source(const lam_tile_work *w, const lam_group_pace *pace, int size);
 
 #endif

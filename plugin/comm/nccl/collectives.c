@@ -39,13 +39,15 @@ lam_status lam_nccl_broadcast(lam_group *g, const void *x, void *y, uint64_t byt
 
 /* ---- Shares that lie one after another: of rank r from the sum of those before ------------------ */
 
-static lam_status gather_dense(lam_group *g, const lam_parts *p, const void *mine, void *whole) {
+/* Into ops, of room for each rank; how many they are. */
+static int gather_ops(const lam_group *g, const lam_parts *p, const void *mine, void *whole,
+                      lam_link_op *ops) {
   const int64_t size = lam_dtype_bytes(p->dtype);
-  lam_link_op ops[LAM_GROUP_RANKS] = {
-      {.what = LAM_LINK_GATHER, .x = mine, .y = whole, .n = share(p, 0) * size, .dtype = LAM_U8}};
-  if (is_even(g, p)) return lam_nccl_run(g, ops, share(p, 0) > 0);
   char *at = whole;
   int n = 0;
+  ops[0] = (lam_link_op){
+      .what = LAM_LINK_GATHER, .x = mine, .y = whole, .n = share(p, 0) * size, .dtype = LAM_U8};
+  if (is_even(g, p)) return share(p, 0) > 0;
   for (int r = 0; r < g->size; at += share(p, r++) * size)
     if (share(p, r) > 0)
       ops[n++] = (lam_link_op){.what = LAM_LINK_BROADCAST,
@@ -54,7 +56,12 @@ static lam_status gather_dense(lam_group *g, const lam_parts *p, const void *min
                                .y = at,
                                .n = share(p, r) * size,
                                .dtype = LAM_U8};
-  return lam_nccl_run(g, ops, n);
+  return n;
+}
+
+static lam_status gather_dense(lam_group *g, const lam_parts *p, const void *mine, void *whole) {
+  lam_link_op ops[LAM_GROUP_RANKS];
+  return lam_nccl_run(g, ops, gather_ops(g, p, mine, whole, ops));
 }
 
 static lam_status scatter_dense(lam_group *g, const lam_parts *p, const void *whole, void *mine) {
@@ -73,6 +80,47 @@ static lam_status scatter_dense(lam_group *g, const lam_parts *p, const void *wh
                                .n = share(p, r),
                                .dtype = p->dtype};
   return lam_nccl_run(g, ops, n);
+}
+
+/* ---- Gathers beside products ------------------------------------------------------------------- */
+
+/* From the rank `step` further on, and to the one as far back: every link of every rank is at work. */
+static int step_ops(const lam_group *g, const lam_parts *p, const void *mine, char *whole, int step,
+                    lam_link_op *ops) {
+  const int from = (g->rank + step) % g->size, to = (g->rank - step + g->size) % g->size;
+  const int64_t size = lam_dtype_bytes(p->dtype);
+  int n = 0;
+  if (share(p, g->rank) > 0)
+    ops[n++] = (lam_link_op){.what = LAM_LINK_SEND,
+                             .peer = to,
+                             .x = mine,
+                             .n = share(p, g->rank) * size,
+                             .dtype = LAM_U8};
+  if (share(p, from) > 0)
+    ops[n++] = (lam_link_op){.what = LAM_LINK_RECV,
+                             .peer = from,
+                             .y = whole + p->first[from] * p->inner * size,
+                             .n = share(p, from) * size,
+                             .dtype = LAM_U8};
+  return n;
+}
+
+/* A step without a byte is queued all the same: what waits for it waits for those before. */
+lam_status lam_nccl_gather_start(lam_group *g, const lam_parts *p, const void *mine, void *whole,
+                                 lam_gather *x) {
+  const int steps = x->by_source ? g->size - 1 : 1;
+  lam_link_op ops[LAM_GROUP_RANKS];
+  x->is_aside = true;
+  for (int i = 0; i < steps; i++) {
+    const int n = x->by_source ? step_ops(g, p, mine, whole, i + 1, ops)
+                               : gather_ops(g, p, mine, whole, ops);
+    LAM_TRY(lam_nccl_start_aside(g, ops, n, &x->number[i]));
+  }
+  return LAM_OK;
+}
+
+lam_status lam_nccl_gather_wait(lam_group *g, const lam_gather *x, int step) {
+  return lam_nccl_join_aside(g, x->number[step - 1]);
 }
 
 /* ---- Strips ------------------------------------------------------------------------------------ */

@@ -240,17 +240,32 @@ lam_status lam_nccl_each_link(lam_nccl *n, lam_status (*f)(lam_nccl *n, nccl_lin
 
 /* ---- Use once ---------------------------------------------------------------------------------- */
 
-static lam_status use(lam_nccl *n, nccl_link *k, const lam_link_op *op) {
+static lam_status use(lam_nccl *n, nccl_link *k, const lam_link_op *ops, int count) {
   uint64_t number = 0;
-  LAM_TRY(lam_nccl_start(n, k, op, 1, (lam_link_after){NULL, 0}, &number)); /* after nothing */
+  LAM_TRY(lam_nccl_start(n, k, ops, count, (lam_link_after){NULL, 0}, &number)); /* after nothing */
   return lam_nccl_drain(n, k);
+}
+
+/* A byte to each rank and from each, as gathers by source have it. */
+static lam_status use_steps(lam_group *g, char *scrap) {
+  lam_link_op ops[2 * LAM_GROUP_RANKS];
+  int n = 0;
+  for (int step = 1; step < g->size; step++) {
+    const int from = (g->rank + step) % g->size, to = (g->rank - step + g->size) % g->size;
+    ops[n++] = (lam_link_op){
+        .what = LAM_LINK_SEND, .peer = to, .x = scrap, .n = 1, .dtype = LAM_U8};
+    ops[n++] = (lam_link_op){
+        .what = LAM_LINK_RECV, .peer = from, .y = scrap + 64 + step, .n = 1, .dtype = LAM_U8};
+  }
+  return use(g->nccl, &g->nccl->all, ops, n);
 }
 
 /* A float of nobody's to everyone. */
 static lam_status use_all(lam_group *g, float *scrap) {
   lam_nccl *n = g->nccl;
   const lam_link_op sum = {.what = LAM_LINK_SUM, .x = scrap, .y = scrap, .n = 1, .dtype = LAM_F32};
-  LAM_TRY(use(n, &n->all, &sum));
+  LAM_TRY(use(n, &n->all, &sum, 1));
+  LAM_TRY(use_steps(g, (char *)scrap));
   for (int i = 0; i < 2 * g->size; i++) {
     /* Edges in the order in which they were made: each pair at the same time. */
     const int seats = g->size + g->size % 2, round = i / 2;
@@ -263,7 +278,7 @@ static lam_status use_all(lam_group *g, float *scrap) {
                             .y = scrap,
                             .n = 4,
                             .dtype = LAM_U8};
-    LAM_TRY(use(n, &n->edges[other][way]->link, &op));
+    LAM_TRY(use(n, &n->edges[other][way]->link, &op, 1));
   }
   return LAM_OK;
 }

@@ -115,6 +115,9 @@ void lam_nccl_unwatch(lam_nccl *n);
 
 lam_status lam_nccl_all_reduce(lam_group *g, const void *x, void *y, int64_t n, lam_dtype t);
 lam_status lam_nccl_all_gather(lam_group *g, const lam_parts *p, const void *mine, void *whole);
+lam_status lam_nccl_gather_start(lam_group *g, const lam_parts *p, const void *mine, void *whole,
+                                 lam_gather *x);
+lam_status lam_nccl_gather_wait(lam_group *g, const lam_gather *x, int step);
 lam_status lam_nccl_reduce_scatter(lam_group *g, const lam_parts *p, const void *whole, void *mine);
 lam_status lam_nccl_broadcast(lam_group *g, const void *x, void *y, uint64_t bytes, int root);
 lam_status lam_nccl_reduce(lam_group *g, const void *x, void *y, int64_t n, lam_dtype t, int root);

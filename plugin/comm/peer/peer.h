@@ -24,6 +24,9 @@
 #include "kernels/peer.h"
 #include "plugin/comm/comm.h"
 
+/* From so many bytes on a sum or gather goes aside; to be measured: two events cost some 2 us. For tests
+ * to set. */
+extern int64_t lam_peer_aside_from;
 enum { PEER_SUMS = 4, PEER_KINDS = 2, PEER_WHY = 160 };
 
 typedef enum peer_way { PEER_UNSETTLED, PEER_THREADS, PEER_IPC, PEER_HOST } peer_way;
@@ -112,6 +115,8 @@ typedef struct lam_peer {
   peer_message sending;
   peer_receipt receiving;
   lam_group_pace pace;
+  int gathers; /* steps of a gather that are queued aside, up to which `stream` may not have waited */
+  int waited;
   void *pinned;
   uint64_t pinned_bytes;
   lam_peer_watch *watch; /* of the processes of other ranks */
@@ -125,6 +130,7 @@ lam_status lam_peer_begin(lam_group *g, lam_peer **out);
 lam_status lam_peer_refuse_capture(const lam_group *g);
 /* All kernels that were put aside come before what is queued next. */
 lam_status lam_peer_come_back(lam_group *g);
+void lam_peer_tell_busy(lam_group *g);
 static inline uint32_t lam_peer_deadline(const lam_group *g) {
   return g->sequence <= 1 ? g->first_deadline_ms : g->deadline_ms;
 }
@@ -178,6 +184,9 @@ void lam_peer_edges_free(lam_peer *p);
 
 lam_status lam_peer_all_reduce(lam_group *g, const void *x, void *y, int64_t n, lam_dtype t);
 lam_status lam_peer_all_gather(lam_group *g, const lam_parts *p, const void *mine, void *whole);
+lam_status lam_peer_gather_start(lam_group *g, const lam_parts *p, const void *mine, void *whole,
+                                 lam_gather *x);
+lam_status lam_peer_gather_wait(lam_group *g, const lam_gather *x, int step);
 lam_status lam_peer_reduce_scatter(lam_group *g, const lam_parts *p, const void *whole, void *mine);
 lam_status lam_peer_broadcast(lam_group *g, const void *x, void *y, uint64_t bytes, int root);
 lam_status lam_peer_reduce(lam_group *g, const void *x, void *y, int64_t n, lam_dtype t, int root);

@@ -9,7 +9,7 @@
  * Leaves sums to the device. */
 #include "plugin/comm/peer/peer.h"
 
-#define ASIDE_FROM (256 << 10) /* bytes; to be measured: two events cost some 2 us */
+int64_t lam_peer_aside_from = 256 << 10;
 
 lam_status lam_peer_partial(lam_group *g, int64_t rows, int64_t cols, lam_sum *s) {
   lam_peer *p = NULL;
@@ -64,12 +64,12 @@ static int64_t part_bytes(const lam_sum *s) {
 }
 
 static bool goes_aside(const lam_group *g, const lam_sum *s) {
-  return g->size > 1 && part_bytes(s) >= ASIDE_FROM;
+  return g->size > 1 && part_bytes(s) >= lam_peer_aside_from;
 }
 
 /* One block to a lane, and as a rule one to a multiprocessor. */
-static void tell_busy(lam_group *g) {
-  g->busy_sms = 0;
+void lam_peer_tell_busy(lam_group *g) {
+  g->busy_sms = g->peer->waited < g->peer->gathers ? g->peer->peers.n_lanes : 0;
   for (int i = 0; i < PEER_SUMS; i++)
     if (g->peer->chunks[i].aside) g->busy_sms = g->peer->peers.n_lanes;
 }
@@ -81,7 +81,7 @@ lam_status lam_peer_sum_start(lam_group *g, lam_sum *s) {
   LAM_TRY(p->device->peer->fork(p->line, s->slot, g->stream, &side));
   LAM_TRY(queue_sum(g, s, side));
   g->peer->chunks[s->slot].aside = true;
-  tell_busy(g);
+  lam_peer_tell_busy(g);
   return p->device->peer->forked(p->line, s->slot, side);
 }
 
@@ -89,13 +89,14 @@ static lam_status join(lam_group *g, int slot) {
   const lam_peer *p = g->peer;
   if (!p->chunks[slot].aside) return LAM_OK;
   g->peer->chunks[slot].aside = false;
-  tell_busy(g);
+  lam_peer_tell_busy(g);
   return p->device->peer->join(p->line, slot, g->stream);
 }
 
 lam_status lam_peer_come_back(lam_group *g) {
   for (int i = 0; i < PEER_SUMS; i++) LAM_TRY(join(g, i));
-  return LAM_OK;
+  const lam_gather all = {.by_source = true};
+  return lam_peer_gather_wait(g, &all, g->peer->gathers);
 }
 
 void lam_peer_sum_drop(lam_group *g, const lam_sum *s) {

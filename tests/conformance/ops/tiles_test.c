@@ -1,16 +1,19 @@
-/* tiles_test.c: split layers in chunks that the library itself chooses, and by the ranks that rows come
- * from, against double precision: where figures of the device say that it pays, products are cut, and what
- * is summed or gathered runs beside them on other streams, which the stand-in runs in any order.
+/* tiles_test.c: split layers in chunks that the library itself chooses, and by the ranks that rows
+ * come from, against double precision: where figures of the device say that it pays, products are
+ * cut, and what is summed or gathered runs beside them on other streams, which the stand-in runs in
+ * any order.
  * Leaves what is queued, and the reasons, to tests/distributed/peers/tiles_test.c. Emulated. */
 #include <string.h>
 
 #include "kernels/cuda/host.h"
+#include "plugin/comm/peer/peer.h"
 #include "tests/conformance/ops/problem.h"
 #include "tests/standin/standin.h"
 
 enum { ROWS = 400 };
 
-/* One multiprocessor, whose products take as long as what moves beside them: chunks of 128 rows pay. */
+/* One multiprocessor, whose products take as long as what moves beside them: chunks of 128 rows
+ * pay. */
 static lam_status slow_pace(lam_pace *out) {
   const lam_pace_step steps[] = {{1, 1000}, {1000000, 1000000}};
   *out = (lam_pace){.n_sms = 1, .tile_rows = 128, .tile_cols = 8, .launch_ns = 1};
@@ -25,6 +28,7 @@ __attribute__((constructor)) static void take_slow_device(void) {
   slow.pace = slow_pace;
   standin_devices(4);
   lam_device_forced = &slow;
+  lam_peer_aside_from = 0; /* small operands too */
 }
 
 static const uint32_t ops[] = {

@@ -1,15 +1,15 @@
-/* tiles_test.c: products in chunks on the device: what runs beside what, what is left to it, and into how
- * many chunks a call is cut, and why.
+/* tiles_test.c: products in chunks on the device: what runs beside what, what is left to it, and
+ * into how many chunks a call is cut, and why.
  *
- * Each rank has a card. A table in the place of the device's notes what each rank queues, in its order:
- *   g  a product on the call's stream, with how many multiprocessors it leaves to others
- *   s  a sum or gather on another stream, which waits for what the call's stream has been given
- *   j  the call's stream waits for that
- * Emulated: it never ran on a GPU. Leaves what comes out to tests/conformance/ops/tiles_test.c. */
+ * Each rank has a card. A table in the place of the device's notes what each rank queues, in its
+ * order: g  a product on the call's stream, with how many multiprocessors it leaves to others s  a
+ * sum or gather on another stream, which waits for what the call's stream has been given j  the
+ * call's stream waits for that Emulated: it never ran on a GPU. Leaves what comes out to
+ * tests/conformance/ops/tiles_test.c. */
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/peer.h"
+#include "plugin/comm/peer/peer.h"
 #include "tests/distributed/peers/cards.h"
 
 enum { NOTES = 200 };
@@ -56,6 +56,7 @@ static const lam_device *watch(void) {
   peer.forked = note_forked, peer.join = note_join;
   nccl.start = note_start, nccl.join = note_link_join;
   watched = lam_device_cuda;
+  lam_peer_aside_from = 0; /* small operands too */
   watched.gemm = &gemm, watched.peer = &peer, watched.nccl = &nccl;
   return &watched;
 }
@@ -166,13 +167,14 @@ static int32_t taken_by(const rank *r) {
 }
 
 static void sum_in_chunks(rank *r) {
-  layer l = linear_row(r, 484, 8, 700, 3);
+  layer l = linear_row(r, 484, 8, 60, 3);
   give_memory(r, &l);
   run_noted(r, &l);
-  CHECK_STR(noted, "gs"
-                   "gsj"
-                   "gsj"
-                   "j");
+  CHECK_STR(noted,
+            "gs"
+            "gsj"
+            "gsj"
+            "j");
   CHECK_EQ(n_spares, 3);
   check_spares(0, taken_by(r));
   l.attrs[CHUNKS] = lam_attr_i(1); /* nothing beside it: nothing is left */
@@ -188,9 +190,74 @@ TEST(tiles, the_sum_of_a_chunk_may_run_beside_the_next_product_which_leaves_it_r
   }
 }
 
+/* ---- Rows from the ranks that have them --------------------------------------------------------- */
+
+enum { WHOLE = 520 };
+
+static operand share(const rank *r, int64_t cols) {
+  return bf16(r, NULL, WHOLE / r->size + (r->rank < WHOLE % r->size), cols);
+}
+
+/* x [T_r, K]  w [N, K]  y [T, N] */
+static layer linear_col(const rank *r, int64_t chunks) {
+  layer l = {.op = LAM_OP_linear_col, .n_in = 2, .n_out = 1, .n_attrs = 8};
+  l.in[0] = share(r, 36), l.in[1] = bf16(r, NULL, 24, 36), l.out[0] = bf16(r, NULL, WHOLE, 24);
+  for (int i = 0; i < 8; i++) l.attrs[i] = lam_attr_default();
+  l.attrs[0] = lam_attr_i(lam_group_handle(r->g));
+  l.attrs[4] = lam_attr_i(WHOLE);
+  l.attrs[7] = lam_attr_i(chunks);
+  return l;
+}
+
+/* All that comes is queued before the first product, which waits for none of it. */
+static void gather_by_source(rank *r) {
+  layer l = linear_col(r, r->size);
+  give_memory(r, &l);
+  run_noted(r, &l);
+  CHECK_STR(noted, r->size == 2 ? "sgjg" : "ssgjgjg");
+  CHECK_EQ(n_spares, r->size);
+  for (int i = 0; i < n_spares; i++) CHECK_EQ(spares[i], i < r->size - 1 ? taken_by(r) : 0);
+  l.attrs[7] = lam_attr_i(1);
+  run_noted(r, &l);
+  CHECK_STR(noted, "sjg");
+  check_spares(0, 0);
+}
+
+TEST(tiles, own_rows_are_multiplied_while_others_come_and_each_ranks_when_they_have) {
+  FOR_EACH(p, 2, 3) FOR_EACH(by_nccl, 0, 1) {
+    const world w = each_on(by_nccl ? "nccl" : NULL);
+    on_new_cards(&w, p, gather_by_source, NULL);
+  }
+}
+
+/* dy [T, N]  x [T_r, K]  w [N, K]  dx [T_r, K]  dw [N, K] */
+static void backward(rank *r) {
+  layer l = {.op = LAM_OP_linear_col_bwd, .n_in = 3, .n_out = 2, .n_attrs = 3};
+  l.in[0] = bf16(r, NULL, WHOLE, 24), l.in[1] = share(r, 36), l.in[2] = bf16(r, NULL, 24, 36);
+  l.out[0] = share(r, 36), l.out[1] = bf16(r, NULL, 24, 36);
+  l.attrs[0] = lam_attr_i(lam_group_handle(r->g));
+  l.attrs[1] = lam_attr_i(WHOLE);
+  l.attrs[2] = lam_attr_i(1);
+  give_memory(r, &l);
+  run_noted(r, &l);
+  CHECK_STR(noted,
+            "sg" /* dx's product beside the gather of x */
+            "sj"
+            "gj"); /* dw's beside the sum of dx */
+  CHECK_EQ(n_spares, 2);
+  check_spares(taken_by(r), taken_by(r));
+}
+
+TEST(tiles, backward_gathers_beside_one_product_and_sums_beside_the_other) {
+  FOR_EACH(by_nccl, 0, 1) {
+    const world w = each_on(by_nccl ? "nccl" : NULL);
+    on_new_cards(&w, 2, backward, NULL);
+  }
+}
+
 /* What leaves room is told to cuBLASLt, and no longer than the sum is under way. */
 static void count_targets(rank *r) {
-  layer l = linear_row(r, 484, 8, 700, 3);
+  layer l = linear_row(r, 484, 8, 60, 3);
   give_memory(r, &l);
   CHECK_OK(ask_or_run(r, &l, NULL));
   CHECK_EQ(standin_count().sm_target, 132 - 16);
@@ -222,6 +289,23 @@ static void meet_once(rank *r) {
   CHECK_OK(ask_or_run(r, &l, NULL));
 }
 
+/* Of rows that are gathered. */
+static void choose_by_source(const rank *r) {
+  char why[LAM_WHY_BYTES] = "";
+  lam_inferred told = LAM_INFERRED_INIT;
+  layer l = linear_col(r, 0);
+  const int64_t t = 16384, k = 8192, n = 8192;
+  l.in[0].shape[0] = t / r->size, l.in[0].shape[1] = l.in[1].shape[1] = k;
+  l.in[1].shape[0] = l.out[0].shape[1] = n / r->size, l.out[0].shape[0] = t;
+  l.attrs[4] = lam_attr_i(t);
+  l.attrs[5] = lam_attr_i(n);
+  told.chunks_why = why;
+  CHECK_OK(ask_or_run(r, &l, &told));
+  NOTE("%s", why);
+  CHECK_EQ(told.n_chunks, (uint32_t)r->size);
+  CHECK(begins(why, "by the figures of this card: "));
+}
+
 static void choose(rank *r) {
   char why[LAM_WHY_BYTES] = "";
   if (!r->g->pace) {
@@ -232,13 +316,14 @@ static void choose(rank *r) {
   const uint32_t n = told_chunks(r, 8192, 8192, 0, why);
   NOTE("%s", why);
   CHECK(n > 1);
-  CHECK(begins(why, "from measured tables: "));
+  CHECK(begins(why, "by the figures of this card: "));
   CHECK_EQ(told_chunks(r, 256, 8192, 0, why), 1);
   CHECK_STR(why, "chunks of these 256 rows would be less than a wave: 132 tiles of 128 x 256");
   CHECK_EQ(told_chunks(r, 65536, 256, 0, why), 1);
   CHECK(begins(why, "more would take longer: "));
   CHECK_EQ(told_chunks(r, 8192, 8192, 5, why), 5);
   CHECK_STR(why, "attribute chunks is 5");
+  choose_by_source(r);
 }
 
 TEST(tiles, are_chosen_from_figures_and_the_reason_is_told) {
@@ -258,7 +343,7 @@ static void choose_one(rank *r) {
 TEST(tiles, are_not_cut_where_nothing_is_gained) {
   const world shared = {.chance = seed()}, apart = {.chance = seed(), .apart = true};
   on_new_cards(&shared, 2, choose_one,
-           "ranks share a card: none of it is idle while a sum is under way");
+               "ranks share a card: none of it is idle while a sum is under way");
   on_new_cards(&apart, 2, choose_one, "the group's data goes through the host, which waits for it");
   on_new_cards(&shared, 1, choose_one, "one rank has nobody to sum or gather with");
 }
