@@ -73,8 +73,9 @@ class Stage:
 class View:
     """A tensor in the pipeline's own memory: compact, row-major.
 
-    data: its address; device: (DLPack's type, number), (1, 0) the host's memory; shape: a tuple, which a stage may set lower on its outputs; dtype: DLPack's
-    code | bits << 8. Valid while the method runs.
+    data: its address; device: (DLPack's type, number), (1, 0) the host's memory; shape: a tuple,
+    which a stage may set lower on its outputs; dtype: DLPack's code | bits << 8. Valid while the
+    method runs.
     """
 
     __slots__ = ("_tensor",)

@@ -181,7 +181,8 @@ def draw(
     paths: what carries messages of (edge, "F" activations or "I" gradients), as a Report's; with it
     "svg" and "perfetto" show them, from the work that made each to the work that read it on another
     rank. Events are of one step then."""
-    carriers = [(edge, KINDS.index(kind), path.encode()) for (edge, kind), path in (paths or {}).items()]
+    known = (paths or {}).items()
+    carriers = [(edge, KINDS.index(kind), path.encode()) for (edge, kind), path in known]
     table = (pipeline_abi.Event * len(events))(
         *[
             pipeline_abi.Event(*event._replace(kind=KINDS.index(event.kind))) for event in events

@@ -1,7 +1,7 @@
 /* draw_messages.c: which work made what other work read, on another rank.
  *
- * A forward reads the activation of the stage before it, a backward the gradient of the stage behind it,
- * both of its own micro-batch.
+ * A forward reads the activation of the stage before it, a backward the gradient of the stage behind
+ * it, both of its own micro-batch.
  * Invariant: one message for each reader at most; where a step's events are not all there, fewer.
  * Leaves what carried them to whoever asked the pipeline. */
 #include <stdlib.h>

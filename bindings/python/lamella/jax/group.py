@@ -116,7 +116,7 @@ def own_gpu():
     here = [d for d in jax.local_devices() if d.platform in ("gpu", "cuda")]
     if len(here) > 1:
         raise FailedPrecondition(
-            "distributed_group: this process has %d GPUs, engine nccl takes one for each rank: give "
-            "jax.distributed.initialize local_device_ids" % len(here), 9
+            "distributed_group: this process has %d GPUs, engine nccl takes one for each rank: "
+            "give jax.distributed.initialize local_device_ids" % len(here), 9
         )
     return here[0].local_hardware_id if here else None

@@ -90,8 +90,8 @@ def run_fake(stage, module, before, inputs):
 
 def device_of(*modules):
     """Of their first weight or buffer; the CPU where they have none."""
-    tensors = itertools.chain.from_iterable(itertools.chain(m.parameters(), m.buffers()) for m in modules)
-    first = next(tensors, None)
+    tensors = (itertools.chain(module.parameters(), module.buffers()) for module in modules)
+    first = next(itertools.chain.from_iterable(tensors), None)
     return torch.device("cpu") if first is None else first.device
 
 

@@ -112,8 +112,9 @@ class Pipeline:
     bytes_per_second, codec, gradient_codec: as lamella.pipeline.Pipeline has them. device: where
     the modules' weights lie, of one type on all ranks; None: where this rank's first one does. On a
     GPU a step's work is queued on a stream of the pipeline's own, after what the caller's was given
-    before and before what it is given next; the host waits for the loss alone. Everything here but `report` is collective. Raises InvalidArgument for what does not fit; a step what a module
-    of this rank raised, and what a Group does for peers.
+    before and before what it is given next; the host waits for the loss alone. Everything here but
+    `report` is collective. Raises InvalidArgument for what does not fit; a step what a module of
+    this rank raised, and what a Group does for peers.
     """
 
     def __init__(

@@ -24,7 +24,8 @@ class OnCard:
     """A view's bytes, as torch takes memory of others on a GPU."""
 
     def __init__(self, view):
-        about = {"shape": (view.nbytes,), "typestr": "|u1", "data": (view.data, False), "version": 2}
+        data = (view.data, False)
+        about = {"shape": (view.nbytes,), "typestr": "|u1", "data": data, "version": 2}
         self.__cuda_array_interface__ = about
 
 
