@@ -289,9 +289,9 @@ typedef struct shm_message { /* a slot of a ring; `slot_bytes` of payload follow
   lam_wire wire;
   _Alignas(SHM_LINE) uint64_t bytes; /* of this piece, where a message travels in several */
   uint64_t place;                    /* where they lie in the sender's arena; 0: in this slot */
-  /* An offer (transfer.c): bytes at `place` that are the host's; read there by who made OPEN
-   * TAKEN, else, once MOVED, at moved_to. Channels offer nothing. */
-  uint64_t moved_to;
+  /* An offer (transfer.c): bytes at `place` that are the host's, read there by who made OPEN TAKEN;
+   * its sender may make OPEN IN_PIECES: then they follow so; or ENDED: nothing follows. Channels
+   * offer nothing. */
   _Atomic uint32_t offer;
   /* SHARED: its receiver has taken it, and the sender may copy pieces too, to `to_place` in the
    * receiver's arena. Who claims a piece copies it; helped: pieces that the sender has copied. */
@@ -299,7 +299,7 @@ typedef struct shm_message { /* a slot of a ring; `slot_bytes` of payload follow
   uint64_t to_place;
   shm_flag helped;
 } shm_message;
-enum { OFFER_NONE, OFFER_OPEN, OFFER_TAKEN, OFFER_SHARED, OFFER_MOVED };
+enum { OFFER_NONE, OFFER_OPEN, OFFER_TAKEN, OFFER_SHARED, OFFER_IN_PIECES, OFFER_ENDED };
 
 typedef struct shm_ring {
   shm_group *s;

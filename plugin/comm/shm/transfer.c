@@ -4,8 +4,7 @@
  *              run at the same time through slots that stay in the second-level cache
  *   offered    where the receiver can read the sender's memory itself (group memory; ranks that
  *              are threads), it copies the message out of it, once; the sender waits, as long as
- *              copying would have taken it, then lays a copy down in the arena and takes the
- *              offer back
+ *              copying would have taken it, then takes the offer back and sends in pieces
  *   together   where the sender can write the receiver's memory as well, both copy pieces of a
  *              large offer: one CPU alone does not use all of the memory's bandwidth
  * 1 MiB between two CPUs near each other: in pieces 35 us, offered 25, a bare copy of what the
@@ -170,14 +169,15 @@ static void push_piece(shm_edge *e, const lam_wire *header, bool first) {
   shm_flag_raise(e->ring.pushed, ++e->ring.moved);
 }
 
-static lam_status send_pieces(shm_edge *e, const lam_wire *header, const char *data) {
+/* offered: the header has gone with the offer. */
+static lam_status send_pieces(shm_edge *e, const lam_wire *header, const char *data, bool offered) {
   uint64_t done = 0;
   do {
     LAM_TRY(lam_shm_ring_credit(&e->ring));
     shm_message *m = shm_ring_at(&e->ring, e->ring.moved);
     atomic_store_explicit(&m->offer, OFFER_NONE, memory_order_relaxed);
     LAM_TRY(fill_piece(e, data + done, header->bytes - done, m));
-    push_piece(e, header, done == 0);
+    push_piece(e, header, done == 0 && !offered);
     done += m->bytes;
   } while (done < header->bytes);
   return LAM_OK;
@@ -234,17 +234,16 @@ static bool taken_soon(const shm_edge *e, shm_message *m, const void *data) {
   return false;
 }
 
-/* True: the receiver has not begun, and will read at `moved_to` (0: nothing, an error ends it). */
-static bool take_back(shm_message *m, uint64_t moved_to) {
+/* False: the receiver has begun. */
+static bool take_back(shm_message *m, uint32_t instead) {
   uint32_t offered = OFFER_OPEN;
-  m->moved_to = moved_to;
-  return atomic_compare_exchange_strong_explicit(&m->offer, &offered, OFFER_MOVED,
-                                                 memory_order_release, memory_order_relaxed);
+  return atomic_compare_exchange_strong_explicit(&m->offer, &offered, instead, memory_order_release,
+                                                 memory_order_relaxed);
 }
 
 /* After an error nobody may read the host's memory any more: one who began is at the end soon. */
 static void await_reader(const shm_edge *e, shm_message *m) {
-  if (take_back(m, 0)) return;
+  if (take_back(m, OFFER_ENDED)) return;
   while (is_thread(&e->ring) && !shm_flag_reached(e->ring.freed, e->ring.moved)) sched_yield();
 }
 
@@ -261,21 +260,7 @@ static lam_status offer_wait(shm_edge *e, shm_message *m) {
   return status;
 }
 
-/* The spilled copy belongs to the piece that was pushed last. */
-static lam_status lay_down_offer(shm_edge *e, const void *data, shm_message *m, bool *out_moved) {
-  uint64_t place = 0;
-  *out_moved = false;
-  drop_spills(e);
-  if (e->spilled_bytes + m->bytes > EDGE_SPILL) return LAM_OK;
-  e->ring.moved--;
-  const lam_status status = lay_down(e, data, m->bytes, &place);
-  e->ring.moved++;
-  if (status == LAM_OK) *out_moved = take_back(m, place);
-  return status;
-}
-
 static lam_status send_offer(shm_edge *e, const lam_wire *header, const void *data) {
-  bool moved = false;
   LAM_TRY(lam_shm_ring_credit(&e->ring));
   shm_message *m = shm_ring_at(&e->ring, e->ring.moved);
   m->bytes = header->bytes;
@@ -284,11 +269,11 @@ static lam_status send_offer(shm_edge *e, const lam_wire *header, const void *da
   atomic_store_explicit(&m->helped.sleepers, 0, memory_order_relaxed);
   atomic_store_explicit(&m->offer, OFFER_OPEN, memory_order_relaxed);
   push_piece(e, header, true);
-  if (header->bytes > EDGE_SPILL) return offer_wait(e, m); /* it could not be laid down */
   if (taken_soon(e, m, data)) return LAM_OK;
-  const lam_status status = lay_down_offer(e, data, m, &moved);
-  if (status != LAM_OK) await_reader(e, m);
-  return status != LAM_OK || moved ? status : offer_wait(e, m);
+  /* More than fits beside the slots would wait in pieces, too. */
+  if (header->bytes <= EDGE_SPILL && take_back(m, OFFER_IN_PIECES))
+    return send_pieces(e, header, data, true);
+  return offer_wait(e, m);
 }
 
 lam_status lam_shm_send(lam_group *g, int peer, int kind, const lam_wire *header,
@@ -297,7 +282,7 @@ lam_status lam_shm_send(lam_group *g, int peer, int kind, const lam_wire *header
   LAM_TRY(edge_find(shm_group_of(g), peer, kind, true, &e));
   drop_spills(e);
   LAM_TRY(header->bytes >= OFFER_FROM && readable_there(e, data) ? send_offer(e, header, data)
-                                                                 : send_pieces(e, header, data));
+                                                                 : send_pieces(e, header, data, false));
   e->messages++;
   return LAM_OK;
 }
@@ -308,18 +293,18 @@ const char *lam_shm_send_path(uint64_t bytes) {
 
 /* ---- Receiving ------------------------------------------------------------------------------- */
 
-/* An offer is taken here. NULL: it was taken back, and what was to come instead will not. */
-static const void *piece_data(const shm_ring *r, shm_message *m) {
-  uint32_t offered = OFFER_OPEN;
-  const uintptr_t base = arena_base(r, r->peer);
-  uint64_t place = m->place;
-  if (atomic_load_explicit(&m->offer, memory_order_acquire) != OFFER_NONE) {
-    if (!atomic_compare_exchange_strong_explicit(&m->offer, &offered, OFFER_TAKEN,
-                                                 memory_order_acquire, memory_order_acquire))
-      place = m->moved_to;
-    return offered == OFFER_MOVED && place == 0 ? NULL : (const void *)(base + place);
-  }
-  return place ? (const void *)(base + place) : (const void *)(m + 1);
+/* What became of an offer, which is taken here unless its sender has taken it back. */
+static uint32_t take_offer(shm_message *m) {
+  uint32_t offer = atomic_load_explicit(&m->offer, memory_order_acquire);
+  if (offer == OFFER_OPEN &&
+      atomic_compare_exchange_strong_explicit(&m->offer, &offer, OFFER_TAKEN, memory_order_acquire,
+                                              memory_order_acquire))
+    offer = OFFER_TAKEN;
+  return offer;
+}
+
+static const void *piece_data(const shm_ring *r, const shm_message *m) {
+  return m->place ? (const void *)(arena_base(r, r->peer) + m->place) : (const void *)(m + 1);
 }
 
 /* Its sender is about to end the world, and to say why. */
@@ -351,41 +336,46 @@ static lam_status copy_together(const shm_ring *r, shm_message *m, void *to, con
                       .peer = r->peer,
                       .between_two = true,
                       .deadline_ms = r->s->g->deadline_ms};
-  return shm_wait_for(r->s, &w);
+  const lam_status status = shm_wait_for(r->s, &w);
+  /* After an error nobody may write to the host's memory any more. (Between processes it is the
+   * group's, and lasts.) */
+  while (status != LAM_OK && is_thread(r) && !shm_flag_reached(&m->helped, w.value)) sched_yield();
+  return status;
 }
 
-static lam_status copy_piece(const shm_ring *r, shm_message *m, void *to) {
-  const void *from = piece_data(r, m);
-  if (!from) return await_reason(r);
+/* out_bytes: 0 where the sender took its offer back and pieces follow. */
+static lam_status copy_piece(const shm_ring *r, shm_message *m, void *to, uint64_t *out_bytes) {
+  const uint32_t offer = take_offer(m);
+  *out_bytes = offer == OFFER_IN_PIECES ? 0 : m->bytes;
+  if (offer == OFFER_IN_PIECES) return LAM_OK;
+  if (offer == OFFER_ENDED) return await_reason(r);
   if (writable_there(r, m, to))
-    LAM_TRY(copy_together(r, m, to, from));
+    LAM_TRY(copy_together(r, m, to, piece_data(r, m)));
   else
-    shm_copy(to, from, (int64_t)m->bytes);
+    shm_copy(to, piece_data(r, m), (int64_t)m->bytes);
   /* After a failure its sender has the memory back, and may have written to it meanwhile. */
-  const uint32_t offer = atomic_load_explicit(&m->offer, memory_order_relaxed);
-  return offer == OFFER_TAKEN || offer == OFFER_SHARED ? lam_shm_world_check(r->s->world) : LAM_OK;
+  return offer == OFFER_TAKEN ? lam_shm_world_check(r->s->world) : LAM_OK;
 }
 
 lam_status lam_shm_recv(lam_group *g, int peer, int kind, lam_wire *header, void *data,
                         uint64_t room) {
   shm_edge *e = NULL;
-  uint64_t done = 0;
+  uint64_t done = 0, bytes = 0;
   LAM_TRY(edge_find(shm_group_of(g), peer, kind, false, &e));
-  do {
+  for (bool first = true; first || done < header->bytes; first = false, done += bytes) {
     LAM_TRY(lam_shm_ring_ready(&e->ring));
     shm_message *m = shm_ring_at(&e->ring, e->ring.moved);
-    if (done == 0) {
+    if (first) {
       *header = m->wire;
       LAM_TRY(lam_wire_verify(header, peer, e->messages, room));
     }
     if (m->bytes > header->bytes - done)
       return lam_fail(LAM_INTERNAL, "message from rank %d: it is longer than its header says",
                       peer);
-    const lam_status status = copy_piece(&e->ring, m, (char *)data + done);
-    done += m->bytes;
+    const lam_status status = copy_piece(&e->ring, m, (char *)data + done, &bytes);
     shm_flag_raise(e->ring.freed, ++e->ring.moved); /* also after an error: see await_reader */
     LAM_TRY(status);
-  } while (done < header->bytes);
+  }
   e->messages++;
   return LAM_OK;
 }

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <sys/wait.h>
 
+#include "plugin/comm/shm/shm.h"
 #include "tests/distributed/comm/ranks.h"
 
 static lam_group_id *id;
@@ -221,36 +222,40 @@ TEST(life, an_offer_too_large_to_lay_down_ends_at_the_deadline) {
 
 /* ---- The end, while a message is copied ------------------------------------------------------ */
 
-/* The sender's memory lets nobody read until the world has ended: the receiver is held in the middle
- * of its copy, and so is the sender where it had begun to lay down a copy for a receiver that is
- * late. Three threads: sender, receiver, and one who ends the world once the receiver is held. */
-enum { HELD_BYTES = 1 << 20 };
-static _Atomic int copying, ended;
-static _Thread_local bool receives;
+/* The sender's memory lets nobody read until the world has ended: who copies out of it is held in the
+ * middle: the receiver; the sender, where it sends in pieces to a receiver that is late; or both, where
+ * they copy together. Three threads: sender, receiver, and one who ends the world once one is held. */
+static _Atomic int receiving, copying, ended;
+static _Thread_local bool was_held;
 static unsigned char *held;
+static size_t held_bytes;
 
 static void hold(int signal, siginfo_t *info, void *context) {
   (void)context;
-  if ((unsigned char *)info->si_addr < held || (unsigned char *)info->si_addr >= held + HELD_BYTES)
+  if ((unsigned char *)info->si_addr < held || (unsigned char *)info->si_addr >= held + held_bytes)
     raise(signal == SIGSEGV ? SIGABRT : signal);
-  if (receives) copying = 1;
+  was_held = copying = 1;
   await_count(&ended, 1);
-  mprotect(held, HELD_BYTES, PROT_READ | PROT_WRITE);
+  mprotect(held, held_bytes, PROT_READ | PROT_WRITE);
 }
 
 static void copy_until_the_end(int rank, int size, void *arg) {
   lam_group *g = NULL;
-  lam_wire h = {.bytes = HELD_BYTES, .dtype = LAM_U8, .ndim = 1, .shape = {HELD_BYTES}};
+  lam_wire h = {.bytes = held_bytes, .dtype = LAM_U8, .ndim = 1, .shape = {(int64_t)held_bytes}};
   unsigned char *data = arg;
-  receives = rank == 1;
   REQUIRE_OK(rank_open(id, rank, size, 20000, &g));
+  shm_group_of(g)->world->spins = 1000; /* as with a processor for each */
   if (rank == 0) {
+    await_count(&receiving, 1);
     const lam_status status = lam_group_send(g, 1, 0, &h, held);
     if (status) CHECK_STATUS(status, LAM_CANCELLED); /* or the end came after its last look */
     CHECK_EQ(ended, 1);
-    memset(held, 1, HELD_BYTES); /* its own again: nobody reads it now */
+    memset(held, 1, held_bytes); /* its own again: nobody reads it now */
   } else if (rank == 1) {
-    CHECK_STATUS(lam_group_recv(g, 0, 0, &h, data, HELD_BYTES), LAM_CANCELLED);
+    receiving = 1;
+    const lam_status status = lam_group_recv(g, 0, 0, &h, data, held_bytes);
+    if (was_held || status) CHECK_STATUS(status, LAM_CANCELLED); /* or all had come */
+    memset(data, 2, held_bytes); /* nobody writes to it now */
   } else {
     await_count(&copying, 1);
     lam_group_poison(g, LAM_CANCELLED, "enough");
@@ -259,18 +264,29 @@ static void copy_until_the_end(int rank, int size, void *arg) {
   lam_group_destroy(g);
 }
 
-TEST(life, a_sender_gets_its_memory_back_when_the_world_ends_in_the_middle_of_a_copy) {
+static void end_a_copy_of(size_t bytes) {
   const struct sigaction handler = {.sa_sigaction = hold, .sa_flags = SA_SIGINFO};
   struct sigaction before;
-  unsigned char *data = calloc(1, HELD_BYTES);
-  held = mmap(NULL, HELD_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  unsigned char *data = calloc(1, bytes);
+  held = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  held_bytes = bytes;
+  receiving = copying = ended = 0;
   REQUIRE(data && held != MAP_FAILED);
   sigaction(SIGSEGV, &handler, &before);
   fresh_id();
   run_threads(3, copy_until_the_end, data);
   sigaction(SIGSEGV, &before, NULL);
-  munmap(held, HELD_BYTES);
+  for (size_t i = 0; i < bytes; i++)
+    if (data[i] != 2 && !CHECK_EQ(data[i], 2)) break;
+  munmap(held, bytes);
   free(data);
+}
+
+TEST(life, both_get_their_memory_back_when_the_world_ends_in_the_middle_of_a_copy) {
+  end_a_copy_of(3 << 20);
+}
+TEST(life, both_get_their_memory_back_when_the_world_ends_while_both_copy) {
+  end_a_copy_of(8 << 20);
 }
 
 /* ---- Order between transfers and collectives ------------------------------------------------- */
