@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "plugin/comm/peer/peer.h"
 #include "tests/conformance/ops/problem.h"
 #include "tests/place.h"
 
@@ -125,6 +126,25 @@ TEST(chunks, of_any_number_give_the_same) {
       problems_run(&all, problems, 4);
       for (int chunks = 0; chunks < 4; chunks++) problem_free(&problems[chunks]);
     }
+}
+
+/* On a device: rows that are the ranks' own, or all; what is summed and gathered goes to other
+ * streams, however small it is. */
+TEST(chunks, run_beside_what_moves_and_give_the_same) {
+  static const uint32_t ops[] = {LAM_OP_linear_col,       LAM_OP_linear_col_bwd, LAM_OP_linear_row,
+                                 LAM_OP_linear_row_dgrad, LAM_OP_linear_row_bwd, LAM_OP_ffn,
+                                 LAM_OP_ffn_dgrad,        LAM_OP_ffn_bwd};
+  if (place_is_host()) SKIP("the host's memory has no streams");
+  const int64_t as_ever = lam_peer_aside_from;
+  lam_peer_aside_from = 0;
+  for (size_t i = 0; i < sizeof ops / sizeof *ops; i++) FOR_EACH(p, 2, 4) {
+      ranks all = {.p = p, .open = open_shm};
+      if (!can_run(p)) continue;
+      problem both[] = {many_rows(130, ops[i], p, p == 4, 2), many_rows(300, ops[i], p, p == 2, 3)};
+      problems_run(&all, both, 2);
+      problem_free(&both[0]), problem_free(&both[1]);
+    }
+  lam_peer_aside_from = as_ever;
 }
 
 TEST(chunks, of_the_hidden_part_add_up_to_its_weight_gradient) {
