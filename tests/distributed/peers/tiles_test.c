@@ -255,6 +255,36 @@ TEST(tiles, backward_gathers_beside_one_product_and_sums_beside_the_other) {
   }
 }
 
+/* What forks off the call's stream comes back to it, or a capture could not end. */
+static void capture(rank *r, layer *l) {
+  cudaGraph_t graph = NULL;
+  cudaGraphExec_t exec = NULL;
+  give_memory(r, l);
+  CHECK_OK(ask_or_run(r, l, NULL)); /* what is made once is made */
+  from_card(r, NULL, NULL, 0);
+  CHECK_EQ(cudaStreamBeginCapture(r->stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+  CHECK_OK(ask_or_run(r, l, NULL));
+  REQUIRE(cudaStreamEndCapture(r->stream, &graph) == cudaSuccess);
+  CHECK_EQ(cudaGraphInstantiate(&exec, graph, 0), cudaSuccess);
+  for (int i = 0; i < 3; i++) CHECK_EQ(cudaGraphLaunch(exec, r->stream), cudaSuccess);
+  from_card(r, NULL, NULL, 0);
+  CHECK_EQ(cudaGraphExecDestroy(exec), cudaSuccess);
+  CHECK_EQ(cudaGraphDestroy(graph), cudaSuccess);
+}
+
+static void capture_both(rank *r) {
+  layer sum = linear_row(r, 484, 8, 60, 3), gather = linear_col(r, r->size);
+  capture(r, &sum);
+  capture(r, &gather);
+}
+
+TEST(tiles, are_captured_into_graphs) {
+  FOR_EACH(by_nccl, 0, 1) {
+    const world w = each_on(by_nccl ? "nccl" : NULL);
+    on_new_cards(&w, 2, capture_both, NULL);
+  }
+}
+
 /* What leaves room is told to cuBLASLt, and no longer than the sum is under way. */
 static void count_targets(rank *r) {
   layer l = linear_row(r, 484, 8, 60, 3);
