@@ -25,7 +25,7 @@ def start(ranks, names):
     command = [str(ROOT / "lamella"), "run", "-n", str(ranks), sys.executable, "-B"]
     done = subprocess.run(
         [*command, str(HERE / "torch_ranks.py"), *names],
-        env=dict(os.environ, LAMELLA_TEST_SEED=str(seed)),
+        env=dict(os.environ, LAMELLA_TEST_SEED=str(seed), OMP_NUM_THREADS="1"),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
