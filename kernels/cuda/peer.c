@@ -86,7 +86,8 @@ static lam_status make_line(lam_peer_line *l, void *page, uint64_t page_bytes) {
   LAM_TRY_CUDA(cudaGetDevice(&l->device), "ask for the thread's device");
   if (!borrow_page(l, page, page_bytes)) LAM_TRY(make_words(l));
   LAM_TRY(make_events(l));
-  LAM_TRY_CUDA(cudaStreamCreateWithFlags(&l->side, cudaStreamNonBlocking), "make a stream");
+  /* Few blocks, for which peers wait: before those of a product that is there already. */
+  LAM_TRY_CUDA(cudaStreamCreateWithPriority(&l->side, cudaStreamNonBlocking, -1), "make a stream");
   LAM_TRY(lam_cuda_peer_load_sum());
   return lam_cuda_peer_load_move();
 }
