@@ -86,7 +86,8 @@ def emulated(packed, tmp_path_factory):
 
 
 def test_with_a_card_everything_runs_is_counted_and_kept(emulated, tmp_path):
-    done = command(emulated, "test", "--gpu", "--json", tmp_path / "test.json", LAMELLA_TEST_RANKS="1")
+    done = command(emulated, "test", "--gpu", "--json", tmp_path / "test.json",
+                   LAMELLA_TEST_RANKS="1", LAMELLA_TEST_SEED="1")
     last = done.stdout.splitlines()[-1]
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     assert " passed, 0 failed" in last and int(last.split()[0]) > 30
@@ -100,12 +101,14 @@ def test_with_a_card_everything_runs_is_counted_and_kept(emulated, tmp_path):
 
 def test_a_program_that_fails_is_counted_and_shown(emulated):
     program = emulated / "bin/tests/broken_test"
-    program.write_text("#!/bin/sh\necho 'FAIL area.claim (seed 1)'; exit 1\n")
+    program.write_text("#!/bin/sh\necho \"FAIL area.claim (seed $LAMELLA_TEST_SEED)\"; exit 1\n")
     program.chmod(0o755)
     done = command(emulated, "test", "--gpu", "area.claim")
+    one = command(emulated, "test", "--gpu", "area.claim", LAMELLA_TEST_SEED="7")
     program.unlink()
-    assert done.returncode == 1
+    assert done.returncode == one.returncode == 1
     assert "FAIL area.claim" in done.stdout and done.stdout.splitlines()[-1] == "0 passed, 4 failed"
+    assert "(seed 7)" in one.stdout and one.stdout.splitlines()[-1] == "0 passed, 1 failed"
 
 
 MACHINE = {"card": "CUDA 13.0, cuBLASLt 13.1.1, NVIDIA H0, sm_90", "commit": "abc", "date": "today"}
