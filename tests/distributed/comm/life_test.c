@@ -234,7 +234,8 @@ static void hold(int signal, siginfo_t *info, void *context) {
   (void)context;
   if ((unsigned char *)info->si_addr < held || (unsigned char *)info->si_addr >= held + held_bytes)
     raise(signal == SIGSEGV ? SIGABRT : signal);
-  was_held = copying = 1;
+  was_held = true;
+  copying = 1;
   await_count(&ended, 1);
   mprotect(held, held_bytes, PROT_READ | PROT_WRITE);
 }
