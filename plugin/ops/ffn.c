@@ -106,6 +106,7 @@ static lam_chunks chunks_of(const lam_op_call *call) {
  * before the sum is begun, whose chunks are of all ranks at a time. */
 static bool by_source(const lam_op_call *call) {
   const int64_t cols = call->in[0].cols;
+  if (!call->device->order) return false;
   return lam_chunks_by_source(call, lam_seq_gathered_rows(call, 0), cols, 4 * cols);
 }
 
