@@ -156,7 +156,8 @@ def run_python(wanted):
                 "-q",
                 "-p",
                 "no:cacheprovider",
-                "--numprocesses=%d" % len(os.sched_getaffinity(0)),
+                # one more than processors: many tests wait for a deadline or for a program to start
+                "--numprocesses=%d" % (len(os.sched_getaffinity(0)) + 1),
                 "--dist=loadfile",
                 "--junitxml=" + report.name,
                 *(["-k", wanted] if wanted else []),
