@@ -14,15 +14,16 @@ static _Thread_local int version = 23007;
 static _Thread_local int depth; /* of groups of calls */
 static _Thread_local nc_comm *grouped[NC_RANKS * NC_RANKS];
 static _Thread_local int n_grouped;
-static char last_error[256];
+static const char *_Atomic last_error = ""; /* of any thread, as NCCL's own */
 
 static ncclResult_t leave(ncclResult_t r) {
   si_leave_as_is(cudaSuccess);
   return r;
 }
 
+/* why: a text that stays. */
 ncclResult_t nc_fail(nc_comm *c, ncclResult_t error, const char *why) {
-  strncpy(last_error, why, sizeof last_error - 1);
+  last_error = why;
   if (c && c->error == ncclSuccess) c->error = error;
   return error;
 }
