@@ -24,15 +24,6 @@ static int count_fds(void) {
   return n;
 }
 
-static int count_arenas(void) {
-  int n = 0;
-  char line[512];
-  FILE *f = fopen("/proc/self/maps", "re");
-  while (f && fgets(line, sizeof line, f)) n += strstr(line, "memfd:lamella") != NULL;
-  if (f) fclose(f);
-  return n;
-}
-
 /* Everything a group can hold, then its end. */
 static void live(const lam_group_id *with, int rank, int size, lam_context *ctx) {
   lam_group *g = NULL, *sub = NULL;

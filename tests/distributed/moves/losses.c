@@ -49,15 +49,6 @@ static void strike_soon(scene *s) {
 
 /* -- all ranks -- */
 
-static int count_arenas(void) {
-  int n = 0;
-  char line[512];
-  FILE *f = fopen("/proc/self/maps", "re");
-  while (f && fgets(line, sizeof line, f)) n += strstr(line, "memfd:lamella") != NULL;
-  if (f) fclose(f);
-  return n;
-}
-
 /* NCCL takes a card with another NCCL_HOSTID for another machine's. */
 static lam_group *join(const scene *s, lam_context *ctx, int rank, int size) {
   lam_group_desc d = LAM_GROUP_DESC_INIT;
