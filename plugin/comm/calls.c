@@ -46,12 +46,13 @@ static lam_status missing(const lam_group *g, const char *what) {
   return lam_fail(LAM_UNIMPLEMENTED, "%s: the engine %s does not have it", what, g->engine->name);
 }
 
-/* Refusals change nothing; all else in a call without an announcement of its own ends the world. */
+bool lam_status_ends_group(lam_status status) {
+  return status != LAM_OK && status != LAM_INVALID_ARGUMENT && status != LAM_FAILED_PRECONDITION &&
+         status != LAM_WOULD_BLOCK;
+}
+
 static lam_status end_unless_refused(lam_group *g, const char *doing, lam_status status) {
-  if (status == LAM_OK || status == LAM_INVALID_ARGUMENT || status == LAM_FAILED_PRECONDITION ||
-      status == LAM_WOULD_BLOCK)
-    return status;
-  return lam_group_end(g, doing, status);
+  return lam_status_ends_group(status) ? lam_group_end(g, doing, status) : status;
 }
 
 /* Whose cells move the present call's operands. */

@@ -96,6 +96,8 @@ void lam_pace_agree(const lam_pace_row *const *rows, int size, bool by_nccl, lam
 void lam_group_keep(lam_group *g, lam_status status);
 /* Poison with `status` and what was being done, unless another rank was first: then its words. */
 lam_status lam_group_end(lam_group *g, const char *doing, lam_status status);
+/* Refusals change nothing; all else in a call without an announcement of its own ends the world. */
+bool lam_status_ends_group(lam_status status);
 void lam_group_sums_free(lam_group *g);
 lam_status lam_callback_create(lam_group *g, const lam_callbacks *callbacks);
 

@@ -61,8 +61,9 @@ typedef struct lam_nccl {
   const lam_device *device;
   int32_t device_id;
   pid_t process;
-  pthread_mutex_t lock; /* links, and `over`: this rank's thread and the watch */
+  pthread_mutex_t lock; /* links and the next two: this rank's thread and the watch */
   bool over;            /* its links are aborted */
+  bool is_failing;      /* this rank's thread ends the group: it knows more than the watch */
   uint32_t deadline_ms; /* of what was queued last */
   void *scrap;          /* what links are tried with */
   nccl_link all;

@@ -18,6 +18,12 @@ lam_status lam_nccl_check(const lam_nccl *n) {
   return n->over ? lam_fail(LAM_POISONED, "the group's communicators were aborted") : LAM_OK;
 }
 
+/* With the lock held, of a call whose failure its caller ends the group with. A refusal ends nothing. */
+static lam_status noted(lam_nccl *n, lam_status status) {
+  if (lam_status_ends_group(status)) n->is_failing = true;
+  return status;
+}
+
 /* Longer naps the longer it takes: first NCCL's threads need this processor. */
 static void nap(int64_t waited_ns) {
   const struct timespec t = {.tv_nsec = waited_ns < 1000000 ? 20000 : 500000};
@@ -45,7 +51,7 @@ static lam_status wait_while(lam_nccl *n, nccl_link *k, const char *what,
     bool is_busy = false;
     pthread_mutex_lock(&n->lock);
     lam_status status = lam_nccl_check(n);
-    if (status == LAM_OK) status = busy(n, k, &is_busy);
+    if (status == LAM_OK) status = noted(n, busy(n, k, &is_busy));
     pthread_mutex_unlock(&n->lock);
     LAM_TRY(status);
     if (!is_busy) return LAM_OK;
@@ -105,13 +111,13 @@ lam_status lam_nccl_start(lam_nccl *n, nccl_link *k, const lam_link_op *ops, int
                           lam_link_after after, uint64_t *out_number) {
   bool busy = false;
   pthread_mutex_lock(&n->lock);
-  lam_status status = begin(n, k, ops, count, after, &busy);
+  lam_status status = noted(n, begin(n, k, ops, count, after, &busy));
   if (status == LAM_OK && busy) {
     pthread_mutex_unlock(&n->lock);
     status = lam_nccl_settle(n, k);
     pthread_mutex_lock(&n->lock);
   }
-  if (status == LAM_OK) status = mark(n, k, out_number);
+  if (status == LAM_OK) status = noted(n, mark(n, k, out_number));
   pthread_mutex_unlock(&n->lock);
   return status;
 }
@@ -119,7 +125,7 @@ lam_status lam_nccl_start(lam_nccl *n, nccl_link *k, const lam_link_op *ops, int
 lam_status lam_nccl_join(lam_nccl *n, nccl_link *k, uint64_t number, void *stream) {
   pthread_mutex_lock(&n->lock);
   lam_status status = lam_nccl_check(n);
-  if (status == LAM_OK) status = n->device->nccl->join(k->link, number, stream);
+  if (status == LAM_OK) status = noted(n, n->device->nccl->join(k->link, number, stream));
   pthread_mutex_unlock(&n->lock);
   return status;
 }
@@ -127,7 +133,7 @@ lam_status lam_nccl_join(lam_nccl *n, nccl_link *k, uint64_t number, void *strea
 lam_status lam_nccl_hold(lam_nccl *n, nccl_link *k, int hold, void *stream) {
   pthread_mutex_lock(&n->lock);
   lam_status status = lam_nccl_check(n);
-  if (status == LAM_OK) status = n->device->nccl->hold(k->link, hold, stream);
+  if (status == LAM_OK) status = noted(n, n->device->nccl->hold(k->link, hold, stream));
   pthread_mutex_unlock(&n->lock);
   return status;
 }

@@ -44,7 +44,7 @@ static void look(lam_nccl *n) {
   const lam_engine *engine = n->g->engine;
   lam_status status = engine->life ? engine->life(n->g) : engine->check(n->g);
   pthread_mutex_lock(&n->lock);
-  if (!n->over && status == LAM_OK) status = lam_nccl_each_link(n, look_at);
+  if (!n->over && !n->is_failing && status == LAM_OK) status = lam_nccl_each_link(n, look_at);
   const bool ends = !n->over && status != LAM_OK;
   pthread_mutex_unlock(&n->lock);
   if (!ends) return;

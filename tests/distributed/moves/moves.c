@@ -121,7 +121,7 @@ static lam_status through_a_channel(mover *m) {
 
 /* -- a pipeline -- */
 
-static lam_stage_fn forward_of_layers;
+static _Thread_local lam_stage_fn forward_of_layers; /* a rank is a thread */
 
 /* Its data are those of steps 0 and 1, in turn. */
 static lam_status forward(void *user, const lam_stage_io *io) {
