@@ -25,25 +25,21 @@ lam_status lam_op_contiguous(const lam_op_call *call, const char *name, lam_matr
                   call->name, name, m.cols, m.row_stride);
 }
 
-/* What few rows need lies on the stack: to borrow and give back a block would cost as much as the
- * rest of a small call. */
-#define NEAR_BYTES 4096
-
 static lam_status open_scratch(const lam_op_call *call, uint64_t need, char *near,
                                lam_scratch *out) {
   if (call->device->order)
     return lam_scratch_open_queued(call->device, call->stream, call->scratch, call->scratch_bytes,
                                    need, out);
-  if (call->scratch || lam_scratch_bytes(need) > NEAR_BYTES)
+  if (call->scratch || lam_scratch_bytes(need) > LAM_NEAR_BYTES)
     return lam_scratch_open(call->ctx, call->scratch, call->scratch_bytes, need, out);
-  *out = (lam_scratch){.data = near, .bytes = NEAR_BYTES};
+  *out = (lam_scratch){.data = near, .bytes = LAM_NEAR_BYTES};
   return LAM_OK;
 }
 
 lam_status lam_op_with_scratch(const lam_op_call *call, lam_op_needs_fn needs, lam_op_body body) {
   lam_group *g = lam_op_peers(call);
   const uint64_t announced = g ? g->sequence : 0;
-  _Alignas(64) char near[NEAR_BYTES];
+  _Alignas(64) char near[LAM_NEAR_BYTES];
   lam_scratch scratch;
   lam_op_needs need = {0, 1};
   if (needs) needs(call, &need);

@@ -33,6 +33,9 @@ static inline lam_status lam_op_agree(const lam_op_call *call, const char *what,
   return found == expected ? LAM_OK : lam_op_disagree(call, what, found, why, expected);
 }
 lam_status lam_op_contiguous(const lam_op_call *call, const char *name, lam_matrix m);
+/* What few rows need lies on the stack: to borrow and give back a block would cost as much as the
+ * rest of a small call. */
+#define LAM_NEAR_BYTES 4096
 /* Runs `body` with the scratch it needs (needs NULL: none). If it fails after the peers were told
  * of an operation, the group's world is poisoned: they must not wait for what will not come. */
 typedef lam_status (*lam_op_body)(const lam_op_call *call, lam_scratch *scratch);
