@@ -24,20 +24,16 @@ const lam_engine *lam_group_on_device(const lam_group *g) {
   return g->engine->on_device ? g->engine->on_device : lam_peer_cells(g);
 }
 
+/* Said before it is done: peers that see their device let go then know why. */
 lam_status lam_group_end(lam_group *g, const char *doing, lam_status status) {
-  lam_group_on_device(g)->end(g);
   const lam_status told =
       g->engine->check ? g->engine->check(g) : LAM_OK; /* another was first: its words */
-  if (told != LAM_OK) {
-    lam_group_keep(g, told);
-    return told;
-  }
-  if (doing && status != LAM_MISMATCH)
+  if (told == LAM_OK && doing && status != LAM_MISMATCH)
     (void)lam_fail_within(status, "%s", doing); /* a mismatch names both sides itself */
-  lam_group_keep(g, status);
-  g->engine->poison(g, status, g->error);
-  (void)lam_fail(status, "%s", g->error);
-  return status;
+  lam_group_keep(g, told != LAM_OK ? told : status);
+  if (told == LAM_OK) g->engine->poison(g, status, g->error);
+  lam_group_on_device(g)->end(g);
+  return lam_fail(g->poison, "%s", g->error);
 }
 
 static lam_status poisoned(const lam_group *g) { return lam_fail(g->poison, "%s", g->error); }

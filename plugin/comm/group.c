@@ -211,13 +211,13 @@ void lam_group_poison(lam_group *g, lam_status why, const char *message) {
   if (!g) return;
   if (why == LAM_OK) why = LAM_POISONED;
   if (!message) message = "the host ended the group";
-  lam_group_on_device(g)->end(g);
   if (g->size > 1 && g->engine->check) {
     g->engine->poison(g, why, message);
   } else if (g->poison == LAM_OK) {
     g->poison = why;
     snprintf(g->error, sizeof g->error, "%s", message);
   }
+  lam_group_on_device(g)->end(g);
 }
 
 void lam_group_destroy(lam_group *g) {
