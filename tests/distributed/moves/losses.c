@@ -57,7 +57,7 @@ static lam_group *join(const scene *s, lam_context *ctx, int rank, int size) {
   snprintf(host, sizeof host, "rank-%d", rank);
   setenv("NCCL_HOSTID", host, 1);
   d.rank = rank, d.size = size, d.id = s->id, d.engine = s->loss->engine;
-  d.deadline_ms = s->loss->deadline_ms, d.first_deadline_ms = 60000;
+  d.deadline_ms = d.first_deadline_ms = 60000;
   CHECK_OK(lam_group_create(ctx, &d, &g));
   return g;
 }
@@ -107,6 +107,7 @@ static void run_rank(int rank, int size, void *arg) {
   CHECK_OK(mover_run(&m, &moves[0])); /* which way there is, all know */
   CHECK_OK(mover_run(&m, s->move));
   mover_wait();
+  g->deadline_ms = s->loss->deadline_ms;
   s->ready++;
   if (rank == LOST && await_count(&s->ready, size)) strike_soon(s);
   be_told(s, &m);

@@ -10,7 +10,7 @@
 typedef struct loss {
   const char *engine; /* NULL: by locality */
   int signal;
-  uint32_t deadline_ms; /* of all but the first operations */
+  uint32_t deadline_ms; /* once one may be lost */
   lam_status expected;
 } loss;
 

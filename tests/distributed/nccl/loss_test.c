@@ -10,7 +10,7 @@
 #include "tests/place.h"
 #include "tests/standin/standin.h"
 
-enum { RANKS = 3, LOST = 1, SHORT_MS = 300 };
+enum { RANKS = 3, LOST = 1, SHORT_MS = 300, LONG_MS = 20000 };
 
 typedef struct loss {
   const char *how;
@@ -18,7 +18,7 @@ typedef struct loss {
   bool stays_away;                          /* the lost rank, until the others were told */
   lam_status expected;
   const char *text;
-  uint32_t deadline_ms;
+  uint32_t deadline_ms; /* from then on */
   const move *move;
   lam_group_id id;
   meeting_place meeting;
@@ -50,7 +50,7 @@ static lam_group *join(loss *l, lam_context *ctx, int rank, int size) {
   lam_group_desc d = LAM_GROUP_DESC_INIT;
   lam_group *g = NULL;
   d.rank = rank, d.size = size, d.id = l->id, d.engine = "nccl";
-  d.deadline_ms = l->deadline_ms, d.first_deadline_ms = 20000;
+  d.deadline_ms = d.first_deadline_ms = LONG_MS;
   place_take(rank);
   CHECK_OK(lam_group_create(ctx, &d, &g));
   return g;
@@ -82,9 +82,10 @@ static void run_rank(int rank, int size, void *arg) {
   if (!g) return;
   mover_open(&m, ctx, g);
   for (int i = 0; i < 2; i++)
-    CHECK_OK(mover_run(&m, l->move)); /* then its deadline is the short one */
+    CHECK_OK(mover_run(&m, l->move)); /* then it is no longer the first operation */
   mover_wait();
   meet(&l->meeting);
+  g->deadline_ms = l->deadline_ms;
   if (rank == LOST && l->strike) l->strike(l, &m);
   meet(&l->meeting);
   if (rank == LOST && l->stays_away) await_count(&l->told, RANKS - 1);
@@ -115,7 +116,7 @@ TEST(loss, an_error_that_nccl_reports_ends_every_operation_on_all_ranks) {
                  .strike = be_cut_off,
                  .expected = LAM_PEER_DEAD,
                  .text = "remote process exited or there was a network error",
-                 .deadline_ms = 20000},
+                 .deadline_ms = LONG_MS},
           1);
 }
 
@@ -133,7 +134,7 @@ TEST(loss, a_rank_that_left_ends_every_operation_of_the_others) {
                  .strike = leave,
                  .expected = LAM_PEER_DEAD,
                  .text = "rank 1 (a thread of this process) has left",
-                 .deadline_ms = 20000},
+                 .deadline_ms = LONG_MS},
           4); /* to leave before the others takes a second */
 }
 

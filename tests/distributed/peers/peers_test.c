@@ -310,6 +310,8 @@ static _Atomic int noticed;
 static void alone(rank *r) {
   float one = 1;
   void *x = to_card(r, &one, 4);
+  FOR_EACH(n, 1, 2) reduce_once(r, n); /* these have the first operation's deadline */
+  r->g->deadline_ms = 1000;
   cudaGraphExec_t exec = captured(r, queue_sum, x, x, 1);
   if (r->rank == 0) {
     CHECK_EQ(cudaGraphLaunch(exec, r->stream), cudaSuccess);
@@ -327,7 +329,7 @@ static void alone(rank *r) {
 
 TEST(peers, a_kernel_whose_peer_does_not_come_ends_at_the_deadline) {
   noticed = 0;
-  on_cards(&(world){.chance = seed(), .deadline_ms = 300}, 2, alone, NULL);
+  on_cards(&(world){.chance = seed()}, 2, alone, NULL);
 }
 
 /* Rank 0's kernel waits with a deadline that the test would not live to see. */
@@ -368,12 +370,14 @@ TEST(peers, a_rank_that_left_is_noticed) {
 
 static void idle(rank *r) {
   void *x = to_card(r, NULL, 4);
+  reduce_once(r, 1);
+  r->g->deadline_ms = 300;
   if (r->rank == 0)
     CHECK_STATUS(call(r, LAM_OP_all_reduce, LAM_F32, x, 1, x, 1), LAM_PEER_STALLED);
 }
 
 TEST(peers, a_rank_that_does_not_call_is_noticed) {
-  on_cards(&(world){.chance = seed(), .deadline_ms = 300}, 2, idle, NULL);
+  on_cards(&(world){.chance = seed()}, 2, idle, NULL);
 }
 
 /* ---- No memory --------------------------------------------------------------------------------- */

@@ -224,10 +224,11 @@ static void lose_a_rank(int rank, int size, void *arg) {
 
 static void lose(int victim, int signal) {
   lam_schedule *s = build("1f1b", 3, 6);
-  doomed d = {.at = {.m = small_model(3, 6), .s = s, .deadline_ms = 1000},
-              .victim = victim,
-              .signal = signal,
-              .n_under_way = shared_memory(sizeof *d.n_under_way)};
+  doomed d = {
+      .at = {.m = small_model(3, 6), .s = s, .deadline_ms = signal == SIGKILL ? 20000 : 1000},
+      .victim = victim,
+      .signal = signal,
+      .n_under_way = shared_memory(sizeof *d.n_under_way)};
   REQUIRE(d.n_under_way != NULL);
   d.at.m.on_call = end_here;
   NOTE("victim %d, signal %d", victim, signal);
