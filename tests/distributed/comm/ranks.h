@@ -3,6 +3,7 @@
 #ifndef LAMELLA_TESTS_DISTRIBUTED_COMM_RANKS_H_
 #define LAMELLA_TESTS_DISTRIBUTED_COMM_RANKS_H_
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -40,6 +41,14 @@ static inline int64_t now_ms(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
   return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+/* When the first rank to ask did so: the first that has waited too long ends the wait of all. *since
+ * is 0 before, and seen by all. */
+static inline int64_t since_first(_Atomic int64_t *since) {
+  int64_t nobody = 0;
+  const int64_t now = now_ms();
+  return atomic_compare_exchange_strong(since, &nobody, now) ? now : nobody;
 }
 
 #endif
