@@ -26,11 +26,21 @@ static const char *const all[] = {"LAMELLA_RANK",
                                   "SLURM_JOB_ID",
                                   "SLURM_STEP_ID"};
 
+/* Starts at the same time, on this machine, must differ: an @ becomes 8 digits that only this one has. */
+static pid_t start_number;
+static void name_start(const char *settings, char *text, size_t room) {
+  size_t n = 0;
+  for (const char *c = settings; *c && n + 9 < room; c++)
+    n += (size_t)snprintf(text + n, room - n, *c == '@' ? "%08x" : "%c",
+                          *c == '@' ? (unsigned)start_number : (unsigned)*c);
+  text[n] = 0;
+}
+
 /* "A=1 B=2": these and no other launcher's. A %d is the rank. */
 static void environment(const char *settings, int rank) {
   char text[600], *rest = text;
   for (size_t i = 0; i < sizeof all / sizeof *all; i++) unsetenv(all[i]);
-  snprintf(text, sizeof text, "%s", settings);
+  name_start(settings, text, sizeof text);
   for (char *one; (one = strtok_r(rest, " ", &rest));) {
     char number[20], *value = strchr(one, '=');
     *value++ = 0;
@@ -98,16 +108,19 @@ static void started(int rank, int size, void *arg) {
 TEST(launch, every_launchers_variables_make_a_group) {
   static char *const starts[] = {
       "LAMELLA_RANK=%d LAMELLA_SIZE=3 "
-      "LAMELLA_ID=00112233445566778899AABBCCDDEEFF00112233445566778899aabbccddeeff",
+      "LAMELLA_ID=@445566778899AABBCCDDEEFF00112233445566778899aabbccddeeff",
       "RANK=%d WORLD_SIZE=3 LOCAL_WORLD_SIZE=3 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 "
-      "TORCHELASTIC_RUN_ID=x",
+      "TORCHELASTIC_RUN_ID=@",
       "OMPI_COMM_WORLD_RANK=%d OMPI_COMM_WORLD_SIZE=3 OMPI_COMM_WORLD_LOCAL_SIZE=3 "
-      "PMIX_NAMESPACE=77",
+      "PMIX_NAMESPACE=@",
       "PMI_RANK=%d PMI_SIZE=3 MPI_LOCALNRANKS=3",
-      "SLURM_PROCID=%d SLURM_NTASKS=3 SLURM_JOB_ID=5 SLURM_STEP_ID=1",
-      "RANK=%d WORLD_SIZE=3 SLURM_PROCID=0 SLURM_NTASKS=1", /* torchrun in a shell of srun's */
-      "RANK=%d WORLD_SIZE=3 SLURM_PROCID=%d SLURM_NTASKS=3 MASTER_PORT=1", /* two that agree */
+      "SLURM_PROCID=%d SLURM_NTASKS=3 SLURM_JOB_ID=@ SLURM_STEP_ID=1",
+      /* torchrun in a shell of srun's */
+      "RANK=%d WORLD_SIZE=3 SLURM_PROCID=0 SLURM_NTASKS=1 TORCHELASTIC_RUN_ID=@",
+      /* two that agree */
+      "RANK=%d WORLD_SIZE=3 SLURM_PROCID=%d SLURM_NTASKS=3 TORCHELASTIC_RUN_ID=@",
   };
+  start_number = getpid();
   for (size_t i = 0; i < sizeof starts / sizeof *starts; i++) run_processes(3, started, starts[i]);
 }
 
@@ -116,7 +129,9 @@ static void given(int rank, int size, void *arg) {
   lam_group *g = NULL;
   lam_group_desc d = LAM_GROUP_DESC_INIT;
   (void)arg;
-  environment("RANK=%d WORLD_SIZE=7 OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=2", rank);
+  environment(
+      "RANK=%d WORLD_SIZE=7 OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=2 TORCHELASTIC_RUN_ID=@",
+      rank);
   d.rank = rank;
   d.size = size;
   d.deadline_ms = d.first_deadline_ms = 20000;
@@ -126,4 +141,7 @@ static void given(int rank, int size, void *arg) {
   lam_group_destroy(g);
 }
 
-TEST(launch, rank_and_size_given_win) { run_processes(2, given, NULL); }
+TEST(launch, rank_and_size_given_win) {
+  start_number = getpid();
+  run_processes(2, given, NULL);
+}
