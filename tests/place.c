@@ -15,10 +15,17 @@ static const lam_device *device;
 static _Thread_local int32_t card;
 static char missing[LAM_MESSAGE_BYTES];
 
+static const char *named(void) {
+  const char *name = getenv("LAMELLA_TEST_DEVICE");
+  return name && *name && strcmp(name, "cpu") != 0 ? name : NULL;
+}
+
+bool place_is_named(void) { return named() != NULL; }
+
 static void find(void) {
   int32_t was;
-  const char *name = getenv("LAMELLA_TEST_DEVICE");
-  if (!name || !*name || strcmp(name, "cpu") == 0) return;
+  const char *name = named();
+  if (!name) return;
   if (strcmp(name, "cuda") != 0) {
     snprintf(missing, sizeof missing, "LAMELLA_TEST_DEVICE is %s, known are cpu and cuda", name);
   } else if (lam_device_open(CUDA, &device) != LAM_OK ||

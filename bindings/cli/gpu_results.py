@@ -41,6 +41,7 @@ PARTS = [  # what, a part of test --gpu, what it is until that has run
     ("two processes on one card: messages and sums by CUDA IPC, or through the host", "processes_test",
      EMULATED),
     ("10,000 mixed operations over two groups, 2, 3 and 4 ranks as threads", "mixed_test", EMULATED),
+    ("the same, 2 and 3 ranks as processes on one card", "mixed_processes_test", EMULATED),
     ("processes on one card that are killed, or stopped, in each operation and in a pipeline's step", "loss_test",
      EMULATED),
     ("NCCL: two processes on one card, killed and stopped ones, mixed operations, and a rank on each of 2 to 8 "

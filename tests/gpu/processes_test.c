@@ -9,6 +9,7 @@
 #include "kernels/device.h"
 #include "plugin/comm/group.h"
 #include "tests/check.h"
+#include "tests/place.h"
 
 enum { CUDA = 2 /* kDLCUDA */, N = 300001 };
 
@@ -76,8 +77,7 @@ static void rank_of_two(int rank, int size, void *arg) {
 }
 
 TEST(processes, on_one_card_sum_and_send) {
-  const char *device = getenv("LAMELLA_TEST_DEVICE");
-  if (!device || strcmp(device, "cuda") != 0) SKIP("no CUDA device was asked for");
+  if (!place_is_named()) SKIP("no CUDA device was asked for");
   REQUIRE_OK(lam_group_id_create(&id));
   run_processes(2, rank_of_two, NULL);
 }

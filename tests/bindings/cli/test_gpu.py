@@ -15,7 +15,8 @@ from bindings.cli.common import ROOT, Problem
 STANDIN = "//tests/gpu:liblamella_cuda_emulated.so.0"
 # They call CUDA themselves, and only the library's is stood in for; or take their time; NCCL's stand-in knows
 # no processes. All but that one run over the stand-in as programs of //tests/gpu.
-NEED_A_CARD = ("graph_test", "replay_test", "times_test", "loss_test", "mixed_test", "nccl_test")
+NEED_A_CARD = ("graph_test", "replay_test", "times_test", "loss_test", "mixed_test",
+                "mixed_processes_test", "nccl_test")
 
 pytestmark = pytest.mark.skipif(
     not headers.toolkit() or headers.missing("gpu"), reason="no nvcc here, or no headers of cuBLAS"
