@@ -464,3 +464,22 @@ static void end_by_hand(rank *r) {
 TEST(nccl, who_ends_a_group_lets_all_ranks_streams_go) {
   FOR_EACH(p, 2, 3) on_cards((meeting){.fn = end_by_hand, .broken = true}, p);
 }
+
+static void *end_group(void *g) {
+  lam_group_poison(g, LAM_CANCELLED, "the host has enough");
+  return NULL;
+}
+
+/* Whatever the ranks find first: the words, or that nothing can be queued any more. */
+static void end_from_a_thread(rank *r) {
+  pthread_t other;
+  lam_status status = sum(r);
+  if (r->rank == 0) CHECK_EQ(pthread_create(&other, NULL, end_group, r->g), 0);
+  while (status == LAM_OK) status = sum(r);
+  CHECK_STATUS(status, LAM_CANCELLED);
+  CHECK_CONTAINS(lam_last_error(), "the host has enough");
+  if (r->rank == 0) CHECK_EQ(pthread_join(other, NULL), 0);
+}
+TEST(nccl, a_group_that_another_thread_ends_says_why) {
+  FOR_EACH(p, 2, 3) on_cards((meeting){.fn = end_from_a_thread, .broken = true}, p);
+}
