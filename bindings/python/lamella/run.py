@@ -140,9 +140,15 @@ class World:
                 self.pipes.unregister(key.fileobj)
         return bool(ready)
 
-    def note_ends(self):
+    def take_ended(self):
         ended = [rank for rank in self.running if self.processes[rank].poll() is not None]
         self.running.difference_update(ended)
+        return ended
+
+    def note_ends(self):
+        ended = self.take_ended()
+        if ended:  # asked once more: who ended before one of these is among them then
+            ended += self.take_ended()
         bad = [rank for rank in ended if self.processes[rank].returncode != 0]
         if bad and not self.kill_at:
             # Killed ranks first: the others' own errors follow from them.

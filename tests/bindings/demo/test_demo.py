@@ -257,6 +257,26 @@ def test_a_killed_worker_ends_the_demo_with_one_clear_line(program, tmp_path):
     assert_gone(ranks)
 
 
+class Looked:
+    """A process, and what each look at it finds."""
+
+    def __init__(self, *found):
+        self.found = list(found)
+
+    def poll(self):
+        self.returncode = self.found.pop(0)
+        return self.returncode
+
+
+def test_a_killed_worker_is_named_where_another_s_end_is_seen_first():
+    world = workers.Workers(1, None)
+    world.processes = [Looked(None, -signal.SIGKILL), Looked(1)]
+    world.running = {0, 1}
+    world.note_ends()
+    assert world.running == set()
+    assert world.explain() == "worker 0 (place 1, part 1) was killed by SIGKILL"
+
+
 def test_a_stopped_worker_ends_the_demo_at_the_deadline(program, tmp_path):
     process = start_training(tmp_path, "--deadline", "2")
     ranks = workers_of(process.pid)
