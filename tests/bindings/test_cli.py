@@ -214,8 +214,8 @@ def test_run_stops_the_others_when_one_is_killed(tmp_path):
     began = time.monotonic()
     done = run_shell(
         3,
-        'echo $$ > %s/$LAMELLA_RANK; if [ $LAMELLA_RANK = 1 ]; then kill -9 $$; fi; sleep 50'
-        % tmp_path,
+        'cd %s; echo $$ > $LAMELLA_RANK; if [ $LAMELLA_RANK = 1 ]; then '
+        'until [ -s 0 ] && [ -s 2 ]; do :; done; kill -9 $$; fi; sleep 50' % tmp_path,
     )
     assert done.returncode == 128 + signal.SIGKILL
     assert done.stderr == "lamella: rank 1 was killed by SIGKILL; stopping the other 2\n"
