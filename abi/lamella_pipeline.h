@@ -111,7 +111,8 @@ typedef struct lam_carrier {
   const char *path;
 } lam_carrier;
 /* The same of one step with its messages, of the edges that `carriers` names: between the work that
- * made each and the work that read it, on another rank, and by what it came. "grid" shows none. */
+ * made each and the work that read it, on another rank, and by what it came. Of several ranks that
+ * hold a stage the first sends to the first of the next, and so on. "grid" shows none. */
 LAM_API lam_status lam_events_draw_messages(const lam_event *events, uint64_t n,
                                             const lam_carrier *carriers, uint64_t n_carriers,
                                             const char *format, char *buf, uint64_t room,

@@ -129,6 +129,7 @@ lam_status lam_events_draw_messages(const lam_event *events, uint64_t n,
   if (status == LAM_OK) status = draw(&p, &out);
   if (status == LAM_OK && out_bytes) *out_bytes = out.n;
   free(p.messages);
+  free(p.held);
   free(p.rank_of);
   free(p.chunk);
   free(p.busy);

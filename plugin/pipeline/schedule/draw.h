@@ -18,16 +18,17 @@ typedef struct lam_picture {
   int n_ranks, n_stages, n_chunks; /* chunks: the most stages of one rank */
   int64_t first, last;             /* ns */
   int64_t *busy;                   /* [n_ranks] ns in F, I, W, B, REDUCE_GRAD */
-  int32_t *rank_of;                /* [n_stages]; -1: nothing of it is there */
+  int32_t *rank_of;                /* [n_stages]: one of its ranks; -1: nothing of it is there */
   int32_t *chunk;                  /* [n_stages]: 0 for its rank's first stage, 1 for the next */
   uint32_t kinds;                  /* bit k: kind k occurs */
   const lam_carrier *carriers;
   uint64_t n_carriers;
   lam_message *messages; /* of edges that a carrier is known of */
   uint64_t n_messages;
+  bool *held; /* [n_stages + 1]: room to note the stages of the rank that is drawn */
 } lam_picture;
 
-/* draw_messages.c: checks carriers, and fills messages, which are the caller's to free. */
+/* draw_messages.c: checks carriers, and fills messages and held, which are the caller's to free. */
 lam_status lam_picture_find_messages(lam_picture *p);
 /* "edge 0 activations: ipc; ..." of the edges that lead to or from the rank, between `before` and
  * `after`; nothing at all where there are none. */

@@ -354,6 +354,32 @@ TEST(draw, each_worker_says_what_carries_its_edges) {
   free(text);
 }
 
+/* Ranks 0 and 1 hold stage 0, 2 and 3 stage 1, whose events come in the other order. */
+TEST(draw, messages_of_parts_of_a_stage_go_to_the_same_part_of_the_next) {
+  static const int ranks[] = {0, 1, 3, 2};
+  lam_event list[8];
+  for (int i = 0; i < 4; i++) {
+    const int stage = i / 2;
+    list[i] = (lam_event){.rank = ranks[i], .stage = stage, .start = stage, .end = stage + 1};
+    list[4 + i] = list[i];
+    list[4 + i].kind = LAM_KIND_B, list[4 + i].start = 4 - stage, list[4 + i].end = 5 - stage;
+  }
+  char *text = drawn_with(list, 8, some, 2, "perfetto");
+  CHECK_EQ(occurrences(text, "\"ph\":\"s\""), 4);
+  FOR_EACH(part, 0, 1) {
+    char flow[256];
+    NOTE("part %d", part);
+    snprintf(flow, sizeof flow,
+             "\"cat\":\"activation\",\"pid\":%d,\"tid\":0,\"ts\":0.000,"
+             "\"args\":{\"edge\":0,\"micro\":0,\"path\":\"ipc\"}},\n"
+             "{\"ph\":\"f\",\"bp\":\"e\",\"id\":%d,\"name\":\"ipc\",\"cat\":\"activation\",\"pid\":%d,",
+             part, 2 + part, 2 + part);
+    CHECK_CONTAINS(text, flow);
+  }
+  CHECK_EQ(occurrences(text, "\"labels\":\"edge 0 activations: ipc; edge 0 gradients: ipc\""), 4);
+  free(text);
+}
+
 TEST(draw, refuses_carriers_that_cannot_be) {
   static const struct {
     lam_carrier is;
