@@ -310,9 +310,18 @@ double median(double *values, int n); /* sorts them */
 /* F, I, W of a micro-batch of a stage, each after two waits at most. */
 enum { MAX_EVENTS = 3 * 3 * MAX_HELD * MAX_MICRO, MAX_TEXT = 8192 };
 
+/* Each held stage's two edges, both ways. */
+enum { MAX_CARRIERS = 4 * MAX_HELD, MAX_PATH = 16 };
+typedef struct carrier { /* how messages of an edge travel */
+  int32_t edge, kind;
+  char path[MAX_PATH];
+} carrier;
+
 typedef struct record { /* one step of one worker */
   lam_pipeline_report report;
   int64_t cpu[MAX_HELD][N_TIMED][MAX_MICRO]; /* by its stages, ascending */
+  carrier carriers[MAX_CARRIERS];            /* of edges to other workers */
+  int64_t n_carriers;
   lam_event events[MAX_EVENTS];
 } record;
 

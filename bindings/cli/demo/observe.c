@@ -2,6 +2,7 @@
  * brought to rank 0, and what the library says of the last of them.
  *
  * Invariant: weights are not updated here. Leaves what the records mean to report.c. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,6 +14,20 @@ enum {
   UNOBSERVED = 1
 }; /* the first step of a pipeline also opens its channels */
 
+/* An edge that has no end here, or both, carries nothing between workers. */
+static void take_carriers(const worker *w, const line *l, record *out) {
+  out->n_carriers = 0;
+  for (int i = 0; i < 2 * (w->o->n_stages - 1); i++) {
+    const int32_t edge = i / 2, kind = i % 2 ? LAM_KIND_I : LAM_KIND_F;
+    lam_edge_info info = LAM_EDGE_INFO_INIT;
+    if (lam_pipeline_get_edge(l->pipeline, edge, kind, &info) != LAM_OK) continue;
+    if (info.peer < 0 || !info.path || out->n_carriers == MAX_CARRIERS) continue;
+    carrier *c = &out->carriers[out->n_carriers++];
+    c->edge = edge, c->kind = kind;
+    snprintf(c->path, sizeof c->path, "%s", info.path);
+  }
+}
+
 lam_status record_take(worker *w, line *l, record *out) {
   const lam_pipeline_report none = LAM_PIPELINE_REPORT_INIT;
   out->report = none;
@@ -21,6 +36,7 @@ lam_status record_take(worker *w, line *l, record *out) {
   for (int i = 0; i < w->n_stages; i++) memcpy(out->cpu[i], w->stages[i].cpu, sizeof out->cpu[i]);
   TRY(lam_pipeline_get_report(l->pipeline, &out->report));
   if (out->report.n_events > MAX_EVENTS) out->report.n_events = MAX_EVENTS;
+  take_carriers(w, l, out);
   return LAM_OK;
 }
 

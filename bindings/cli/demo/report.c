@@ -185,52 +185,76 @@ static double measure_step(const observed *o, int step, double *idle) {
 
 /* -- pictures -- */
 
-static lam_status draw(const lam_event *events, uint64_t n, const char *format, char **out) {
+typedef struct picture { /* of one step of all workers */
+  lam_event *events;
+  lam_carrier *carriers; /* an edge's is told by each worker that has an end of it */
+  uint64_t n_events, n_carriers;
+} picture;
+
+static lam_status draw(const picture *p, const char *format, char **out) {
   uint64_t bytes = 0;
-  TRY(lam_events_draw(events, n, format, NULL, 0, &bytes));
+  TRY(lam_events_draw_messages(p->events, p->n_events, p->carriers, p->n_carriers, format, NULL, 0,
+                               &bytes));
   *out = malloc(bytes + 1);
   if (!*out) return fail(LAM_RESOURCE_EXHAUSTED, "no memory for a picture");
-  return lam_events_draw(events, n, format, *out, bytes + 1, &bytes);
+  return lam_events_draw_messages(p->events, p->n_events, p->carriers, p->n_carriers, format, *out,
+                                  bytes + 1, &bytes);
 }
 
-static lam_status write_picture(const observed *o, const lam_event *events, uint64_t n,
-                                const char *format, const char *ending) {
-  char path[512], *picture = NULL;
+static lam_status write_picture(const observed *o, const picture *p, const char *format,
+                                const char *ending) {
+  char path[512], *text = NULL;
   snprintf(path, sizeof path, "%s/%s.%s", o->w->o->out, o->l->name, ending);
-  lam_status status = draw(events, n, format, &picture);
+  lam_status status = draw(p, format, &text);
   FILE *file = status == LAM_OK ? fopen(path, "w") : NULL;
-  if (status == LAM_OK && (!file || fputs(picture, file) < 0))
+  if (status == LAM_OK && (!file || fputs(text, file) < 0))
     status = fail(LAM_INVALID_ARGUMENT, "--out: %s: %s", path, strerror(errno));
   if (file) fclose(file);
-  free(picture);
+  free(text);
   return status;
 }
 
-/* The forwards and backwards of one step of all workers, rows in the world's order. */
-static uint64_t work_of_step(const observed *o, int step, lam_event *out) {
-  uint64_t n = 0;
-  for (int rank = 0; rank < o->w->size; rank++) {
-    const record *r = record_of(o, step, rank);
-    for (uint64_t i = 0; i < r->report.n_events; i++) {
-      if (!is_work(&r->events[i])) continue;
-      out[n] = r->events[i];
-      out[n++].rank = rank;
-    }
+/* The forwards and backwards, rows in the world's order. */
+static void add_work(const record *r, int rank, picture *p) {
+  for (uint64_t i = 0; i < r->report.n_events; i++) {
+    if (!is_work(&r->events[i])) continue;
+    p->events[p->n_events] = r->events[i];
+    p->events[p->n_events++].rank = rank;
   }
-  return n;
+}
+
+static bool has_carrier(const picture *p, const carrier *c) {
+  for (uint64_t i = 0; i < p->n_carriers; i++)
+    if (p->carriers[i].edge == c->edge && p->carriers[i].kind == c->kind) return true;
+  return false;
+}
+
+/* All parts of a stage send the same way: they are on one machine. */
+static void add_carriers(const record *r, picture *p) {
+  for (const carrier *c = r->carriers; c < r->carriers + r->n_carriers; c++)
+    if (!has_carrier(p, c))
+      p->carriers[p->n_carriers++] = (lam_carrier){c->edge, c->kind, c->path};
 }
 
 static lam_status tell_pictures(const observed *o, int step) {
-  lam_event *events = malloc(sizeof *events * MAX_EVENTS * (size_t)o->w->size);
-  if (!events) return fail(LAM_RESOURCE_EXHAUSTED, "no memory for a picture");
-  const uint64_t n = work_of_step(o, step, events);
+  const size_t size = (size_t)o->w->size;
+  picture p = {.events = malloc(sizeof *p.events * MAX_EVENTS * size),
+               .carriers = malloc(sizeof *p.carriers * MAX_CARRIERS * size)};
   char *grid = NULL;
-  lam_status status = draw(events, n, "grid", &grid);
+  lam_status status = p.events && p.carriers
+                          ? LAM_OK
+                          : fail(LAM_RESOURCE_EXHAUSTED, "no memory for a picture");
+  for (int rank = 0; status == LAM_OK && rank < o->w->size; rank++) {
+    add_work(record_of(o, step, rank), rank, &p);
+    add_carriers(record_of(o, step, rank), &p);
+  }
+  if (status == LAM_OK) status = draw(&p, "grid", &grid);
   if (status == LAM_OK) emit_text("grid", grid);
-  if (status == LAM_OK && o->w->o->out) status = write_picture(o, events, n, "svg", "svg");
-  if (status == LAM_OK && o->w->o->out) status = write_picture(o, events, n, "perfetto", "json");
+  if (status == LAM_OK && o->w->o->out) status = write_picture(o, &p, "svg", "svg");
+  if (status == LAM_OK && o->w->o->out) status = write_picture(o, &p, "perfetto", "json");
   free(grid);
-  free(events);
+  free(p.events);
+  free(p.carriers);
   return status;
 }
 

@@ -119,6 +119,33 @@ def test_each_schedule_reports_what_the_simulator_predicts(program):
     assert predicted_idle(reports["1f1b"]) < 0.99
 
 
+def flows(trace, phase):
+    """(worker, category, micro-batch, path) of the ends of messages."""
+    return [
+        (e["pid"], e["cat"], e["args"]["micro"], e["args"]["path"])
+        for e in trace["traceEvents"]
+        if e["ph"] == phase
+    ]
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_pictures_show_each_message_and_what_carried_it(program, tmp_path, tp):
+    options = [*SMALL, "--steps", "1", "--draw", "1f1b", "--out", str(tmp_path)]
+    workers.run(program, options, 2, tp)
+    trace = json.loads((tmp_path / "1f1b.json").read_text())
+    parts = [(part, micro) for part in range(tp) for micro in range(4)]
+    for phase, here, there in (("s", 0, tp), ("f", tp, 0)):
+        ends = {(here + part, "activation", micro, "shm") for part, micro in parts}
+        ends |= {(there + part, "gradient", micro, "shm") for part, micro in parts}
+        assert set(flows(trace, phase)) == ends
+        assert len(flows(trace, phase)) == len(ends)
+    svg = (tmp_path / "1f1b.svg").read_text()
+    assert svg.count('<line class="e"') == 2 * 4 * tp
+    assert "lines: messages, by shm<" in svg
+    label = "edge 0 activations: shm; edge 0 gradients: shm"
+    assert svg.count("<title>%s</title>" % label) == 2 * tp
+
+
 def read_safetensors(path):
     data = Path(path).read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
