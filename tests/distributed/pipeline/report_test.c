@@ -181,7 +181,7 @@ static void blame(int rank, int size, void *arg) {
   } else {
     CHECK(r.is.busy >= 100 * MS);
     CHECK(r.is.cpu < r.is.busy / 4); /* sleeping is not work */
-    CHECK(r.is.warm_up < MS);
+    CHECK(r.is.warm_up < 10 * MS); /* it waits for nobody: half of what a forward takes */
   }
   worker_close(&k);
 }
