@@ -42,13 +42,17 @@ def python():
     return sys.executable
 
 
-def libraries():
-    """Folders with cuBLASLt, and with what our own files need: of the pack, the toolkit, torch's wheels."""
+def cublas():
+    """The folder with cuBLASLt, in a list: the toolkit's, or that of torch's wheels."""
     ask = "import importlib.util as u; print(*u.find_spec('nvidia').submodule_search_locations)"
     wheels = subprocess.run([python(), "-c", ask], capture_output=True, text=True).stdout.split()
     folders = ["/usr/local/cuda/lib64", *(f for w in wheels for f in glob.glob(w + "/*/lib"))]
-    found = [f for f in folders if glob.glob(f + "/libcublasLt.so.13")]
-    return [str(home() / "bindings/python/lamella/lib"), *found[:1]]
+    return [f for f in folders if glob.glob(f + "/libcublasLt.so.13")][:1]
+
+
+def libraries():
+    """Folders with cuBLASLt, and with what our own files need."""
+    return [str(home() / "bindings/python/lamella/lib"), *cublas()]
 
 
 def environment(**more):

@@ -44,6 +44,8 @@ PARTS = [  # what, a part of test --gpu, what it is until that has run
     ("the same, 2 and 3 ranks as processes on one card", "mixed_processes_test", EMULATED),
     ("processes on one card that are killed, or stopped, in each operation and in a pipeline's step", "loss_test",
      EMULATED),
+    ("the demo, 1, 2 and 4 workers as processes on one card: losses and gradients of the CPU", "demo_test",
+     EMULATED),
     ("NCCL: two processes on one card, killed and stopped ones, mixed operations, and a rank on each of 2 to 8 "
      "cards", "nccl_test", COMPILED),
     ("the PyTorch adapter on the card: numbers, streams, memory, graphs, pipelines, ranks as threads and processes",

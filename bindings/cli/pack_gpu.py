@@ -21,7 +21,7 @@ from bindings.cli.common import ROOT, Problem
 
 MOST_BYTES = 60_000_000
 BACKEND = "//kernels/cuda:liblamella_cuda.so.0"
-PYTHON = ["bindings/cli/*.py", "bindings/python/lamella/**/*.py", "tests/gpu/*.py",
+PYTHON = ["bindings/cli/*.py", "bindings/cli/demo/*.py", "bindings/python/lamella/**/*.py", "tests/gpu/*.py",
           "tests/bindings/torch/torch_samples.py"]
 
 

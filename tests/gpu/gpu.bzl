@@ -13,7 +13,7 @@ load("//.bazel:lamella.bzl", "lam_binary", "lam_test")
 
 _SEEDS = [1, 2]
 
-_CUDART = [
+CUDART = [
     "-L%s/lib64" % CUDA,
     "-lcudart_static",
     "-Wl,-Bstatic,-lstdc++,-Bdynamic",
@@ -30,7 +30,7 @@ def gpu_test(name, srcs, deps, seeds = _SEEDS, size = "medium", ranks = 1, cudar
         name = name,
         testonly = True,
         srcs = srcs,
-        linkopts = _CUDART if cudart else [],
+        linkopts = CUDART if cudart else [],
         needs = ["cuda"] if cudart else [],
         deps = deps + ["//tests:check"],
     )

@@ -20,18 +20,19 @@ adamw adamw_at(int64_t step, int64_t steps) {
 }
 
 void adamw_step(param *p, adamw a, int64_t step) {
-  const float unbias1 = (float)(1 / (1 - pow(a.beta1, (double)step + 1)));
-  const float unbias2 = (float)(1 / (1 - pow(a.beta2, (double)step + 1)));
-  const float decay = p->deviation == 0 ? 0 : a.decay;
-  const int64_t n = param_size(p);
-  float *restrict w = p->master, *restrict grad = p->grad, *restrict m = p->m, *restrict v = p->v;
+  a.unbias1 = (float)(1 / (1 - pow(a.beta1, (double)step + 1)));
+  a.unbias2 = (float)(1 / (1 - pow(a.beta2, (double)step + 1)));
+  if (p->deviation == 0) a.decay = 0;
+  here->adamw(a, param_size(p), p->master, p->grad, p->m, p->v,
+              p->w.bits == 16 ? (uint16_t *)p->w.data : NULL);
+}
+
+void adamw_update(adamw a, int64_t n, float *restrict w, float *restrict grad, float *restrict m,
+                  float *restrict v, uint16_t *bf16) {
 #pragma omp parallel for simd
   for (int64_t i = 0; i < n; i++) {
-    const float g = grad[i];
-    m[i] = a.beta1 * m[i] + (1 - a.beta1) * g;
-    v[i] = a.beta2 * v[i] + (1 - a.beta2) * g * g;
-    w[i] -= a.rate * (m[i] * unbias1 / (sqrtf(v[i] * unbias2) + a.epsilon) + decay * w[i]);
+    w[i] = adamw_weight(a, w[i], grad[i], &m[i], &v[i]);
     grad[i] = 0;
   }
-  if (p->w.bits == 16) write_bf16(p->master, n, p->w.data);
+  if (bf16) write_bf16(w, n, bf16);
 }

@@ -29,9 +29,10 @@ static lam_status run_rounds(worker *w, line *l, rounds *out) {
 
 lam_status bench_step(worker *w, line *l, int64_t step, int64_t *out_ran) {
   TRY(lam_pipeline_run(l->pipeline, step, NULL));
+  TRY(here->finish());
   *out_ran = now_ns();
   update(w, step, 1000);
-  return LAM_OK;
+  return here->finish();
 }
 
 lam_status bench(worker *w) {

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bindings.cli import packages, venv
 from bindings.cli.common import ROOT, Problem
-from bindings.cli.demo import c_host, show, workers
+from bindings.cli.demo import c_host, on_gpu, show, workers
 
 FOLDER = Path(__file__).resolve().parent / "hosts"
 NAMES = {"torch": "PyTorch", "jax": "JAX", "c": "C"}
@@ -31,9 +31,15 @@ class Beside(c_host.Demo):
         if args.save:
             raise Problem("--save: the C host writes models; leave out --host", 2)
         self.hosts = ["torch", "jax"] if args.host == "mixed" else [args.host]
-        super().__init__(c_host.build([NATIVE, *sum((ADAPTERS[h] for h in self.hosts), [])]), args)
+        needed = [NATIVE, *sum((ADAPTERS[h] for h in self.hosts), [])]
+        needed += [on_gpu.BACKEND] if args.device == "cuda" else []
+        super().__init__(c_host.build(needed), args)
         self.places = self.place()
         packages.ensure("hosts")
+
+    def device(self):
+        """The C program's; what of a host is on GPUs, its plan says."""
+        return []
 
     def make_folder(self):
         """No pictures here."""
@@ -67,6 +73,7 @@ class Beside(c_host.Demo):
         self.start(1, 1, ["--dtype", "f32", "--steps", "0", "--save", self.weights])
         self.start(1, 1, ["--steps", "1", "--save-gradients", self.gradients])
         more = dict(weights=self.weights, gradients=self.gradients)
+        more.update(device="cuda" if self.on_gpu else "cpu")
         more.update(threads=self.threads(self.pp * self.tp), deadline=int(self.args.deadline or 0))
         self.plan_file = str(folder / "plan.json")
         Path(self.plan_file).write_text(json.dumps(dict(self.plan, **more)))

@@ -32,11 +32,12 @@ PASSED = {
 }
 
 
-def build(more=()):
-    if bazel.build([TARGET, *more]) != 0:
+def build(more=(), target=TARGET):
+    """target: which program"""
+    if bazel.build([target, *more]) != 0:
         raise Problem("the demo does not build; see above")
     # Not through the tree's bazel-bin link, which moves with every build of another configuration.
-    return str(Path(bazel.info("bazel-bin")) / "bindings/cli/demo/lamella_demo")
+    return str(Path(bazel.info("bazel-bin")) / target.lstrip("/").replace(":", "/"))
 
 
 class Demo:
@@ -50,13 +51,14 @@ class Demo:
             if value is not None:
                 self.model += [name, value]
         self.assign = ["--assign", args.assign] if args.assign is not None else []
+        self.on_gpu = args.device == "cuda"
         self.plan = self.check()
         self.make_folder()
         self.pp, self.tp = self.plan["pp"], self.plan["tp"]
 
     def check(self):
         """The program reads its options itself; it says what it would do, or what is wrong."""
-        options = [*self.model, *self.assign]
+        options = [*self.model, *self.assign, *self.device()]
         for name in ("--pp", "--tp", "--schedule", "--stages-per-rank", "--save"):
             value = vars(self.args)[name[2:].replace("-", "_")]
             options += [name, value] if value is not None else []
@@ -64,6 +66,10 @@ class Demo:
         if done.returncode != 0:
             raise Problem(done.stderr.strip().replace("lamella demo: ", "", 1), 2)
         return json.loads(done.stdout)
+
+    def device(self):
+        """Of the split model; the one that it is compared with is trained on the CPU."""
+        return ["--device", "cuda"] if self.on_gpu else []
 
     def make_folder(self):
         try:
@@ -89,7 +95,8 @@ class Demo:
         self.show_steps(split)
         show.section("Memory", "peak of what each worker's allocator gave, beside the formula")
         show.memory(split.memory, self.tp)
-        self.show_scaling()
+        if not self.on_gpu:  # workers that share a card say nothing of speed
+            self.show_scaling()
         if split.saved:
             print("\nsaved the model to %s" % split.saved)
         return passed
@@ -101,7 +108,8 @@ class Demo:
 
     def train_split(self):
         drawn = ",".join(dict.fromkeys(["layerwise", self.plan["schedule"]]))
-        extra = [*self.assign, *self.schedule(), "--draw", drawn, "--out", self.args.out]
+        extra = [*self.device(), *self.assign, *self.schedule()]
+        extra += ["--draw", drawn, "--out", self.args.out]
         if self.args.save:
             extra += ["--save", self.args.save]
         show.section("Training")
@@ -111,13 +119,17 @@ class Demo:
         """The same model on one worker: the losses must be equal."""
         if not split.losses:
             return True
-        whole = split if self.pp * self.tp == 1 else self.train(show.count(1), 1, 1, [])
+        same = self.pp * self.tp == 1 and not self.on_gpu
+        whole = split if same else self.train(show.count(1) + self.on_cpu(), 1, 1, [])
         show.section("Loss", "of the split model beside one worker's")
         show.curve(split.losses, whole.losses)
         allowed = TOLERANCE[self.plan["dtype"]]
         most, step = show.difference(split.losses, whole.losses)
         complete = len(split.losses) == len(whole.losses)
         return show.verdict(most, allowed, "at step %d" % step, complete)
+
+    def on_cpu(self):
+        return " on the CPU" if self.on_gpu else ""
 
     def show_steps(self, split):
         for name, report in split.reports.items():

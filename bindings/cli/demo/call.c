@@ -30,13 +30,13 @@ typedef struct tensors {
   DLTensor *list[MAX_TENSORS];
 } tensors;
 
-static void describe(const matrix *m, int n, tensors *out) {
+static void describe(const matrix *m, int n, const device *at, tensors *out) {
   for (int i = 0; i < n; i++) {
     const bool vector = m[i].rows == VECTOR;
     out->shape[i][0] = vector ? m[i].cols : m[i].rows;
     out->shape[i][1] = m[i].cols;
     out->tensor[i] = (DLTensor){.data = m[i].data,
-                                .device = {kDLCPU, 0},
+                                .device = {(DLDeviceType)at->type, at->id},
                                 .ndim = vector ? 1 : 2,
                                 .dtype = matrix_dtype(m[i]),
                                 .shape = out->shape[i]};
@@ -44,11 +44,12 @@ static void describe(const matrix *m, int n, tensors *out) {
   }
 }
 
-lam_status call_op(lam_context *ctx, uint32_t op, const matrix *in, int n_in, const matrix *out,
-                   int n_out, const lam_attr *attrs, int n_attrs) {
+static lam_status call_at(const device *at, lam_context *ctx, uint32_t op, const matrix *in,
+                          int n_in, const matrix *out, int n_out, const lam_attr *attrs,
+                          int n_attrs) {
   tensors inputs, outputs;
-  describe(in, n_in, &inputs);
-  describe(out, n_out, &outputs);
+  describe(in, n_in, at, &inputs);
+  describe(out, n_out, at, &outputs);
   lam_call call = LAM_CALL_INIT;
   call.op = op;
   call.inputs = (const DLTensor *const *)inputs.list;
@@ -57,5 +58,16 @@ lam_status call_op(lam_context *ctx, uint32_t op, const matrix *in, int n_in, co
   call.n_inputs = (uint32_t)n_in;
   call.n_outputs = (uint32_t)n_out;
   call.n_attrs = (uint32_t)n_attrs;
+  call.stream = at->stream;
   return lam_run(ctx, &call);
+}
+
+lam_status call_op(lam_context *ctx, uint32_t op, const matrix *in, int n_in, const matrix *out,
+                   int n_out, const lam_attr *attrs, int n_attrs) {
+  return call_at(here, ctx, op, in, n_in, out, n_out, attrs, n_attrs);
+}
+
+lam_status call_host_op(lam_context *ctx, uint32_t op, const matrix *in, int n_in,
+                        const matrix *out, int n_out, const lam_attr *attrs, int n_attrs) {
+  return call_at(&device_host, ctx, op, in, n_in, out, n_out, attrs, n_attrs);
 }

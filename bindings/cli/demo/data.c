@@ -10,13 +10,6 @@
 
 #include "bindings/cli/demo/demo.h"
 
-uint64_t hash(uint64_t a, uint64_t b) { /* splitmix64's finish over a mixture of both */
-  uint64_t z = a * 0x9e3779b97f4a7c15u + b + 0x2545f4914f6cdd1du;
-  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-  return z ^ z >> 31;
-}
-
 static lam_status read_all(FILE *file, const char *path, text *out) {
   struct stat info;
   if (fstat(fileno(file), &info) || !S_ISREG(info.st_mode))
@@ -43,7 +36,14 @@ lam_status text_read(const options *o, text *out) {
   return status;
 }
 
+lam_status text_place(text *t) {
+  t->there = here == &device_host ? t->bytes : here->take((uint64_t)t->n);
+  if (!t->there) return fail(LAM_RESOURCE_EXHAUSTED, "--text: no memory on the device");
+  return t->there == t->bytes ? LAM_OK : here->write(t->bytes, t->there, (uint64_t)t->n);
+}
+
 void text_free(text *t) {
+  if (t->there != t->bytes) here->give(t->there, (uint64_t)t->n);
   memory_give(t->bytes, (uint64_t)t->n);
   *t = (text){0};
 }
@@ -51,8 +51,8 @@ void text_free(text *t) {
 void text_batch(const text *t, const options *o, int64_t step, int micro, uint8_t *tokens,
                 uint8_t *targets) {
   for (int i = 0; i < o->sequences; i++) {
-    const uint64_t place = (uint64_t)(step * MAX_MICRO + micro) * 256 + (uint64_t)i;
-    const uint64_t start = hash((uint64_t)o->seed, place) % (uint64_t)(t->n - o->sequence);
+    const uint64_t start =
+        text_start((uint64_t)o->seed, step * MAX_MICRO + micro, i, t->n - o->sequence);
     const size_t to = (size_t)i * (size_t)o->sequence, n = (size_t)o->sequence;
     if (tokens) memcpy(tokens + to, t->bytes + start, n);
     if (targets) memcpy(targets + to, t->bytes + start + 1, n);

@@ -15,6 +15,7 @@
  *   save.c       the whole model, or its gradients, into one safetensors file
  *   gradients.c  gradients beside such a file
  *   call.c       matrices, and operator calls on them; memory.c: every byte taken is counted
+ *   device.c     where a worker's matrices lie: in the host's memory, or (cuda.c, cuda.cu) on a GPU
  *
  * Letters: T tokens of a micro-batch, H hidden size, A this worker's share of H in attention, F
  * its share of the FFN width.
@@ -26,7 +27,10 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-enum { VOCAB = 256, MAX_MICRO = 64, MAX_LAYERS = 256, MAX_WORKERS = 64 };
+#include "bindings/cli/demo/arithmetic.h"
+#include "bindings/cli/demo/matrix.h"
+
+enum { MAX_MICRO = 64, MAX_LAYERS = 256, MAX_WORKERS = 64 };
 enum { MAX_PIPELINE = 16, MAX_HELD = 4 }; /* workers of a pipeline, stages of a worker */
 enum { MAX_STAGES = MAX_PIPELINE * MAX_HELD };
 
@@ -42,7 +46,7 @@ const char *error_text(void);
 /* -- options.c -- */
 
 typedef struct options {
-  const char *text, *schedule, *assign, *dtype, *draw, *save, *out;
+  const char *text, *schedule, *assign, *dtype, *device, *draw, *save, *out;
   const char *save_gradients, *check_gradients; /* of the first step */
   int pp, tp, layers, hidden, sequence, sequences, micro_batches, stages_per_rank;
   int steps, seed, threads, check, bench;
@@ -53,6 +57,7 @@ typedef struct options {
   int heads, head_size, ffn; /* of the whole model */
   int64_t tokens;            /* T: of a micro-batch */
   int per_worker, n_stages;  /* stages; n_stages = pp per_worker */
+  bool on_gpu;               /* device is cuda */
   bool splits;               /* some backwards are done in two: for the input, for the weight */
   char why[240];             /* "auto" chose the schedule */
   /* Stage s holds layers first_layer[s] .. first_layer[s + 1] - 1, counted from 0. */
@@ -83,6 +88,7 @@ const char *plan_about(const char *name);
 void *memory_take(uint64_t bytes); /* 64-byte aligned, zeroed; NULL when there is none */
 void memory_give(void *p, uint64_t bytes);
 uint64_t memory_peak(void);
+void memory_count(int64_t bytes); /* taken (given back: below 0) elsewhere */
 void *memory_hook_take(void *user, uint64_t bytes, uint64_t alignment); /* lam_context_desc.alloc */
 void memory_hook_give(void *user, void *p, uint64_t bytes);
 /* What worker (rank in its pipeline, part) should take at most, by formula. */
@@ -90,20 +96,6 @@ uint64_t memory_predict(const options *o, int rank, int part);
 
 /* -- call.c -- */
 
-enum { VECTOR = -1 };   /* as rows: one dimension only */
-typedef struct matrix { /* row-major */
-  void *data;           /* NULL = absent */
-  int64_t rows, cols;
-  int bits; /* 32 = f32, 16 = bf16 */
-} matrix;
-
-static inline matrix matrix_at(void *data, int64_t rows, int64_t cols, int bits) {
-  matrix m = {data, rows, cols, bits};
-  return m;
-}
-static inline uint64_t matrix_bytes(matrix m) {
-  return (uint64_t)(m.rows * m.cols) * (uint64_t)m.bits / 8;
-}
 DLDataType matrix_dtype(matrix m);
 
 #define LIST(type, ...) \
@@ -114,23 +106,28 @@ DLDataType matrix_dtype(matrix m);
 #define ABSENT matrix_at(NULL, 0, 0, 32)
 #define I(value) lam_attr_i(value)
 #define S(text) lam_attr_s(text)
-/* call_op(ctx, LAM_OP_linear, IN(x, w), OUT(y), ATTRS(S("gelu"))) */
+/* call_op(ctx, LAM_OP_linear, IN(x, w), OUT(y), ATTRS(S("gelu"))), of matrices where the worker
+ * computes */
 lam_status call_op(lam_context *ctx, uint32_t op, const matrix *in, int n_in, const matrix *out,
                    int n_out, const lam_attr *attrs, int n_attrs);
+/* The same of matrices in the host's memory. */
+lam_status call_host_op(lam_context *ctx, uint32_t op, const matrix *in, int n_in,
+                        const matrix *out, int n_out, const lam_attr *attrs, int n_attrs);
 
 /* -- data.c -- */
 
 typedef struct text {
   uint8_t *bytes;
   int64_t n;
+  uint8_t *there; /* the same where the worker computes */
 } text;
 
 lam_status text_read(const options *o, text *out);
+lam_status text_place(text *t); /* to where the worker computes */
 void text_free(text *t);
 /* Micro-batch `micro` of `step`: T tokens, and for each the one that follows it in the text. */
 void text_batch(const text *t, const options *o, int64_t step, int micro, uint8_t *tokens,
                 uint8_t *targets);
-uint64_t hash(uint64_t a, uint64_t b); /* scatters (a, b) evenly */
 
 /* -- model.c -- */
 
@@ -238,13 +235,56 @@ double cross_entropy(matrix logits, const uint8_t *targets, float scale);
 
 /* -- adamw.c -- */
 
-typedef struct adamw {
-  float rate, beta1, beta2, epsilon, decay;
-} adamw;
-
 adamw adamw_at(int64_t step, int64_t steps); /* warms up, then falls */
 /* One step, counted from 0; gradients are zero afterwards. */
 void adamw_step(param *p, adamw a, int64_t step);
+void adamw_update(adamw a, int64_t n, float *w, float *grad, float *m, float *v, uint16_t *bf16);
+
+/* -- device.c -- */
+
+/* Where a worker's matrices lie, and what the demo does to them there by itself. On a GPU all of it
+ * is queued on one stream; what fails there is told by the next `finish`. */
+typedef struct device {
+  const char *name;
+  int32_t type, id; /* as in a DLDevice */
+  void *stream;
+  lam_status (*open)(const options *o, int rank);
+  void (*close)(void);
+  void *(*take)(uint64_t bytes); /* zeroed; counted as memory_take does; NULL when there is none */
+  void (*give)(void *p, uint64_t bytes);
+  void (*copy)(const void *from, void *to, uint64_t bytes);
+  lam_status (*read)(const void *there, void *host, uint64_t bytes);
+  lam_status (*write)(const void *host, void *there, uint64_t bytes);
+  lam_status (*finish)(void);          /* waits for all that is queued */
+  lam_status (*loss)(double *inout);   /* adds what cross_entropy kept, which is then 0 */
+  /* The functions above of the same names. */
+  void (*batch)(const text *t, const options *o, int64_t step, int micro, uint8_t *tokens,
+                uint8_t *targets);
+  void (*norm_forward)(matrix x, matrix add, const float *gain, matrix sum, matrix y, float *r);
+  void (*norm_backward)(matrix d_y, matrix x, const float *gain, const float *r, matrix d_sum,
+                        matrix d_x, float *d_gain);
+  void (*add)(matrix a, matrix b, matrix sum);
+  void (*embed_forward)(const uint8_t *tokens, int sequence, const float *embedding,
+                        const float *position, matrix x);
+  void (*embed_backward)(const uint8_t *tokens, int sequence, matrix d_x, float *d_embedding,
+                         float *d_position);
+  void (*attention_forward)(matrix qkv, int sequence, int heads, float *room, matrix o, float *lse);
+  void (*attention_backward)(matrix qkv, int sequence, int heads, float *room, matrix o,
+                             const float *lse, matrix d_o, matrix d_qkv);
+  /* The mean over rows, times `share`, is added to *loss, or kept. */
+  void (*cross_entropy)(matrix logits, const uint8_t *targets, float scale, double share,
+                        double *loss);
+  /* bf16: rounded from w afterwards, or NULL */
+  void (*adamw)(adamw a, int64_t n, float *w, float *grad, float *m, float *v, uint16_t *bf16);
+} device;
+
+extern device device_host;
+extern device device_cuda __attribute__((weak)); /* not in every program */
+extern device *here;                             /* this process's; device_host at first */
+lam_status device_open(const options *o, int rank);
+/* A matrix that the host can read: m itself, or a copy, which matrix_unread gives back. */
+lam_status matrix_read(matrix m, matrix *out);
+void matrix_unread(matrix m, matrix *read);
 
 /* -- stage.c -- */
 

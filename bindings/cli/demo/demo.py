@@ -8,6 +8,8 @@ import os
 import time
 
 from bindings.cli import packages
+from bindings.cli.common import Problem
+from bindings.cli.demo import on_gpu
 from bindings.cli.demo.beside import Beside
 from bindings.cli.demo.c_host import PASSED, Demo, build
 
@@ -21,6 +23,12 @@ def add_arguments(parser):
         choices=HOSTS,
         default="c",
         help="who trains: c (default); torch or jax, beside c; mixed: a pipeline of all three",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cpu (default), or cuda: on this machine's GPUs, beside one worker on the CPU",
     )
     parser.add_argument(
         "--pp", help="pipeline stages (default 2, or as many as --assign names; mixed: 3)"
@@ -47,7 +55,10 @@ def add_arguments(parser):
 
 
 def main(args):
-    packages.ensure("demo")
+    if args.device == "cuda":
+        on_gpu.prepare(args.host)
+    if not on_gpu.is_packed():
+        packages.ensure("gpu" if args.device == "cuda" else "demo")
     # One worker with several threads: waiting threads sleep, so that a busy machine slows it down
     # by its share and not by a factor (measured with 3 other busy processes on 2 cores: 4 times).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -61,6 +72,8 @@ def make(args):
     pp, tp = PLACES.get(args.host, ("2", "2"))
     args.tp = args.tp or tp
     args.pp = args.pp or (None if args.assign is not None else pp)
+    if on_gpu.is_packed() and (args.host, args.device) != ("c", "cuda"):
+        raise Problem("this packed folder holds the demo for --host c --device cuda alone", 2)
     if args.host == "c":
-        return Demo(build(), args)
+        return Demo(on_gpu.build() if args.device == "cuda" else build(), args)
     return Beside(args)

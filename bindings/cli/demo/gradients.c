@@ -59,8 +59,8 @@ static void compare_row(const float *mine, const float *theirs, int64_t n, besid
   }
 }
 
-static lam_status compare_rows(const param *p, const gradients_file *f, float *row, beside *out) {
-  const matrix own = param_grad(p);
+static lam_status compare_rows(const param *p, matrix own, const gradients_file *f, float *row,
+                               beside *out) {
   uint64_t begin = 0;
   TRY(find(f, p->name, &begin));
   for (int64_t r = 0; r < own.rows; r++) {
@@ -76,10 +76,13 @@ static lam_status compare_rows(const param *p, const gradients_file *f, float *r
 /* The largest difference of this worker's part, as a share. */
 static lam_status compare(const param *p, const gradients_file *f, double *out) {
   beside found = {0, FLT_MIN};
+  matrix own;
+  TRY(matrix_read(param_grad(p), &own));
   float *row = malloc((size_t)p->w.cols * 4);
-  const lam_status status =
-      row ? compare_rows(p, f, row, &found) : fail(LAM_RESOURCE_EXHAUSTED, "no memory for a row");
+  const lam_status status = row ? compare_rows(p, own, f, row, &found)
+                                : fail(LAM_RESOURCE_EXHAUSTED, "no memory for a row");
   free(row);
+  matrix_unread(param_grad(p), &own);
   *out = found.difference / found.highest;
   return status;
 }

@@ -7,8 +7,6 @@
  * A backward comes whole, or in two for schedules that put the weights' part where they would wait:
  * what it needs lies then where nobody looks any more, d_qkv over qkv, d_mid over mid.
  * Invariant: weight gradients are added to, in f32, for all micro-batches of a step. */
-#include <string.h>
-
 #include "bindings/cli/demo/demo.h"
 
 lam_status layer_forward(const model *m, int layer, layer_room *room, matrix x, layer_saved *s) {
@@ -17,20 +15,20 @@ lam_status layer_forward(const model *m, int layer, layer_room *room, matrix x, 
   const int heads = (int)(m->heads.end - m->heads.begin);
   lam_context *ctx = room->ctx;
 
-  norm_forward(x, ABSENT, p[NORM1].master, ABSENT, s->h1, s->r1);
+  here->norm_forward(x, ABSENT, p[NORM1].master, ABSENT, s->h1, s->r1);
   TRY(call_op(ctx, LAM_OP_linear_col, IN(s->h1, p[QKV].w), OUT(s->qkv),
               /* group act save gather seq total unit */
               ATTRS(I(tp), S(""), I(0), I(0), I(0), I(3 * hidden), I(3 * head))));
-  attention_forward(s->qkv, m->o->sequence, heads, room->attention, s->o, s->lse);
+  here->attention_forward(s->qkv, m->o->sequence, heads, room->attention, s->o, s->lse);
   TRY(call_op(ctx, LAM_OP_linear_row, IN(s->o, p[ATTENTION_OUT].w), OUT(room->out),
               /* group split seq total unit */
               ATTRS(I(tp), I(1), I(0), I(hidden), I(head))));
 
-  norm_forward(x, room->out, p[NORM2].master, s->mid, s->h2, s->r2);
+  here->norm_forward(x, room->out, p[NORM2].master, s->mid, s->h2, s->r2);
   TRY(call_op(ctx, LAM_OP_ffn, IN(s->h2, p[GATE_UP].w, ABSENT, p[DOWN].w), OUT(room->out, s->aux),
               /* group act gated save */
               ATTRS(I(tp), S("silu"), I(1), I(1))));
-  add(s->mid, room->out, s->y);
+  here->add(s->mid, room->out, s->y);
   return LAM_OK;
 }
 
@@ -46,19 +44,19 @@ lam_status layer_backward(const model *m, int layer, layer_room *room, matrix x,
               OUT(room->d_h, d_gate_up, ABSENT, d_down),
               /* group act gated seq chunks acc */
               ATTRS(I(tp), S("silu"), I(1), I(0), I(0), I(1))));
-  norm_backward(room->d_h, s->mid, p[NORM2].master, s->r2, d_y, room->d_mid, p[NORM2].grad);
+  here->norm_backward(room->d_h, s->mid, p[NORM2].master, s->r2, d_y, room->d_mid, p[NORM2].grad);
 
   TRY(call_op(ctx, LAM_OP_linear_row_bwd, IN(room->d_mid, s->o, p[ATTENTION_OUT].w),
               OUT(room->d_o, param_grad(&p[ATTENTION_OUT])),
               /* group split seq total unit chunks dtype acc */
               ATTRS(I(tp), I(1), I(0), I(hidden), I(head), I(0), I(0), I(1))));
-  attention_backward(s->qkv, m->o->sequence, heads, room->attention, s->o, s->lse, room->d_o,
+  here->attention_backward(s->qkv, m->o->sequence, heads, room->attention, s->o, s->lse, room->d_o,
                      room->d_qkv);
   TRY(call_op(ctx, LAM_OP_linear_col_bwd, IN(room->d_qkv, s->h1, p[QKV].w),
               OUT(room->d_h, param_grad(&p[QKV])),
               /* group seq chunks acc */
               ATTRS(I(tp), I(0), I(0), I(1))));
-  norm_backward(room->d_h, x, p[NORM1].master, s->r1, room->d_mid, d_x, p[NORM1].grad);
+  here->norm_backward(room->d_h, x, p[NORM1].master, s->r1, room->d_mid, d_x, p[NORM1].grad);
   return LAM_OK;
 }
 
@@ -73,15 +71,15 @@ lam_status layer_backward_input(const model *m, int layer, layer_room *room, mat
   TRY(call_op(ctx, LAM_OP_ffn_dgrad, IN(s->d_y, s->aux, p[GATE_UP].w, p[DOWN].w),
               OUT(room->d_h, s->d_aux), /* group act gated */
               ATTRS(I(tp), S("silu"), I(1))));
-  norm_backward(room->d_h, s->mid, p[NORM2].master, s->r2, s->d_y, d_mid, p[NORM2].grad);
+  here->norm_backward(room->d_h, s->mid, p[NORM2].master, s->r2, s->d_y, d_mid, p[NORM2].grad);
 
   TRY(call_op(ctx, LAM_OP_linear_row_dgrad, IN(d_mid, p[ATTENTION_OUT].w), OUT(room->d_o),
               ATTRS(I(tp), I(1), I(0), I(hidden), I(head)))); /* group split seq total unit */
-  attention_backward(s->qkv, m->o->sequence, heads, room->attention, s->o, s->lse, room->d_o,
+  here->attention_backward(s->qkv, m->o->sequence, heads, room->attention, s->o, s->lse, room->d_o,
                      room->d_qkv);
-  memcpy(d_qkv.data, room->d_qkv.data, matrix_bytes(d_qkv));
+  here->copy(room->d_qkv.data, d_qkv.data, matrix_bytes(d_qkv));
   TRY(call_op(ctx, LAM_OP_linear_col_dgrad, IN(d_qkv, p[QKV].w), OUT(room->d_h), ATTRS(I(tp))));
-  norm_backward(room->d_h, x, p[NORM1].master, s->r1, d_mid, d_x, p[NORM1].grad);
+  here->norm_backward(room->d_h, x, p[NORM1].master, s->r1, d_mid, d_x, p[NORM1].grad);
   return LAM_OK;
 }
 

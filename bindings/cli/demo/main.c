@@ -10,8 +10,9 @@
 
 #include "bindings/cli/demo/demo.h"
 
-/* Whether the files named can be read and written: better known before training. */
-static lam_status check_files(const options *o) {
+/* Whether the files named can be read and written, and the device is there: better known before
+ * training. */
+static lam_status check_outside(const options *o) {
   text t = {0};
   lam_status status = text_read(o, &t);
   text_free(&t);
@@ -20,7 +21,7 @@ static lam_status check_files(const options *o) {
     status = fail(LAM_INVALID_ARGUMENT, "--save %s: %s", o->save, strerror(errno));
   if (file && ftell(file) == 0) remove(o->save);
   if (file) fclose(file);
-  return status;
+  return status == LAM_OK ? device_open(o, 0) : status;
 }
 
 static int end(const worker *w, lam_status status) {
@@ -34,9 +35,9 @@ static int end(const worker *w, lam_status status) {
 int main(int argc, char **argv) {
   options o;
   lam_status status = options_parse(argc, argv, &o);
-  if (status == LAM_OK && o.check) status = check_files(&o);
+  if (status == LAM_OK && o.check) status = check_outside(&o);
   if (status != LAM_OK) return fprintf(stderr, "lamella demo: %s\n", error_text()), 2;
-  if (o.check) return print_plan(&o), 0;
+  if (o.check) return print_plan(&o), here->close(), 0;
   worker w;
   status = worker_open(&o, &w);
   if (status == LAM_OK) status = o.bench ? bench(&w) : train(&w);

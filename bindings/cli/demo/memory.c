@@ -13,20 +13,24 @@
 
 static _Atomic uint64_t held, peak;
 
+void memory_count(int64_t bytes) {
+  const uint64_t now = atomic_fetch_add(&held, (uint64_t)bytes) + (uint64_t)bytes;
+  uint64_t most = atomic_load(&peak);
+  while (bytes > 0 && now > most && !atomic_compare_exchange_weak(&peak, &most, now)) continue;
+}
+
 void *memory_take(uint64_t bytes) {
   const uint64_t rounded = (bytes + 63) / 64 * 64;
   void *p = aligned_alloc(64, rounded ? rounded : 64);
   if (!p) return NULL;
   memset(p, 0, rounded);
-  const uint64_t now = atomic_fetch_add(&held, bytes) + bytes;
-  uint64_t most = atomic_load(&peak);
-  while (now > most && !atomic_compare_exchange_weak(&peak, &most, now)) continue;
+  memory_count((int64_t)bytes);
   return p;
 }
 
 void memory_give(void *p, uint64_t bytes) {
   if (!p) return;
-  atomic_fetch_sub(&held, bytes);
+  memory_count(-(int64_t)bytes);
   free(p);
 }
 
@@ -96,9 +100,12 @@ uint64_t memory_predict(const options *o, int rank, int part) {
   }
   /* On their way through one layer: its output and three gradients of H; gradients of o, q, k, v;
    * of gate, up and what they give. */
-  const double passing = s.t * s.e * (4 * s.h + 4 * s.a + (o->splits ? 1 : 3) * s.f);
+  const double passing = s.t * s.e * (4 * s.h + 4 * s.a);
+  const double own = weights + block * o->peaks[rank] + passing;
+  if (o->on_gpu) return (uint64_t)own; /* there Lamella asks CUDA for what follows */
+  const double between = s.t * s.e * (o->splits ? 1 : 3) * s.f;
   const double tiles =
       o->threads * (double)o->sequence * (10 * o->head_size + 64) * 4; /* attention */
-  return (uint64_t)(weights + block * o->peaks[rank] + s.t * s.e * s.h * o->slots[rank] + passing +
-                    tiles + (o->tp > 1 ? partial_sums(s.t, s.h) : 0));
+  return (uint64_t)(own + between + s.t * s.e * s.h * o->slots[rank] + tiles +
+                    (o->tp > 1 ? partial_sums(s.t, s.h) : 0));
 }

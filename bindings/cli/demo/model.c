@@ -122,15 +122,33 @@ static void fill_rows(param *p, uint64_t seed) {
   }
 }
 
+/* What is made on the host to where the worker computes. */
+static lam_status fill_there(param *p, uint64_t seed) {
+  const uint64_t n = (uint64_t)param_size(p);
+  param made = *p;
+  lam_status status = LAM_OK;
+  made.master = memory_take(n * 4);
+  made.w.data = p->w.bits == 32 ? made.master : memory_take(n * 2);
+  if (!made.master || !made.w.data)
+    status = fail(LAM_RESOURCE_EXHAUSTED, "no memory to make %s", p->name);
+  if (status == LAM_OK) fill_rows(&made, seed);
+  if (status == LAM_OK) status = here->write(made.master, p->master, n * 4);
+  if (status == LAM_OK && p->w.bits == 16) status = here->write(made.w.data, p->w.data, n * 2);
+  if (p->w.bits == 16) memory_give(made.w.data, n * 2);
+  memory_give(made.master, n * 4);
+  return status;
+}
+
 static lam_status fill(param *p, uint64_t seed) {
   const uint64_t n = (uint64_t)param_size(p);
-  p->master = memory_take(n * 4);
-  p->grad = memory_take(n * 4);
-  p->m = memory_take(n * 4);
-  p->v = memory_take(n * 4);
-  p->w.data = p->w.bits == 32 ? p->master : memory_take(n * 2);
+  p->master = here->take(n * 4);
+  p->grad = here->take(n * 4);
+  p->m = here->take(n * 4);
+  p->v = here->take(n * 4);
+  p->w.data = p->w.bits == 32 ? p->master : here->take(n * 2);
   if (!p->master || !p->grad || !p->m || !p->v || !p->w.data)
     return fail(LAM_RESOURCE_EXHAUSTED, "no memory for %s", p->name);
+  if (here != &device_host) return fill_there(p, seed);
   fill_rows(p, seed);
   return LAM_OK;
 }
@@ -144,11 +162,11 @@ void model_free(model *m) {
   for (int i = 0; i < m->n_params && m->params; i++) {
     param *p = &m->params[i];
     const uint64_t n = (uint64_t)param_size(p);
-    if (p->w.data != p->master) memory_give(p->w.data, n * 2);
-    memory_give(p->master, n * 4);
-    memory_give(p->grad, n * 4);
-    memory_give(p->m, n * 4);
-    memory_give(p->v, n * 4);
+    if (p->w.data != p->master) here->give(p->w.data, n * 2);
+    here->give(p->master, n * 4);
+    here->give(p->grad, n * 4);
+    here->give(p->m, n * 4);
+    here->give(p->v, n * 4);
   }
   memory_give(m->params, (uint64_t)m->n_params * sizeof(param));
   *m = (model){0};

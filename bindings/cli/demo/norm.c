@@ -3,12 +3,8 @@
  *
  * Invariant: arithmetic is f32 whatever the matrices hold, one rounding per stored element. The
  * gradient of y = x r g with r = (mean(x^2) + eps)^-1/2 is dx = r (dy g - x r mean(dy g x r)). */
-#include <math.h>
-
 #include "bindings/cli/demo/demo.h"
 #include "bindings/cli/demo/rows.h"
-
-static const float EPSILON = 1e-5f;
 
 static void add_row(const float *a, const float *b, int64_t n, float *sum) {
 #pragma omp simd
@@ -44,7 +40,7 @@ void norm_forward(matrix x, matrix add, const float *gain, matrix sum, matrix y,
       row_store(sum, t, to);
       row = row_load(sum, t, room_x); /* as stored: the backward will see it rounded too */
     }
-    const float scale = r[t] = 1 / sqrtf(dot_row(row, row, n) / (float)n + EPSILON);
+    const float scale = r[t] = norm_scale(dot_row(row, row, n), n);
     float *to = row_open(y, t, room_y);
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) to[i] = row[i] * scale * gain[i];
@@ -67,7 +63,7 @@ void norm_backward(matrix d_y, matrix x, const float *gain, const float *r, matr
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) {
       d_gain[i] += dy[i] * row[i] * scale;
-      to[i] = scale * (dy[i] * gain[i] - row[i] * mean) + (through ? through[i] : 0);
+      to[i] = norm_gradient(dy[i], gain[i], row[i], scale, mean) + (through ? through[i] : 0);
     }
     row_store(d_x, t, to);
   }

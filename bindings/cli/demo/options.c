@@ -26,6 +26,7 @@ static const struct {
     {"--layers", NUMBER, offsetof(options, layers), 1, MAX_LAYERS},
     {"--hidden", NUMBER, offsetof(options, hidden), 32, 8192},
     {"--dtype", TEXT, offsetof(options, dtype), 0, 0},
+    {"--device", TEXT, offsetof(options, device), 0, 0},
     {"--steps", NUMBER, offsetof(options, steps), 0, 1000000},
     {"--assign", TEXT, offsetof(options, assign), 0, 0},
     {"--save", TEXT, offsetof(options, save), 0, 0},
@@ -172,6 +173,9 @@ static int count_stages(const char *assign) {
 static lam_status make_shape(options *o) {
   if (strcmp(o->dtype, "f32") && strcmp(o->dtype, "bf16"))
     return fail(LAM_INVALID_ARGUMENT, "--dtype: found '%s', expected one of f32, bf16", o->dtype);
+  o->on_gpu = strcmp(o->device, "cuda") == 0;
+  if (!o->on_gpu && strcmp(o->device, "cpu"))
+    return fail(LAM_INVALID_ARGUMENT, "--device: found '%s', expected one of cpu, cuda", o->device);
   if (o->hidden % 32 || o->sequence % 32)
     return fail(LAM_INVALID_ARGUMENT, "%s: found %d, expected a multiple of 32",
                 o->hidden % 32 ? "--hidden" : "--sequence",
@@ -204,6 +208,7 @@ lam_status options_parse(int argc, char **argv, options *out) {
   *out = (options){.text = "/usr/share/common-licenses/GPL-3",
                    .schedule = "1f1b",
                    .dtype = "f32",
+                   .device = "cpu",
                    .draw = "",
                    .tp = 1,
                    .layers = 8,
@@ -235,7 +240,7 @@ void print_plan(const options *o) {
       o->hidden);
   emit("\"heads\": %d, \"ffn\": %d, \"sequence\": %d, \"sequences\": %d, ", o->heads, o->ffn,
        o->sequence, o->sequences);
-  emit("\"seed\": %d, \"dtype\": \"%s\", ", o->seed, o->dtype);
+  emit("\"seed\": %d, \"dtype\": \"%s\", \"device\": \"%s\", ", o->seed, o->dtype, here->name);
   emit_text("text", o->text);
   emit(", ");
   emit_text("schedule", o->schedule);

@@ -1,5 +1,5 @@
 /* rows.h: rows of a matrix as f32, whatever it holds. f32 rows are read and written in place; bf16
- * rows pass through `room`, which holds one row. Rounding is to nearest, ties to even. */
+ * rows pass through `room`, which holds one row. */
 #ifndef LAMELLA_DEMO_ROWS_H_
 #define LAMELLA_DEMO_ROWS_H_
 
@@ -8,19 +8,6 @@
 #include "bindings/cli/demo/demo.h"
 
 enum { MAX_ROW = 8192 }; /* the widest row that is handled so: H */
-
-static inline float from_bf16(uint16_t b) {
-  const uint32_t bits = (uint32_t)b << 16;
-  float f;
-  memcpy(&f, &bits, 4);
-  return f;
-}
-
-static inline uint16_t to_bf16(float f) {
-  uint32_t bits;
-  memcpy(&bits, &f, 4);
-  return f == f ? (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16) : (uint16_t)0x7fc0;
-}
 
 static inline void read_bf16(const uint16_t *from, int64_t n, float *to) {
   for (int64_t i = 0; i < n; i++) to[i] = from_bf16(from[i]);

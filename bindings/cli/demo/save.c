@@ -78,6 +78,14 @@ static void place(const param *p, matrix part, matrix whole) {
   }
 }
 
+static lam_status place_own(const param *p, matrix part, matrix whole) {
+  matrix read;
+  TRY(matrix_read(part, &read));
+  place(p, read, whole);
+  matrix_unread(part, &read);
+  return LAM_OK;
+}
+
 static const model *model_of(const worker *w, int stage) {
   int i = 0;
   while (w->models[i].stage != stage) i++;
@@ -88,7 +96,7 @@ static const model *model_of(const worker *w, int stage) {
 static lam_status fetch(worker *w, content of, int stage, int part, int i, matrix whole) {
   const int rank = w->o->rank_of_stage[stage] * w->o->tp + part;
   const param *mine = rank == w->rank ? &model_of(w, stage)->params[i] : NULL;
-  if (mine) return place(mine, of(mine), whole), LAM_OK;
+  if (mine) return place_own(mine, of(mine), whole);
   model theirs = {0};
   TRY(model_describe(w->o, stage, part, &theirs));
   const param *p = &theirs.params[i];
@@ -127,10 +135,18 @@ static lam_status write_all(worker *w, content of, FILE *file) {
   return status;
 }
 
+static lam_status send_own(worker *w, matrix part) {
+  matrix read;
+  TRY(matrix_read(part, &read));
+  const lam_status status = worker_send(w, 0, read);
+  matrix_unread(part, &read);
+  return status;
+}
+
 static lam_status send_all(worker *w, content of) {
   for (const model *m = w->models; m < w->models + w->n_stages; m++)
     for (const param *p = m->params; p < m->params + m->n_params; p++)
-      if (p->split || w->part == 0) TRY(worker_send(w, 0, of(p)));
+      if (p->split || w->part == 0) TRY(send_own(w, of(p)));
   return LAM_OK;
 }
 

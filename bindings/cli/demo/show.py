@@ -56,6 +56,8 @@ def introduce(plan, cores):
             plan["tokens"] // plan["micro_batches"],
         )
     )
+    if plan["device"] == "cuda":
+        print("On GPUs: workers are processes, and take this machine's cards in turn.")
     if plan["why"]:
         print("auto took %s: %s." % (plan["schedule"], plan["why"]))
     if n > cores:

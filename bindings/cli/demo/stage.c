@@ -8,8 +8,6 @@
  * Invariant: a stage's input stays valid until its last backward (LAM_STAGE_KEEPS_INPUT), its
  * output is the pipeline's own slot.
  * Leaves when to call what to the schedule. */
-#include <string.h>
-
 #include "bindings/cli/demo/demo.h"
 
 struct stage_saved {
@@ -83,14 +81,14 @@ static uint64_t saved_size(const desk *d) {
 
 static void saved_free(const desk *d, stage_saved *s) {
   if (!s) return;
-  memory_give(s->block, d->block_bytes);
+  here->give(s->block, d->block_bytes);
   memory_give(s, saved_size(d));
 }
 
 static stage_saved *saved_new(const desk *d) {
   stage_saved *s = memory_take(saved_size(d));
   if (!s) return NULL;
-  s->block = memory_take(d->block_bytes);
+  s->block = here->take(d->block_bytes);
   if (!s->block) return saved_free(d, s), NULL;
   return s;
 }
@@ -122,12 +120,12 @@ static matrix slot(const DLTensor *t, int bits) {
 
 static lam_status head_forward(stage *s, stage_saved *saved, matrix y, double *loss) {
   const model *m = s->m;
-  norm_forward(y, ABSENT, m->last_norm->master, ABSENT, saved->h, saved->r);
+  here->norm_forward(y, ABSENT, m->last_norm->master, ABSENT, saved->h, saved->r);
   TRY(call_op(s->desk->room.ctx, LAM_OP_linear, IN(saved->h, m->head->w), OUT(saved->logits), NULL,
               0));
   const double share = 1.0 / m->o->micro_batches;
-  *loss +=
-      cross_entropy(saved->logits, saved->targets, (float)(share / (double)m->o->tokens)) * share;
+  here->cross_entropy(saved->logits, saved->targets, (float)(share / (double)m->o->tokens), share,
+                      loss);
   return LAM_OK;
 }
 
@@ -137,7 +135,7 @@ static lam_status head_backward_input(stage *s, stage_saved *saved, matrix y, ma
   layer_room *room = &s->desk->room;
   TRY(call_op(room->ctx, LAM_OP_linear_dgrad, IN(saved->logits, m->head->w), OUT(room->d_h), NULL,
               0));
-  norm_backward(room->d_h, y, m->last_norm->master, saved->r, ABSENT, d, m->last_norm->grad);
+  here->norm_backward(room->d_h, y, m->last_norm->master, saved->r, ABSENT, d, m->last_norm->grad);
   return LAM_OK;
 }
 
@@ -152,9 +150,9 @@ static lam_status forward(stage *s, const lam_stage_io *io) {
   stage_saved *saved = NULL;
   TRY(saved_take(s, io->micro, &saved));
   if (m->embedding || m->head)
-    text_batch(s->text, m->o, io->step, io->micro, saved->tokens, saved->targets);
+    here->batch(s->text, m->o, io->step, io->micro, saved->tokens, saved->targets);
   if (m->embedding)
-    embed_forward(saved->tokens, m->o->sequence, m->embedding->master, m->position->master,
+    here->embed_forward(saved->tokens, m->o->sequence, m->embedding->master, m->position->master,
                   saved->x);
   else
     saved->x = slot(&io->in[0], m->o->bits);
@@ -170,7 +168,7 @@ static lam_status forward(stage *s, const lam_stage_io *io) {
 static void end_of_backward(stage *s, const stage_saved *saved, matrix d) {
   const model *m = s->m;
   if (m->embedding)
-    embed_backward(saved->tokens, m->o->sequence, d, m->embedding->grad, m->position->grad);
+    here->embed_backward(saved->tokens, m->o->sequence, d, m->embedding->grad, m->position->grad);
 }
 
 static lam_status backward(stage *s, const lam_stage_io *io) {
@@ -203,7 +201,7 @@ static lam_status backward_input(stage *s, const lam_stage_io *io) {
   if (m->head)
     TRY(head_backward_input(s, saved, last->y, last->d_y));
   else
-    memcpy(last->d_y.data, slot(&io->in[0], m->o->bits).data, matrix_bytes(last->d_y));
+    here->copy(slot(&io->in[0], m->o->bits).data, last->d_y.data, matrix_bytes(last->d_y));
   matrix d = last->d_y;
   for (int l = m->n_layers - 1; l >= 0; l--) {
     const matrix x = l ? saved->layers[l - 1].y : saved->x;
@@ -261,13 +259,14 @@ lam_stage stage_functions(stage *s) {
 
 /* -- creation -- */
 
-static uint64_t attention_bytes(const options *o) {
+static uint64_t attention_bytes(const options *o) { /* kernels need none */
+  if (o->on_gpu) return 0;
   return (uint64_t)attention_room_floats(o->sequence, o->head_size, o->threads) * 4;
 }
 
 static matrix new_matrix(int64_t rows, int64_t cols, int bits) {
   matrix m = matrix_at(NULL, rows, cols, bits);
-  m.data = memory_take(matrix_bytes(m));
+  m.data = here->take(matrix_bytes(m));
   return m;
 }
 
@@ -294,7 +293,7 @@ lam_status desk_create(const model *models, int n_models, lam_context *ctx, int6
   for (int i = 0; i < 4; i++) *of_hidden[i] = new_matrix(o->tokens, o->hidden, o->bits);
   r->d_o = new_matrix(o->tokens, models[0].attention, o->bits);
   r->d_qkv = new_matrix(o->tokens, 3 * models[0].attention, o->bits);
-  r->attention = memory_take(attention_bytes(o));
+  r->attention = here->take(attention_bytes(o));
   if (!out->d.data || !r->out.data || !r->d_h.data || !r->d_mid.data || !r->d_o.data ||
       !r->d_qkv.data || !r->attention)
     return fail(LAM_RESOURCE_EXHAUSTED, "no memory for gradients of activations");
@@ -312,7 +311,7 @@ void desk_destroy(desk *d) {
     next = saved->next, saved_free(d, saved);
   layer_room *r = &d->room;
   matrix *all[] = {&d->d, &r->out, &r->d_h, &r->d_mid, &r->d_o, &r->d_qkv};
-  for (int i = 0; i < 6; i++) memory_give(all[i]->data, matrix_bytes(*all[i]));
-  memory_give(r->attention, attention_bytes(d->o));
+  for (int i = 0; i < 6; i++) here->give(all[i]->data, matrix_bytes(*all[i]));
+  here->give(r->attention, attention_bytes(d->o));
   *d = (desk){0};
 }

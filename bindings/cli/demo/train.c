@@ -34,8 +34,8 @@ void emit_text(const char *key, const char *text) {
 static lam_status share_loss(worker *w, double mine, float *loss) {
   *loss = w->part == 0 ? (float)mine : 0; /* the last stage's worker has it */
   const matrix one = matrix_at(loss, 1, 1, 32);
-  return call_op(w->ctx, LAM_OP_all_reduce, IN(one), OUT(one),
-                 ATTRS(I(lam_group_handle(w->world))));
+  return call_host_op(w->ctx, LAM_OP_all_reduce, IN(one), OUT(one),
+                      ATTRS(I(lam_group_handle(w->world))));
 }
 
 /* Where this worker's time went, ns, summed over the steps that count; the first ones warm up. */
@@ -71,9 +71,12 @@ static lam_status train_step(worker *w, line *l, int64_t step, ledger *sum) {
   double mine = 0;
   float loss;
   TRY(lam_pipeline_run(l->pipeline, step, &mine));
+  TRY(here->finish());
+  TRY(here->loss(&mine));
   const int64_t ran = now_ns();
   if (step == 0) TRY(tell_gradients(w));
   update(w, step, w->o->steps);
+  TRY(here->finish());
   const int64_t updated = now_ns();
   TRY(share_loss(w, mine, &loss));
   const int64_t wall = now_ns() - began;
@@ -97,6 +100,7 @@ static lam_status measure_sums(worker *w, double *out) {
   for (int i = 0; i < 9; i++) {
     const int64_t began = now_ns();
     TRY(call_op(w->ctx, LAM_OP_all_reduce, IN(part), OUT(part), ATTRS(I(lam_group_handle(w->tp)))));
+    TRY(here->finish());
     times[i] = (double)(now_ns() - began);
   }
   int sums = 0; /* of a layer two forward, two backward */

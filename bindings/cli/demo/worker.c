@@ -52,6 +52,11 @@ static lam_status open_context(worker *w) {
   return lam_context_create(&desc, &w->ctx);
 }
 
+static int launched_rank(void) {
+  const char *rank = getenv("LAMELLA_RANK") ? getenv("LAMELLA_RANK") : getenv("RANK");
+  return rank ? atoi(rank) : 0;
+}
+
 /* From the launcher's environment; without a launcher this is the only worker. */
 static lam_status open_world(worker *w) {
   lam_group_desc desc = LAM_GROUP_DESC_INIT;
@@ -71,7 +76,7 @@ static lam_status open_groups(worker *w) {
   w->size = info.size;
   w->index = w->rank / w->o->tp;
   w->part = w->rank % w->o->tp;
-  w->crowded = w->size * w->o->threads > cores();
+  w->crowded = !w->o->on_gpu && w->size * w->o->threads > cores();
   if (w->size != w->o->pp * w->o->tp)
     return fail(LAM_INVALID_ARGUMENT, "--pp %d --tp %d needs %d workers, %d came", w->o->pp,
                 w->o->tp, w->o->pp * w->o->tp, w->size);
@@ -92,9 +97,11 @@ static lam_status open_stages(worker *w) {
 
 lam_status worker_open(const options *o, worker *out) {
   *out = (worker){.o = o};
+  TRY(device_open(o, launched_rank()));
   TRY(open_context(out));
   TRY(open_groups(out));
   TRY(text_read(o, &out->text));
+  TRY(text_place(&out->text));
   return open_stages(out);
 }
 
@@ -109,6 +116,7 @@ void worker_close(worker *w) {
   lam_group_destroy(w->tp);
   lam_group_destroy(w->world);
   lam_context_destroy(w->ctx);
+  here->close();
   *w = (worker){0};
 }
 
@@ -137,6 +145,7 @@ lam_status line_open(worker *w, const char *schedule, line *out) {
   desc.n_stages = (uint32_t)w->n_stages;
   desc.edges = edges;
   desc.n_edges = (uint32_t)w->o->n_stages - 1;
+  desc.device_type = here->type, desc.device_id = here->id, desc.stream = here->stream;
   return lam_pipeline_create(w->ctx, &desc, &out->pipeline);
 }
 
@@ -151,8 +160,8 @@ void line_close(line *l) {
 lam_status worker_send(worker *w, int to, matrix data) {
   float none = 0;
   const matrix token = matrix_at(&none, VECTOR, 1, 32);
-  return call_op(w->ctx, LAM_OP_send_activation, IN(data, token), OUT(token),
-                 ATTRS(I(lam_group_handle(w->world)), I(to), I(0), I(-1)));
+  return call_host_op(w->ctx, LAM_OP_send_activation, IN(data, token), OUT(token),
+                      ATTRS(I(lam_group_handle(w->world)), I(to), I(0), I(-1)));
 }
 
 lam_status worker_recv(worker *w, int from, matrix data) {
@@ -160,9 +169,9 @@ lam_status worker_recv(worker *w, int from, matrix data) {
   const matrix token = matrix_at(&none, VECTOR, 1, 32);
   const int64_t shape[] = {data.rows, data.cols};
   const DLDataType type = matrix_dtype(data);
-  return call_op(w->ctx, LAM_OP_recv_activation, IN(token), OUT(data, token),
-                 ATTRS(I(lam_group_handle(w->world)), I(from), I(0), I(-1), lam_attr_ints(shape, 2),
-                       I(type.code | type.bits << 8)));
+  return call_host_op(w->ctx, LAM_OP_recv_activation, IN(token), OUT(data, token),
+                      ATTRS(I(lam_group_handle(w->world)), I(from), I(0), I(-1),
+                            lam_attr_ints(shape, 2), I(type.code | type.bits << 8)));
 }
 
 lam_status gather(worker *w, const void *mine, uint64_t bytes, void *all) {

@@ -15,7 +15,7 @@ from bindings.cli.common import ROOT, Problem
 STANDIN = "//tests/gpu:liblamella_cuda_emulated.so.0"
 # They call CUDA themselves, and only the library's is stood in for; or take their time; NCCL's stand-in knows
 # no processes. All but that one run over the stand-in as programs of //tests/gpu.
-NEED_A_CARD = ("graph_test", "replay_test", "times_test", "loss_test", "mixed_test",
+NEED_A_CARD = ("demo_test", "graph_test", "replay_test", "times_test", "loss_test", "mixed_test",
                 "mixed_processes_test", "nccl_test")
 
 pytestmark = pytest.mark.skipif(
@@ -43,7 +43,7 @@ def command(folder, *arguments, **more):
 def test_the_folder_is_whole_and_small(packed):
     names = {str(p.relative_to(packed)) for p in packed.rglob("*") if p.is_file()}
     library = "bindings/python/lamella/lib/"
-    assert {"lamella", "packed.json", "bin/probe", "bin/tests/ops_test", "tests/gpu/gpu_torch.py",
+    assert {"lamella", "packed.json", "bin/probe", "bin/lamella_demo", "bin/tests/demo_test", "bin/tests/ops_test", "tests/gpu/gpu_torch.py",
             "tests/gpu/gpu_jax.py", "tests/gpu/ranks.py", "tests/gpu/ranks_torch.py", "tests/gpu/ranks_jax.py",
             "bindings/python/lamella/torch/__init__.py",
             library + "liblamella.so.0", library + "liblamella_cuda.so.0",
@@ -58,6 +58,18 @@ def test_without_a_gpu_one_line_says_so(packed, what):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("lamella: no GPU here that Lamella can use: cuda: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_the_demo_without_a_gpu_says_so_in_one_line(packed):
+    done = command(packed, "demo", "--device", "cuda")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("lamella: --device cuda: no GPU here: ")
+    assert done.stderr.count("\n") == 1
+    program = [packed / "bin/lamella_demo", "--device", "cuda", "--text", packed / "LICENSE", "--check"]
+    library = {"LD_LIBRARY_PATH": str(packed / "bindings/python/lamella/lib")}
+    done = subprocess.run(program, capture_output=True, text=True, env=library)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("lamella demo: --device cuda: no GPU can be used: ")
 
 
 def test_without_the_folder_it_is_named(monkeypatch, tmp_path):

@@ -233,6 +233,8 @@ def test_the_whole_demo_runs_and_says_what_it_found(tmp_path):
         (["--layers", "4", "--assign", "1,3|2,4"], "a stage must hold consecutive layers"),
         (["--text", "/nosuch"], "--text /nosuch: No such file or directory"),
         (["--save", "/nosuch/m"], "--save /nosuch/m: No such file or directory"),
+        (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
+        (["--host", "jax", "--device", "cuda"], "JAX's pipelines stay on the CPU"),
         (["--out", "/proc/nosuch"], "--out /proc/nosuch: No such file or directory"),
     ],
 )

@@ -126,10 +126,21 @@ def loss_fn(logits, targets):
     return F.cross_entropy(logits.float(), targets.flatten())
 
 
+def device_of(plan, worker):
+    """Workers take the machine's GPUs in turn."""
+    if plan.device == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise RuntimeError("--device cuda: this PyTorch sees no GPU")
+    device = torch.device("cuda", worker.world.rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
 def train(plan, worker):
     torch.set_num_threads(plan.threads)
-    text = common.Text(plan)
-    models = {s: Decoder(plan, s, worker.tp).load(plan.weights) for s in worker.stages}
+    text, device = common.Text(plan), device_of(plan, worker)
+    models = {s: Decoder(plan, s, worker.tp).load(plan.weights).to(device) for s in worker.stages}
     optimizer = optimizer_of(nn.ModuleList(models.values()))
     stages = {s: Rounded(m) if plan.dtype == "bf16" else m for s, m in models.items()}
     edges = [[plan.edge]] * (len(plan.stages) - 1)
@@ -137,7 +148,7 @@ def train(plan, worker):
     with Pipeline(stages, worker.schedule, **more) as pipeline:
         for step in range(plan.steps):
             began = time.monotonic()
-            tokens, targets = map(torch.tensor, text.whole_batch(step))
+            tokens, targets = (torch.tensor(t, device=device) for t in text.whole_batch(step))
             loss = pipeline.step(tokens, targets)
             if step == 0:
                 worker.tell_difference(beside(models, plan.gradients))
@@ -145,7 +156,7 @@ def train(plan, worker):
                 group["lr"] = common.learning_rate(step, plan.steps)
             optimizer.step()
             optimizer.zero_grad()
-            mine = torch.tensor([[worker.share_of(loss)]])
+            mine = torch.tensor([[float(worker.share_of(loss))]])
             whole = torch.ops.lamella.all_reduce(mine, group=worker.world.handle)
             worker.tell_step(step, whole.item(), began)
 
@@ -155,7 +166,7 @@ def beside(models, path):
     for model in models.values():
         expected = copy.deepcopy(model).load(path).parameters()
         for (name, p), e in zip(model.named_parameters(), expected):
-            yield name, p.grad, e.detach()
+            yield name, p.grad.cpu(), e.detach().cpu()
 
 
 if __name__ == "__main__":

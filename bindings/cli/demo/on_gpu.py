@@ -1,0 +1,43 @@
+"""The demo's program for GPUs: built where nvcc is, or what ./lamella pack-gpu packed.
+
+Invariant: a machine without a GPU is told so in one line before anything is built.
+Leaves what the program does there to cuda.c, runs to c_host.py and beside.py.
+"""
+
+import ctypes
+import os
+
+from bindings.cli import gpu, headers
+from bindings.cli.common import ROOT, Problem
+from bindings.cli.demo import c_host
+
+TARGET = "//bindings/cli/demo:lamella_demo_cuda"
+BACKEND = "//abi:cuda"
+
+
+def is_packed():
+    return (ROOT / gpu.STAMP).exists()
+
+
+def prepare(host):
+    """A Problem where --device cuda cannot be had."""
+    if host not in ("c", "torch"):
+        raise Problem("--host %s --device cuda: JAX's pipelines stay on the CPU" % host, 2)
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        why = "there is no NVIDIA driver (libcuda.so.1)"
+        raise Problem("--device cuda: no GPU here: " + why, 2) from None
+    if not is_packed() and not headers.toolkit():
+        raise Problem("--device cuda: needs nvcc here, or a folder that ./lamella pack-gpu made", 2)
+
+
+def build():
+    """The program; its libraries are found from here on."""
+    program = ROOT / "bin/lamella_demo"
+    folders = gpu.libraries() if is_packed() else [str(ROOT / "bazel-bin/abi"), *gpu.cublas()]
+    if not is_packed():
+        program = c_host.build([BACKEND], TARGET)
+    before = os.environ.get("LD_LIBRARY_PATH")
+    os.environ["LD_LIBRARY_PATH"] = ":".join([*folders, *filter(None, [before])])
+    return str(program)
