@@ -372,7 +372,8 @@ TEST(draw, messages_of_parts_of_a_stage_go_to_the_same_part_of_the_next) {
     snprintf(flow, sizeof flow,
              "\"cat\":\"activation\",\"pid\":%d,\"tid\":0,\"ts\":0.000,"
              "\"args\":{\"edge\":0,\"micro\":0,\"path\":\"ipc\"}},\n"
-             "{\"ph\":\"f\",\"bp\":\"e\",\"id\":%d,\"name\":\"ipc\",\"cat\":\"activation\",\"pid\":%d,",
+             "{\"ph\":\"f\",\"bp\":\"e\",\"id\":%d,\"name\":\"ipc\","
+             "\"cat\":\"activation\",\"pid\":%d,",
              part, 2 + part, 2 + part);
     CHECK_CONTAINS(text, flow);
   }
