@@ -18,6 +18,7 @@ from bindings.cli.demo import c_host, demo, on_gpu  # noqa: E402
 
 EMULATED = "//tests/bindings/demo:lamella_demo_emulated"
 SMALL = ["--layers", "2", "--hidden", "32", "--micro-batches", "2", "--steps", "2"]
+SMALL += ["--schedule", "layerwise"]
 
 
 def has_driver():
@@ -62,6 +63,6 @@ def test_the_whole_demo_runs_on_the_stand_in(monkeypatch, capsys, tmp_path):
     for expected in ("On GPUs: ", "2 workers  step 2/2", "1 worker on the CPU  step 2/2", ": PASS"):
         assert expected in said
     assert "Scaling" not in said
-    trace = json.loads((tmp_path / "1f1b.json").read_text())
+    trace = json.loads((tmp_path / "layerwise.json").read_text())
     paths = {e["args"]["path"] for e in trace["traceEvents"] if e["ph"] in "sf"}
     assert paths in ({"ipc"}, {"host"})
