@@ -15,6 +15,7 @@
  *   save.c       the whole model, or its gradients, into one safetensors file
  *   gradients.c  gradients beside such a file
  *   call.c       matrices, and operator calls on them; memory.c: every byte taken is counted
+ *   arithmetic.h what is computed for one number, the same on the host and on a GPU
  *   device.c     where a worker's matrices lie: in the host's memory, or (cuda.c, cuda.cu) on a GPU
  *
  * Letters: T tokens of a micro-batch, H hidden size, A this worker's share of H in attention, F

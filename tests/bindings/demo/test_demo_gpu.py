@@ -4,6 +4,9 @@ CUDA, which is emulated. tests/gpu/demo_test.c compares numbers, and runs on a c
 import argparse
 import ctypes
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from bindings.cli import headers, packages  # noqa: E402
-from bindings.cli.demo import c_host, demo, on_gpu  # noqa: E402
+from bindings.cli.common import Problem  # noqa: E402
+from bindings.cli.demo import c_host, demo, on_gpu, workers  # noqa: E402
 
 EMULATED = "//tests/bindings/demo:lamella_demo_emulated"
 SMALL = ["--layers", "2", "--hidden", "32", "--micro-batches", "2", "--steps", "2"]
@@ -45,9 +49,12 @@ def test_a_program_without_cuda_says_so():
     assert done.stderr == "lamella demo: --device cuda: this program was built without CUDA\n"
 
 
-@pytest.mark.skipif(
+emulated = pytest.mark.skipif(
     not headers.toolkit() or headers.missing("gpu"), reason="no headers of CUDA and cuBLAS here"
 )
+
+
+@emulated
 def test_the_whole_demo_runs_on_the_stand_in(monkeypatch, capsys, tmp_path):
     parser = argparse.ArgumentParser()
     demo.add_arguments(parser)
@@ -66,3 +73,25 @@ def test_the_whole_demo_runs_on_the_stand_in(monkeypatch, capsys, tmp_path):
     trace = json.loads((tmp_path / "layerwise.json").read_text())
     paths = {e["args"]["path"] for e in trace["traceEvents"] if e["ph"] in "sf"}
     assert paths in ({"ipc"}, {"host"})
+
+
+def workers_here():
+    lists = Path("/proc/self/task").glob("*/children")
+    children = [child for each in lists for child in each.read_text().split()]
+    command = {int(child): Path("/proc/%s/cmdline" % child).read_text() for child in children}
+    return sorted(child for child in command if "lamella_demo_emulated" in command[child])
+
+
+@emulated
+def test_a_killed_worker_ends_the_others_on_the_stand_in(monkeypatch):
+    def kill(message):
+        if message["step"] == 1:
+            os.kill(workers_here()[1], signal.SIGKILL)
+
+    monkeypatch.setenv("LAMELLA_ALGORITHMS", "off")
+    options = [*SMALL, "--device", "cuda", "--sequence", "32", "--steps", "100000"]
+    with pytest.raises(Problem) as problem:
+        workers.run(c_host.build(target=EMULATED), options, 2, 1, kill)
+    said = r"worker \d .* was killed by SIGKILL after step \d+; the others saw PEER_DEAD and ended"
+    assert re.fullmatch(said, str(problem.value))
+    assert workers_here() == []
