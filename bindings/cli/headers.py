@@ -50,6 +50,11 @@ def missing(command):
     return [wheel for wheel in lacking if venv.pin(wheel) not in stamp()]
 
 
+def all_there():
+    """Whether the CUDA device, and what stands in for one, can be compiled here."""
+    return bool(toolkit()) and not missing("gpu")
+
+
 def ensure(command):
     """Brings what `command` lacks. Gives the rows that were brought."""
     wheels = missing(command)

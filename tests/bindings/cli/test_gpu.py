@@ -18,9 +18,7 @@ STANDIN = "//tests/gpu:liblamella_cuda_emulated.so.0"
 NEED_A_CARD = ("demo_test", "graph_test", "replay_test", "times_test", "loss_test", "mixed_test",
                 "mixed_processes_test", "nccl_test")
 
-pytestmark = pytest.mark.skipif(
-    not headers.toolkit() or headers.missing("gpu"), reason="no nvcc here, or no headers of cuBLAS"
-)
+pytestmark = pytest.mark.skipif(not headers.all_there(), reason="no nvcc here, or no headers of cuBLAS")
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,7 @@ def test_an_empty_trace_makes_no_picture():
         streams.svg(streams.read(trace()), "")
 
 
-@pytest.mark.skipif(bool(headers.missing("gpu")), reason="no headers of CUDA and cuBLAS here")
+@pytest.mark.skipif(not headers.all_there(), reason="no headers of CUDA and cuBLAS here")
 def test_a_layer_on_the_stand_in_sums_a_chunk_beside_the_next_ones_product(tmp_path):
     """Two ranks, a card each: as emulated, so what is beside what, and no times of a GPU."""
     assert bazel.build([PROGRAM]) == 0
