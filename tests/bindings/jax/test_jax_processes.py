@@ -5,7 +5,6 @@ import pickle
 import secrets
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import decoder
@@ -23,9 +22,9 @@ def free_port():
         return s.getsockname()[1]
 
 
-def start(case, rank, size, port, folder):
+def start(python, case, rank, size, port, folder):
     return subprocess.Popen(
-        [sys.executable, "-B", str(SCRIPT), case, str(rank), str(size), str(port), str(folder)],
+        [python, "-B", str(SCRIPT), case, str(rank), str(size), str(port), str(folder)],
         env=dict(os.environ, XLA_FLAGS="", JAX_PLATFORMS="cpu", WHOLE=str(folder / "whole")),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -34,10 +33,10 @@ def start(case, rank, size, port, folder):
     )
 
 
-def run(case, size, folder):
+def run(python, case, size, folder):
     (folder / "id").write_bytes(lamella.Group.new_id())
     port = free_port()
-    ranks = [start(case, rank, size, port, folder) for rank in range(size)]
+    ranks = [start(python, case, rank, size, port, folder) for rank in range(size)]
     try:
         said = [rank.communicate(timeout=240)[0] for rank in ranks]
     finally:
@@ -57,11 +56,11 @@ def run(case, size, folder):
         ("distributed", 2),
     ],
 )
-def test_processes(case, size, tmp_path):
-    run(case, size, tmp_path)
+def test_processes(warm_python, case, size, tmp_path):
+    run(warm_python, case, size, tmp_path)
 
 
-def test_a_decoder_trains_over_tp_and_pp_as_in_one_process(tmp_path):
+def test_a_decoder_trains_over_tp_and_pp_as_in_one_process(warm_python, tmp_path):
     print("LAMELLA_TEST_SEED=%d" % SEED)
     (tmp_path / "whole").write_bytes(pickle.dumps((SEED, decoder.train_whole(SEED))))
-    run("decoder", 4, tmp_path)
+    run(warm_python, "decoder", 4, tmp_path)

@@ -85,11 +85,11 @@ def test_it_links_against_libc_and_lamella_only():
     assert set(re.findall(r"NEEDED.*\[(.*)\]", needed)) == {library.NAME, "libc.so.6"}
 
 
-def python(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+def python(code, program=sys.executable):
+    return subprocess.run([program, "-c", code], capture_output=True, text=True, timeout=120)
 
 
-def test_plain_loading_gives_schemas_and_kernels():
+def test_plain_loading_gives_schemas_and_kernels(warm_python):
     done = python(
         "import torch\n"
         "torch.ops.load_library(%r)\n"
@@ -98,7 +98,8 @@ def test_plain_loading_gives_schemas_and_kernels():
         "assert torch.allclose(y, x @ w.t(), atol=1e-5) and aux.numel() == 0\n"
         "names = torch._C._dispatch_get_all_op_names()\n"
         "print(len({n.removesuffix('.out') for n in names if n[:9] == 'lamella::'}))"
-        % ADAPTER
+        % ADAPTER,
+        warm_python,
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == len(rows.table())
@@ -111,7 +112,7 @@ def test_kernels_are_there_for_cuda_too():
             assert torch._C._dispatch_has_kernel_for_dispatch_key("lamella::" + name, key), key
 
 
-def test_f32_products_on_cuda_follow_torchs_own_setting():
+def test_f32_products_on_cuda_follow_torchs_own_setting(warm_python):
     done = python(
         "import sys, torch\n"
         "sys.path[:0] = [%r]\n"
@@ -127,7 +128,8 @@ def test_f32_products_on_cuda_follow_torchs_own_setting():
         "for precision in ('tf32', 'ieee'):\n"
         "    cuda.fp32_precision = precision\n"
         "    seen.append(tf32())\n"
-        "print(seen)" % str(library.PACKAGE.parent)
+        "print(seen)" % str(library.PACKAGE.parent),
+        warm_python,
     )
     assert done.stdout == "[0, 1, 1, 0, 1, 0, 1, 0]\n", done.stdout + done.stderr
 
@@ -142,7 +144,7 @@ def test_without_torch_it_loads_and_says_what_it_needs():
     assert done.stdout.strip() == "no libtorch_cpu.so is loaded: import torch first", done.stderr
 
 
-def test_a_second_copy_says_that_it_was_loaded_twice(tmp_path):
+def test_a_second_copy_says_that_it_was_loaded_twice(warm_python, tmp_path):
     import shutil
 
     copy = shutil.copy(ADAPTER, tmp_path)
@@ -154,7 +156,8 @@ def test_a_second_copy_says_that_it_was_loaded_twice(tmp_path):
         "l.lamella_torch_error.restype = ctypes.c_char_p\n"
         "print(l.lamella_torch_error().decode())\n"
         "print(torch.ops.lamella.linear(torch.ones(1, 1), torch.ones(1, 1))[0].item())"
-        % (ADAPTER, copy)
+        % (ADAPTER, copy),
+        warm_python,
     )
     assert done.returncode == 0, done.stderr
     assert "loaded twice" in done.stdout and done.stdout.endswith("1.0\n")

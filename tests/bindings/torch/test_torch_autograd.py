@@ -141,10 +141,10 @@ def test_attributes_left_out_have_their_defaults_in_the_backward():
     assert not logits.grad[1].any() and logits.grad[0].any()
 
 
-def test_without_torchs_private_keys_its_own_registration_does_the_same():
+def test_without_torchs_private_keys_its_own_registration_does_the_same(warm_python):
     done = subprocess.run(
         [
-            sys.executable,
+            warm_python,
             "-c",
             "import sys; sys.path.insert(0, %r)\n"
             "import torch\n"

@@ -46,7 +46,7 @@ def start(command):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def test_an_initialised_torch_distributed_carries_the_id(program, tmp_path):
+def test_an_initialised_torch_distributed_carries_the_id(program, tmp_path, warm_python):
     path = program(
         "rank = int(sys.argv[1])\n"
         "store = dist.FileStore(sys.argv[2], 3)\n"
@@ -67,19 +67,19 @@ def test_an_initialised_torch_distributed_carries_the_id(program, tmp_path):
         "assert total(lamella.torch.group(), rank) == 3\n"
         "print('done')\n"
     )
-    command = [sys.executable, path]
+    command = [warm_python, path]
     texts = finish([start([*command, str(r), str(tmp_path / "store")]) for r in range(3)])
     assert all("done" in text for text in texts)
 
 
 @pytest.fixture(scope="module")
-def over_nccl():
+def over_nccl(warm_python):
     """What two ranks of nccl_ranks.py said, {claim: rest of its line}."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
     script = str(Path(__file__).with_name("nccl_ranks.py"))
-    texts = finish([start([sys.executable, "-B", script, str(r), "2", port]) for r in range(2)])
+    texts = finish([start([warm_python, "-B", script, str(r), "2", port]) for r in range(2)])
     lines = [[line.partition(": ") for line in text.splitlines()] for text in texts]
     return [{claim: rest for claim, _, rest in each} for each in lines]
 
@@ -95,7 +95,7 @@ def test_the_engine_nccl_says_on_all_ranks_what_is_missing(over_nccl):
         assert said["without a GPU"].startswith("rank 0 cannot use NCCL: ")
 
 
-def test_lamella_run_and_splitting(program):
+def test_lamella_run_and_splitting(program, warm_python):
     path = program(
         "with lamella.torch.group() as g:\n"
         "    g.warmup()\n"
@@ -108,7 +108,7 @@ def test_lamella_run_and_splitting(program):
         "    half.close()\n"
         "print('done')\n"
     )
-    command = [str(ROOT / "lamella"), "run", "-n", "3", sys.executable, path]
+    command = [str(ROOT / "lamella"), "run", "-n", "3", warm_python, path]
     [text] = finish([start(command)])
     assert text.count("done") == 3
 

@@ -1,7 +1,6 @@
 """Communication in compiled graphs; the ranks' part of it is in torch_ranks.py (order)."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -65,7 +64,7 @@ def test_what_does_not_communicate_may_be_dropped(traced):
     assert seen == [["linear"]]
 
 
-def test_without_effect_tokens_communication_stays_out_of_graphs():
+def test_without_effect_tokens_communication_stays_out_of_graphs(warm_python):
     code = """
 import sys
 sys.path.insert(0, %r)
@@ -84,7 +83,7 @@ for call in (torch.ops.lamella.all_reduce, torch.ops.lamella.all_reduce.default)
         print("refused")
 """
     done = subprocess.run(
-        [sys.executable, "-c", code % str(ROOT / "bindings/python")],
+        [warm_python, "-c", code % str(ROOT / "bindings/python")],
         capture_output=True,
         text=True,
         timeout=120,

@@ -6,7 +6,6 @@ One rank is this process, two are started by torchrun, more by ./lamella run.
 import os
 import random
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from torch_pipeline_ranks import CASES
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 PROGRAM = str(HERE / "torch_pipeline_ranks.py")
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
 def cases(ranks):
@@ -27,15 +26,15 @@ def cases(ranks):
 
 
 @cache
-def outcome(ranks):
+def outcome(python, ranks):
     seed = random.randrange(2**31)
     if ranks == 2:
-        command = [*TORCHRUN, "2", PROGRAM]
+        command = [python, *TORCHRUN, "2", PROGRAM]
     else:
-        command = [str(ROOT / "lamella"), "run", "-n", str(ranks), sys.executable, "-B", PROGRAM]
+        command = [str(ROOT / "lamella"), "run", "-n", str(ranks), python, "-B", PROGRAM]
     done = subprocess.run(
         [*command, *cases(ranks)],
-        env=dict(os.environ, LAMELLA_TEST_SEED=str(seed), OMP_NUM_THREADS="1"),
+        env=dict(os.environ, LAMELLA_TEST_SEED=str(seed), OMP_NUM_THREADS="1", PYTHON_EXEC=python),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -52,7 +51,7 @@ def test_a_pipeline_of_one_rank_does_what_the_whole_model_does(name):
 
 
 @pytest.mark.parametrize("ranks, name", [(p, name) for p in (2, 3, 4) for name in cases(p)])
-def test_ranks_in_a_pipeline_do_what_the_whole_model_does(ranks, name):
-    stdout, text = outcome(ranks)
+def test_ranks_in_a_pipeline_do_what_the_whole_model_does(warm_python, ranks, name):
+    stdout, text = outcome(warm_python, ranks)
     for rank in range(ranks):
         assert "rank %d ok %s\n" % (rank, name) in stdout, text

@@ -4,7 +4,6 @@ import os
 import random
 import re
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -20,9 +19,9 @@ TOGETHER = [name for name in CASES if name not in ALONE]
 NEED_PEERS = {name for name in TOGETHER if name.startswith("transfer")}
 
 
-def start(ranks, names):
+def start(python, ranks, names):
     seed = random.randrange(2**31)
-    command = [str(ROOT / "lamella"), "run", "-n", str(ranks), sys.executable, "-B"]
+    command = [str(ROOT / "lamella"), "run", "-n", str(ranks), python, "-B"]
     done = subprocess.run(
         [*command, str(HERE / "torch_ranks.py"), *names],
         env=dict(os.environ, LAMELLA_TEST_SEED=str(seed), OMP_NUM_THREADS="1"),
@@ -39,24 +38,24 @@ def cases(ranks):
 
 
 @cache
-def outcome(ranks):
-    return start(ranks, cases(ranks))
+def outcome(python, ranks):
+    return start(python, ranks, cases(ranks))
 
 
 @pytest.mark.parametrize("ranks, name", [(p, name) for p in (1, 2, 3) for name in cases(p)])
-def test_ranks_together_do_what_torch_does_alone(ranks, name):
-    done, text = outcome(ranks)
+def test_ranks_together_do_what_torch_does_alone(warm_python, ranks, name):
+    done, text = outcome(warm_python, ranks)
     for rank in range(ranks):
         assert "[%d] ok %s\n" % (rank, name) in done.stdout, text
 
 
-def test_opcheck_of_transfers():
-    done, text = start(2, ["opcheck_transfer"])
+def test_opcheck_of_transfers(warm_python):
+    done, text = start(warm_python, 2, ["opcheck_transfer"])
     assert done.returncode == 0, text
 
 
 @pytest.mark.parametrize("name", DISORDERED)
-def test_without_what_keeps_order_ranks_fall_out_of_step(name):
-    done, text = start(2, [name])
+def test_without_what_keeps_order_ranks_fall_out_of_step(warm_python, name):
+    done, text = start(warm_python, 2, [name])
     assert re.search(r"errors\.(Mismatch|PeerStalled): ", done.stdout), text
     assert "AttributeError" not in done.stdout, text
