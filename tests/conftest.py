@@ -2,7 +2,9 @@
 
 A shell that starts the tests in the background has them, and what they start, ignore Ctrl-C: they
 hear it as at a terminal. torch.compile starts no processes to compile in: every processor has tests
-of its own to run.
+of its own to run. Nor does it try out vector instructions or compile its headers ahead: that takes
+some twenty seconds, and its loops are over a hundred numbers. Files that take long come first
+(--no-loadscope-reorder keeps that), so that no worker ends alone with one.
 """
 
 import os
@@ -10,3 +12,16 @@ import signal
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
+os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")
+
+LONG = "models_smollm2 readme demo_hosts gpu torch_ranks demo torch_pipeline jax_processes schedule"
+LONG = (LONG + " wheel models_load workspace torch_groups jax_groups jax_pipeline").split()
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: place(item.path.stem.removeprefix("test_")))
+
+
+def place(name):
+    return LONG.index(name) if name in LONG else len(LONG)

@@ -159,6 +159,7 @@ def run_python(wanted):
                 # one more than processors: many tests wait for a deadline or for a program to start
                 "--numprocesses=%d" % (len(os.sched_getaffinity(0)) + 1),
                 "--dist=loadfile",
+                "--no-loadscope-reorder",  # tests/conftest.py knows which files take long
                 "--junitxml=" + report.name,
                 *(["-k", wanted] if wanted else []),
                 "tests",
