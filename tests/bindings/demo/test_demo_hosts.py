@@ -25,6 +25,12 @@ SMALL = "--layers 3 --hidden 96 --micro-batches 4 --steps 3".split()
 pytestmark = pytest.mark.skipif(bool(venv.missing("hosts")), reason="no .venv: ./lamella setup")
 
 
+@pytest.fixture
+def warm(monkeypatch, warm_python):
+    """The hosts' workers need not load their host."""
+    monkeypatch.setattr(venv, "python", lambda: warm_python)
+
+
 def make(*options):
     parser = argparse.ArgumentParser()
     demo.add_arguments(parser)
@@ -56,7 +62,7 @@ class Table:
         ("--host mixed", "PyTorch JAX C"),
     ],
 )
-def test_losses_and_gradients_are_those_of_the_c_host(options, hosts, monkeypatch, capsys):
+def test_losses_and_gradients_are_those_of_the_c_host(options, hosts, warm, monkeypatch, capsys):
     table = Table(monkeypatch)
     run = make(*options.split())
     assert run.run()
@@ -81,7 +87,7 @@ def other_weights(self, pp, tp, extra, *rest):
 START = c_host.Demo.start
 
 
-def test_another_host_that_differs_fails_the_demo(monkeypatch, capsys):
+def test_another_host_that_differs_fails_the_demo(warm, monkeypatch, capsys):
     monkeypatch.setattr(c_host.Demo, "start", other_weights)
     options = [*SMALL, "--steps", "1", "--host", "torch", "--pp", "1", "--tp", "1"]
     assert main.main(["demo", *options]) == 1
