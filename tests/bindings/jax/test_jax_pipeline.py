@@ -10,7 +10,7 @@ import lamella
 import lamella.jax as lj
 import numpy as np
 import pytest
-from lamella.jax import native, residuals, rows, split, views
+from lamella.jax import native, places, residuals, rows, split, views
 from lamella.pipeline import Schedule, Stage, View
 
 SEED = int(os.environ.get("LAMELLA_TEST_SEED", np.random.SeedSequence().entropy % 2**32))
@@ -120,7 +120,7 @@ def test_a_view_is_read_where_it_is_and_written_in_place(dtype):
     assert array.unsafe_buffer_pointer() == memory.ctypes.data
     assert array.dtype == dtype and np.array_equal(array, memory)
     view = view_of(aligned((4, 3), dtype))
-    views.write(view, array, "x")
+    places.Host(jax.devices()[0]).write(view, array, "x")
     assert view.shape == (2, 3)
     assert bytes(view.memory()) == memory.tobytes()
 
@@ -136,7 +136,7 @@ def test_a_view_is_read_where_it_is_and_written_in_place(dtype):
 def test_what_does_not_fit_an_edge_is_refused(shape, dtype, line):
     memory = aligned((2, 3), "f")
     with pytest.raises(lamella.Error, match=line):
-        views.write(view_of(memory), jnp.ones(shape, dtype), "x")
+        places.Host(jax.devices()[0]).write(view_of(memory), jnp.ones(shape, dtype), "x")
     assert not memory.any()
 
 

@@ -132,7 +132,8 @@ def stage_of(plan, worker, text, stage):
         return [tokens] * (stage == 0) + [targets] * (stage == len(plan.stages) - 1)
 
     params = load(plan, stage, plan.weights, worker.tp)
-    return lj.PipelineStage(function_of(plan, stage, worker.tp), params, feed, split=True)
+    f, cpu = function_of(plan, stage, worker.tp), jax.local_devices(backend="cpu")[0]
+    return lj.PipelineStage(f, params, feed, split=True, device=cpu)  # as other hosts' stages
 
 
 def train(plan, worker):

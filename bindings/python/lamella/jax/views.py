@@ -1,8 +1,8 @@
-"""A pipeline's tensors as JAX arrays: read where they lie, written by one copy.
+"""A pipeline's tensors as JAX arrays: read where they lie, on the host and on a GPU.
 
 Invariant: an array that `borrow` gives is the view's own memory (64-byte aligned, so JAX makes no
-copy), and is valid exactly as long; whoever uses it waits for the result.
-Leaves how long a view is valid to lamella.pipeline.
+copy), and is valid exactly as long.
+Leaves how long a view is valid to lamella.pipeline, waiting for what reads one to places.py.
 """
 
 import ctypes
@@ -12,9 +12,6 @@ import numpy
 
 from lamella import errors, library
 from lamella.jax import native
-
-CPU = 1, 0  # DLPack's device type and number
-
 
 _libc = ctypes.CDLL(None)
 _libc.malloc.restype, _libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
@@ -37,37 +34,40 @@ class Managed(ctypes.Structure):
 
 
 class Lender:
-    """What jax.numpy.from_dlpack asks for a view's memory."""
+    """What jax.numpy.from_dlpack asks for a view's memory. stream: that on which it is written,
+    where it is a GPU's."""
 
-    def __init__(self, view):
-        self.view = view
+    def __init__(self, view, stream):
+        self.view, self.stream = view, stream
 
-    def __dlpack__(self, **_):
+    def __dlpack__(self, stream=None, **_):
+        """stream: the handle of that on which it will be read; None: one that is not told."""
+        if self.stream is not None and stream is None:
+            self.stream.wait()
+        elif self.stream is not None:
+            self.stream.lead(stream)
         at = _libc.malloc(ctypes.sizeof(Managed))
         managed, shape, dtype = Managed.from_address(at), self.view.shape, self.view.dtype
         managed.dims[: len(shape)] = shape
         dims = ctypes.cast(at + Managed.dims.offset, ctypes.POINTER(ctypes.c_int64))
         kind = library.Dtype(dtype & 0xFF, dtype >> 8, 1)
-        managed.tensor = library.Tensor(self.view.data, *CPU, len(shape), kind, dims, None, 0)
+        managed.tensor = library.Tensor(
+            self.view.data, *self.view.device, len(shape), kind, dims, None, 0
+        )
         managed.owner, managed.deleter = None, ctypes.cast(_libc.free, ctypes.c_void_p)
         return _capsule(at, _NAME, None)
 
     def __dlpack_device__(self):
-        return CPU
+        return self.view.device
 
 
-def device():
-    """Where JAX takes borrowed arrays to be."""
-    return jax.local_devices(backend="cpu")[0]
+def borrow(view, stream=None):
+    """A JAX array of the view's memory. stream: the streams.Stream of a view on a GPU."""
+    return jax.numpy.from_dlpack(Lender(view, stream))
 
 
-def borrow(view):
-    """A JAX array of the view's memory."""
-    return jax.numpy.from_dlpack(Lender(view))
-
-
-def write(view, array, what):
-    """Copies an array into a view, whose shape may be larger and becomes the array's."""
+def fit(view, array, what):
+    """Lowers a view's shape to the array's; InvalidArgument where its dtype or shape does not fit."""
     if native.dtype_number(array.dtype) != view.dtype:
         expected = native.BY_CODE.get((view.dtype & 0xFF, view.dtype >> 8), view.dtype)
         raise errors.InvalidArgument(
@@ -80,5 +80,9 @@ def write(view, array, what):
         )
     if shape != array.shape:
         view.shape = array.shape
+
+
+def write(view, array):
+    """Copies an array into a view of the host's memory that it fits."""
     found = numpy.asarray(array)  # waits for it; no copy on the CPU
     numpy.frombuffer(view.memory(), found.dtype)[:] = found.reshape(-1)
