@@ -19,6 +19,8 @@ from bindings.cli.common import ROOT, Problem, say
 
 STAMP = "packed.json"  # in the packed folder: commit and date
 NO_GPU = 2  # exit status
+OWN = "bindings/python/lamella/lib"
+LIBRARIES = "libcublasLt.so.13", "libnccl.so.2"
 
 
 def home():
@@ -42,26 +44,35 @@ def python():
     return sys.executable
 
 
-def cublas():
-    """The folder with cuBLASLt, in a list: the toolkit's, or that of torch's wheels."""
+def cuda_libraries():
+    """The folders with cuBLASLt and NCCL: the toolkit's, or torch's wheels', which keep each in another."""
     ask = "import importlib.util as u; print(*u.find_spec('nvidia').submodule_search_locations)"
     wheels = subprocess.run([python(), "-c", ask], capture_output=True, text=True).stdout.split()
     folders = ["/usr/local/cuda/lib64", *(f for w in wheels for f in glob.glob(w + "/*/lib"))]
-    return [f for f in folders if glob.glob(f + "/libcublasLt.so.13")][:1]
+    found = [next((f for f in folders if os.path.exists(os.path.join(f, name))), None) for name in LIBRARIES]
+    return [*dict.fromkeys(filter(None, found))]
 
 
 def libraries():
-    """Folders with cuBLASLt, and with what our own files need."""
-    return [str(home() / "bindings/python/lamella/lib"), *cublas()]
+    """Folders with what our own files need, and with what CUDA's programs do."""
+    return [str(home() / OWN), *cuda_libraries()]
 
 
 def environment(**more):
-    """For programs of the pack; results of the tests repeat by their seed."""
+    """For programs of the pack; results of the tests repeat by their seed. For hosts, host_libraries()."""
     path = [*libraries(), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
     package = [str(home() / "bindings/python"), str(home() / "tests/gpu"), str(home())]
     before = filter(None, [os.environ.get("PYTHONPATH")])
-    return dict(os.environ, LAMELLA_TEST_DEVICE="cuda", LD_LIBRARY_PATH=":".join(path),
-                PYTHONPATH=":".join([*package, *before]), PYTHONUNBUFFERED="1", **more)
+    ours = dict(LAMELLA_TEST_DEVICE="cuda", LD_LIBRARY_PATH=":".join(path),
+                PYTHONPATH=":".join([*package, *before]), PYTHONUNBUFFERED="1")
+    return {**os.environ, **ours, **more}
+
+
+def host_libraries():
+    """Torch and JAX load the CUDA libraries that they were made for; a toolkit's, found first, would be mixed
+    with them, and Lamella takes those that are in the process."""
+    path = [str(home() / OWN), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+    return {"LD_LIBRARY_PATH": ":".join(path)}
 
 
 def run(command, timeout, **more):

@@ -14,9 +14,9 @@ from bindings.cli.common import Problem, say
 MOST_SECONDS = 300  # a group
 
 
-def figures(command):
+def figures(command, **more):
     """{name: figures of the rounds} of a program's lines `name figure unit`."""
-    status, text = gpu.run(command, MOST_SECONDS)
+    status, text = gpu.run(command, MOST_SECONDS, **more)
     if status != 0:
         last = [line for line in text.strip().splitlines() if line.strip()][-1:] or ["no message"]
         raise Problem("status %d: %s" % (status, last[0]))
@@ -29,7 +29,8 @@ def figures(command):
 
 
 def in_torch(group, n, *more):
-    return figures([gpu.python(), "-B", gpu.home() / "tests/gpu/figures.py", group, n, *more])
+    return figures([gpu.python(), "-B", gpu.home() / "tests/gpu/figures.py", group, n, *more],
+                   **gpu.host_libraries())
 
 
 def gemm(n):

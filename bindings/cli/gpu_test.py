@@ -107,7 +107,8 @@ def run_host(host):
     files = sorted((gpu.home() / "tests/gpu").glob("gpu_%s.py" % host))
     with tempfile.NamedTemporaryFile(suffix=".xml") as report:
         options = ["-q", "-rfE", "--tb=short", "-p", "no:cacheprovider", "--junitxml=" + report.name]
-        status, log = gpu.run([gpu.python(), "-B", "-m", "pytest", *options, *files], 1200)
+        status, log = gpu.run([gpu.python(), "-B", "-m", "pytest", *options, *files], 1200,
+                              **gpu.host_libraries())
         count = read_junit(report.name)
     if status not in (0, 5) and not count.failed:
         count.failed = 1

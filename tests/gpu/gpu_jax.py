@@ -1,4 +1,4 @@
-"""Operators in JAX on a CUDA card: numbers and gradients under jit, beside jax.numpy's in full precision.
+"""Operators and pipelines in JAX on a CUDA card: numbers and gradients, beside jax.numpy's in full precision.
 
 Run by ./lamella test --gpu.
 """
@@ -14,6 +14,7 @@ import pytest  # noqa: E402
 
 import lamella.jax as lj  # noqa: E402
 import ranks  # noqa: E402
+from lamella.pipeline import Schedule  # noqa: E402
 
 SEED = int(os.environ.get("LAMELLA_TEST_SEED", "0")) or int.from_bytes(os.urandom(3), "little")
 ACTS = {
@@ -110,6 +111,64 @@ def test_mistakes_are_named_and_the_next_call_works(draw):
     with pytest.raises(Exception, match="lamella|linear"):
         jax.jit(lj.linear)(x, draw(7, 3)).block_until_ready()
     close(jax.jit(lj.linear)(x, w), x @ w, 16)
+
+
+# -- pipelines --
+
+WHOLE = " ".join("0F%d 1F%d 1B%d 0B%d".replace("%d", str(micro)) for micro in range(4))
+IN_TWO = "0F0 1F0 0F1 1F1 1I1 0I1 1I0 0I0 0F2 1F2 1W0 1W1 0W0 1I2 0I2 0W1 0F3 1F3 1I3 0I3 0W3 0W2 1W3 1W2"
+
+
+def first_stage(w, x):
+    return jnp.tanh(lj.linear(x, w["w"], w["b"]))
+
+
+def last_stage(w, h, target):
+    return jnp.mean((lj.linear(h, w["w"]) - target) ** 2) / 4
+
+
+def staged(draw, schedule, width=96, rows=32, **more):
+    """(pipeline, stages, loss and gradients of one function)"""
+    params = {"w": draw(width, width), "b": draw(width)}, {"w": draw(width, width)}
+    xs, targets = draw(4, rows, width), draw(4, rows, width)
+
+    def whole(params):
+        return sum(last_stage(params[1], first_stage(params[0], x), t) for x, t in zip(xs, targets))
+
+    stages = {
+        0: lj.PipelineStage(first_stage, params[0], lambda step, micro: (xs[micro],), **more),
+        1: lj.PipelineStage(last_stage, params[1], lambda step, micro: (targets[micro],), **more),
+    }
+    edges, order = [[((rows + 8, width), "f32")]], {"any_order": bool(more)}
+    made = lj.Pipeline(Schedule.parse(schedule), stages, edges, **order)
+    return made, stages, jax.jit(jax.value_and_grad(whole))(params)
+
+
+@pytest.mark.parametrize("schedule, split", [(WHOLE, False), (IN_TWO, True)])
+def test_a_pipeline_of_one_rank_gives_one_functions_gradients(draw, schedule, split):
+    pipeline, stages, (want, wanted) = staged(draw, schedule, **({"split": True} if split else {}))
+    with pipeline:
+        for step in range(20):  # slots are used again, and what JAX gave its memory back for
+            close(pipeline.run(step), want, 14)
+            for i, gradient in enumerate(wanted):
+                found = stages[i].take_gradients()
+                for name in gradient:
+                    assert list(found[name].devices())[0].platform in ("gpu", "cuda")
+                    close(found[name], gradient[name], 12)
+        assert pipeline.report().device_times == 1
+
+
+def test_a_pipelines_mistake_ends_its_step_and_the_next_one_is_right(draw):
+    pipeline, stages, (want, _) = staged(draw, WHOLE)
+    with pipeline:
+        right, stages[0].params = stages[0].params, {"w": draw(96, 200), "b": draw(200)}
+        with pytest.raises(Exception, match="the edge's is at most"):
+            pipeline.run(0)
+        stages[0].params = right
+        close(pipeline.run(1), want, 14)
+
+
+# -- ranks as processes --
 
 
 @pytest.mark.parametrize("engine", ["nccl", "shm"])

@@ -2,7 +2,8 @@
 
 Each rank is a process of jax.distributed with a card of its own; with NCCL_HOSTID set all are on the first
 one, each a machine of its own to NCCL: right results, whose speed says nothing.
-Invariant: prints "well" when a layer split over the ranks gave what the whole one does, gradients too.
+Invariant: prints "well" when a layer split over the ranks, and a pipeline of them, gave what one process
+does, gradients too.
 """
 
 import os
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lamella.jax as lj
+from lamella.pipeline import Schedule
 
 CASE, RANK, SIZE, PORT = sys.argv[1], *map(int, sys.argv[2:])
 ONE_CARD = "NCCL_HOSTID" in os.environ
@@ -37,9 +39,12 @@ def whole(x, w1, w2):
     return jnp.sum((jax.nn.silu(x @ w1) @ w2) ** 2)
 
 
+def draw(*shape):
+    """The same on all ranks."""
+    return jnp.asarray(chance.standard_normal(shape) * shape[-2] ** -0.5, jnp.float32)
+
+
 def check_gradients():
-    chance = np.random.default_rng(int(os.environ.get("LAMELLA_TEST_SEED", "1")))
-    draw = lambda *shape: jnp.asarray(chance.standard_normal(shape) * shape[0] ** -0.5, jnp.float32)  # noqa: E731
     x, w1, w2 = draw(24, 64), draw(64, 32 * SIZE), draw(32 * SIZE, 64)
     part = slice(RANK * 32, (RANK + 1) * 32)
     step = jax.jit(jax.grad(split, (0, 1, 2)))
@@ -50,10 +55,52 @@ def check_gradients():
         close(got, expected, 32 * SIZE)
 
 
+MICROS, ROWS, WIDTH = 4, 24, 64
+
+
+def layer(w, x):
+    return jnp.tanh(lj.linear(x, w))
+
+
+def last(w, x, target):
+    return jnp.mean((layer(w, x) - target) ** 2) / MICROS
+
+
+def one_process(weights, xs, targets):
+    def loss(x, target):
+        for w in weights[:-1]:
+            x = layer(w, x)
+        return last(weights[-1], x, target)
+
+    return sum(loss(x, target) for x, target in zip(xs, targets))
+
+
+def check_pipeline(group, schedule, split):
+    """A stage on each rank's card, twice. First and last are fed; between ranks activations go as they are."""
+    weights = [draw(WIDTH, WIDTH) for _ in range(SIZE)]
+    xs, targets = draw(MICROS, ROWS, WIDTH), draw(MICROS, ROWS, WIDTH)
+    fed = {0: xs, SIZE - 1: targets}.get(RANK)
+    feed = None if fed is None else lambda step, micro: (fed[micro],)
+    stage = lj.PipelineStage(last if RANK == SIZE - 1 else layer, weights[RANK], feed, split=split)
+    assert stage.place.device == jax.local_devices()[0]
+    plan, edges = Schedule.build(schedule, SIZE, MICROS, 1), [[((ROWS, WIDTH), "f32")]] * (SIZE - 1)
+    with lj.Pipeline(plan, {RANK: stage}, edges, group=group) as pipeline:
+        for step in range(2):
+            loss, found = pipeline.run(step), stage.take_gradients()
+        paths = pipeline.report().paths
+    want, wanted = jax.jit(jax.value_and_grad(one_process))(weights, xs, targets)
+    close(loss, want if RANK == SIZE - 1 else 0.0, 8 * ROWS * WIDTH)
+    close(found, wanted[RANK], 8 * ROWS * WIDTH)
+    print(schedule, "messages travel by", paths)
+
+
+chance = np.random.default_rng(int(os.environ.get("LAMELLA_TEST_SEED", "1")))
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.distributed.initialize("127.0.0.1:%d" % PORT, SIZE, RANK, local_device_ids=[0 if ONE_CARD else RANK])
 with lj.distributed_group(engine=CASE, **DEADLINES) as group:
     check_gradients()
+    check_pipeline(group, "1f1b", split=False)
+    check_pipeline(group, "zb-h1", split=True)
     way, why = group.device_way
     print("operands travel by", way, why or "")
     assert CASE == "shm" or way == "nccl", way

@@ -35,7 +35,7 @@ def prepare(host):
 def build():
     """The program; its libraries are found from here on."""
     program = ROOT / "bin/lamella_demo"
-    folders = gpu.libraries() if is_packed() else [str(ROOT / "bazel-bin/abi"), *gpu.cublas()]
+    folders = gpu.libraries() if is_packed() else [str(ROOT / "bazel-bin/abi"), *gpu.cuda_libraries()]
     if not is_packed():
         program = c_host.build([BACKEND], TARGET)
     before = os.environ.get("LD_LIBRARY_PATH")
