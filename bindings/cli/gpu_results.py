@@ -50,7 +50,7 @@ PARTS = [  # what, a part of test --gpu, what it is until that has run
      "cards", "nccl_test", COMPILED),
     ("the PyTorch adapter on the card: numbers, streams, memory, graphs, pipelines, ranks as threads and processes",
      "torch", COMPILED),
-    ("the JAX adapter on the card, ranks as processes", "jax", COMPILED),
+    ("the JAX adapter on the card: numbers, pipelines, ranks as processes", "jax", COMPILED),
 ]
 
 

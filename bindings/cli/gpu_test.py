@@ -23,6 +23,9 @@ from bindings.cli.counting import Count, judge, read_junit
 SEEDS = "1", "2", "3", "4"  # or the one that LAMELLA_TEST_SEED names
 # program, filter: small, and alone: a sanitizer runs one kernel at a time, and ranks wait for each other
 SANITIZED = [("ops_test", "linear"), ("ops_test", "ffn"), ("ops_test", "norm"), ("ops_test", "vocab")]
+# Ranks that are threads share a card's context. CUDA may load a kernel there, at its first launch, only when all that
+# runs has ended: also another rank's kernel, which waits for this very launch.
+AT_ONCE = {"CUDA_MODULE_LOADING": "EAGER"}
 TOOLS = {
     "memcheck": ["--leak-check", "no"],
     "racecheck": ["--racecheck-report", "all"],
@@ -70,7 +73,7 @@ def steps(wanted):
 def run_program(path, wanted):
     count, given = Count(), os.environ.get("LAMELLA_TEST_SEED")
     for seed in [given] if given else SEEDS:
-        status, log = gpu.run([path, *filter(None, [wanted])], 300, LAMELLA_TEST_SEED=seed)
+        status, log = gpu.run([path, *filter(None, [wanted])], 300, LAMELLA_TEST_SEED=seed, **AT_ONCE)
         count.add(judge("%s, seed %s" % (path.name, seed), log, status == 0, "status %d" % status))
     return count
 
@@ -108,7 +111,7 @@ def run_host(host):
     with tempfile.NamedTemporaryFile(suffix=".xml") as report:
         options = ["-q", "-rfE", "--tb=short", "-p", "no:cacheprovider", "--junitxml=" + report.name]
         status, log = gpu.run([gpu.python(), "-B", "-m", "pytest", *options, *files], 1200,
-                              **gpu.host_libraries())
+                              **gpu.host_libraries(), **AT_ONCE)
         count = read_junit(report.name)
     if status not in (0, 5) and not count.failed:
         count.failed = 1

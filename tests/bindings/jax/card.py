@@ -1,5 +1,5 @@
-"""JAX on a GPU, as far as a pipeline sees it: `python card.py SEED`, with libcuda_standin.so as
-libcuda.so.1 and liblamella_cuda.so.0 in the loader's path, started by test_jax_card.py.
+"""JAX on a GPU, as far as Lamella sees it: `python card.py SEED`, with libcuda_standin.so in the
+place of libcuda.so.1 and liblamella_cuda.so.0, started by test_jax_card.py.
 
 Programs are JAX's own, on the CPU. What they read and give lies in the stand-in's memory, and is
 read and written there on a stream of XLA's, in the order that XLA itself keeps: a view is read
@@ -17,10 +17,8 @@ import sys
 import threading
 import traceback
 import weakref
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "bindings/python"))
-
+import frames
 import jax
 import jax.numpy as jnp
 import lamella
@@ -30,7 +28,7 @@ from lamella.jax import native, places, streams, views
 from lamella.pipeline import Schedule
 
 SEED = int(sys.argv[1])
-DEADLINES = {"deadline_ms": 30000, "first_deadline_ms": 30000}
+DEADLINES = {"deadline_ms": 60000, "first_deadline_ms": 120000}
 jit = jax.jit
 driver = streams.driver()
 pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
@@ -234,6 +232,40 @@ def train(schedule, device, split=False, group=None, steps=2):
 # -- cases --
 
 
+def calls_of_operators():
+    """On the second device: on XLA's stream, between what XLA queues there before and after."""
+    client = clients[jax.devices()[1]]
+    x, w, y = draw(2, 3), draw(3, 4), draw(2, 4)
+    for array in (x, w, y):
+        client.give(array)
+    places_of = [client.memory[id(array)] for array in (x, w, y)]
+    shapes = [array.shape for array in (x, w, y)]
+    inputs, outputs = [*zip(places_of, shapes)][:2], [(places_of[2], y.shape)]
+    own = client.own.handle
+    absent = 1 << 2 | 1 << 3 | 1 << 4 | 1 << 6  # bias, scales, aux
+    assert frames.call("linear", inputs, outputs, own, transposed=2, absent=absent) is None
+    with client.own.current():
+        driver.cuMemsetD8Async(places_of[0], 0xFF, 24, own)
+    client.own.wait()
+    found = np.frombuffer(client.bytes_at(places_of[2], 32), np.float32).reshape(2, 4)
+    close(found, np.asarray(x) @ np.asarray(w))
+    wrong = [(places_of[0], (3, 2)), inputs[1]]
+    said = frames.call("linear", wrong, outputs, own, transposed=2, absent=absent)
+    assert said.startswith("lamella INVALID_ARGUMENT: linear: "), said
+
+
+def a_token_is_written_on_the_stream():
+    client, x, token = clients[jax.devices()[1]], draw(2, 3), draw(1)
+    y, after = draw(2, 3), draw(1)
+    for array in (x, token, y, after):
+        client.give(array)
+    at = [(client.memory[id(array)], array.shape) for array in (x, token, y, after)]
+    assert frames.call("copy_to_group", at[:2], at[2:], client.own.handle) is None
+    client.own.wait()
+    assert client.bytes_at(at[2][0], 24) == np.asarray(x).tobytes()
+    assert client.bytes_at(at[3][0], 4) == bytes(4)
+
+
 def one_rank():
     train(Schedule.build("interleaved", 1, MICROS, 4), jax.devices()[0])
 
@@ -302,8 +334,9 @@ def where_parameters_lie():
     assert not lj.PipelineStage(hidden, here).place.described
 
 
-for case in (one_rank, in_two_parts, streams_without_names, two_ranks, two_ranks_on_one_card,
-             stages_of_two_devices, where_parameters_lie):
+CASES = [calls_of_operators, a_token_is_written_on_the_stream, one_rank, in_two_parts]
+CASES += [streams_without_names, two_ranks, two_ranks_on_one_card, stages_of_two_devices]
+for case in [*CASES, where_parameters_lie]:
     try:
         case()
         said = driver.emulated_reports().decode()

@@ -1,4 +1,4 @@
-/* standin_driver.c: the calls of CUDA's driver that lamella.jax makes, and a test in JAX's place, over
+/* standin_driver.c: the calls of CUDA's driver that JAX's handlers and lamella.jax make, and a test in JAX's place, over
  * the stand-in for CUDA's runtime that the CUDA device in the same object runs on; and the stand-in
  * itself, as emulated_*.
  *
@@ -76,6 +76,21 @@ int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t n, cudaStream_t stre
   if (!depth) return NO_CONTEXT;
   return (int)cudaMemcpyAsync((void *)(uintptr_t)to, (const void *)(uintptr_t)from, n,
                               cudaMemcpyDeviceToDevice, stream);
+}
+
+EXPORT int cuPointerGetAttribute(void *out, int attribute, uint64_t memory);
+int cuPointerGetAttribute(void *out, int attribute, uint64_t memory) {
+  struct cudaPointerAttributes found;
+  if (attribute != 9 /* CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL */) return 1;
+  const int e = (int)cudaPointerGetAttributes(&found, (const void *)(uintptr_t)memory);
+  if (e == 0) *(int *)out = found.device;
+  return e;
+}
+
+EXPORT int cuMemsetD32Async(uint64_t at, unsigned value, size_t n, cudaStream_t stream);
+int cuMemsetD32Async(uint64_t at, unsigned value, size_t n, cudaStream_t stream) {
+  if (value != 0) return 1; /* all that is asked for */
+  return (int)cudaMemsetAsync((void *)(uintptr_t)at, 0, 4 * n, stream);
 }
 
 /* -- what JAX would do -- */

@@ -1,38 +1,53 @@
-"""Pipelines whose stages compute on a GPU, in JAX: emulated, see card.py. tests/gpu's run on one."""
+"""Operators' handlers and pipelines in JAX on a GPU: emulated, see card.py. tests/gpu's run on one."""
 
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from lamella import library
 
 from bindings.cli import bazel, headers
 from bindings.cli.common import ROOT
 
 SEED = int(os.environ.get("LAMELLA_TEST_SEED", secrets.randbits(32)))
 STANDIN = "tests/bindings/jax/libcuda_standin.so"
-CASES = ["one_rank", "in_two_parts", "streams_without_names", "two_ranks", "two_ranks_on_one_card"]
-CASES += ["stages_of_two_devices", "where_parameters_lie"]
+CASES = ["calls_of_operators", "a_token_is_written_on_the_stream", "one_rank", "in_two_parts"]
+CASES += ["streams_without_names", "two_ranks", "two_ranks_on_one_card", "stages_of_two_devices"]
+CASES += ["where_parameters_lie"]
 
 pytestmark = pytest.mark.skipif(
     not headers.toolkit() or headers.missing("gpu"), reason="no nvcc here, or no headers of cuBLAS"
 )
 
 
+def install(folder):
+    """The package, with the stand-in beside the library, by both of its names."""
+    package = ROOT / "bindings/python/lamella"
+    shutil.copytree(package, folder / "lamella", ignore=shutil.ignore_patterns("lib", "__pycache__"))
+    own, standin = folder / "lamella/lib", (ROOT / "bazel-bin" / STANDIN).resolve()
+    own.mkdir()
+    for name, place in library.BUILT.items():
+        (own / name).symlink_to((ROOT / place / name).resolve())
+    (own / "liblamella_cuda.so.0").unlink()
+    for name in ("libcuda.so.1", "liblamella_cuda.so.0"):
+        (own / name).symlink_to(standin)
+    return own
+
+
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
-    """By all cases, in one process: the driver and Lamella's device are one object in it."""
-    label = "//%s:%s" % tuple(STANDIN.rsplit("/", 1))
-    assert bazel.build([label]) == 0
-    folder = tmp_path_factory.mktemp("driver")
-    for name in ("libcuda.so.1", "liblamella_cuda.so.0"):
-        (folder / name).symlink_to(Path(ROOT, "bazel-bin", STANDIN).resolve())
-    path = ":".join([str(folder), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
+    """By all cases, in one process."""
+    assert bazel.build(["//%s:%s" % tuple(STANDIN.rsplit("/", 1))]) == 0
+    folder = tmp_path_factory.mktemp("card")
+    loaded = [str(install(folder)), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+    env = dict(os.environ, LD_LIBRARY_PATH=":".join(loaded), PYTHONPATH=str(folder))
     command = [sys.executable, "-B", str(Path(__file__).with_name("card.py")), str(SEED)]
-    done = subprocess.run(command, env=dict(os.environ, LD_LIBRARY_PATH=path), text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=200)
+    done = subprocess.run(command, env=env, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, timeout=400)
     return done.stdout
 
 

@@ -14,7 +14,8 @@ which orders it: thread one chain through all of a rank's calls; a second one fo
 refused where one traced function shows it. Where activations travel between
 ranks (send_activation, recv_activation), differentiate for the token too: it carries the edge.
 The outputs aux and lse are for the backward rows and carry no gradient.
-PipelineStage makes a function a stage of a Pipeline, whose other stages may be other hosts'.
+PipelineStage makes a function a stage of a Pipeline, whose other stages may be other hosts', on the
+GPU on which its parameters lie, else on the CPU.
 Failures are lamella.Error while tracing and JaxRuntimeError while running, with Lamella's line.
 """
 
