@@ -167,6 +167,8 @@ static cudaError_t check_side(const copy_work *c, const lines *l, const char *wh
 
 static void copy_lines(const copy_work *c) {
   const lines from = c->staged ? (lines){c->staged, c->width, SI_PAGEABLE} : c->from;
+  si_memory_open(c->to.place);
+  si_memory_open(from.place);
   for (size_t i = 0; i < c->height; i++)
     memmove(c->to.at + i * c->to.pitch, from.at + i * from.pitch, c->width);
 }
@@ -269,10 +271,12 @@ typedef struct fill_work {
 static si_went run_fill(si_work *w, void **state) {
   const fill_work *f = (const fill_work *)w;
   (void)state;
-  if (si_memory_check(f->at, f->bytes, w->device, "a fill that runs", "the memory") != cudaSuccess)
+  if (si_memory_check(f->at, f->bytes, w->device, "a fill that runs", "the memory")) {
     si_lose(w->device, cudaErrorIllegalAddress);
-  else
-    si_memory_fill(f->at, f->value, f->bytes);
+    return SI_ENDED;
+  }
+  si_memory_reach(w->device);
+  si_memory_fill(f->at, f->value, f->bytes);
   return SI_ENDED;
 }
 

@@ -2,7 +2,7 @@
  *
  * Invariant: all state is guarded by one lock, which every call of CUDA takes in si_enter and gives
  * back in si_leave; functions named si_ are called with it held. Device memory is open to the CPU
- * only inside si_memory_open .. si_leave.
+ * only inside si_memory_open or si_memory_reach .. si_leave.
  * Who does what: control.c the lock, chance, faults and reports; handle.c handles; memory.c
  * allocations and traps; queue.c work and its order; trace.c what is kept of it; stream.c, graph.c, copy.c, device.c calls of
  * the runtime; ipc.c other processes; fiber.c, block.c, kernel.c kernels; lt.c, lt_rules.c, lt_run.c
@@ -72,13 +72,15 @@ cudaError_t si_memory_check(const void *p, uint64_t bytes, int device, const cha
                             const char *what);
 /* Is any word of these bytes an address that work on `device` cannot reach? */
 cudaError_t si_memory_check_words(const void *bytes, size_t n, int device, const char *who);
-void si_memory_open(void);
+void si_memory_open(int place);   /* a device's; what is no device's is always open */
+void si_memory_reach(int device); /* all that work on it may touch */
+void si_memory_open_all(void);
 void si_memory_close(void);
 void si_memory_fill(char *at, int value, uint64_t bytes); /* open; within one allocation */
 void si_memory_audit(void); /* reports writes beside allocations */
 int64_t si_memory_alive(void);
 void si_memory_forget(void);
-extern const char *si_running; /* the work that runs, for the message of a trap; NULL: none */
+extern _Thread_local const char *si_running; /* the work that this thread runs; NULL: none */
 bool si_peers(int device, int peer);
 bool si_peers_enable(int device, int peer); /* false: it does not reach it */
 uint64_t si_memory_used(int device);

@@ -121,6 +121,7 @@ static si_went run_kernel(si_work *w, void **state) {
     }
     *state = begin(&k->launch, fit_on_card(&k->launch));
   }
+  si_memory_reach(w->device);
   const si_went went = go_on(*state, &k->launch, &broken);
   if (broken) si_lose(w->device, cudaErrorLaunchFailure);
   if (!broken && went != SI_ENDED) return went;

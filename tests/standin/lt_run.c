@@ -197,6 +197,7 @@ static si_went run_product(si_work *work, void **state) {
     si_lose(work->device, cudaErrorIllegalAddress);
     return SI_ENDED;
   }
+  si_memory_reach(work->device);
   if (w->id == 2) return run_halves(w, state);
   float *sums = si_new(w->p.m * w->p.n * sizeof *sums);
   multiply(w, sums);

@@ -51,8 +51,8 @@ static uint64_t used_bytes[SI_MAX_DEVICES];
 static allocation *allocations;
 static int64_t n_allocations;
 static int nothing_fd = -1, poison_fd = -1;
-static bool is_open, peers[SI_MAX_DEVICES][SI_MAX_DEVICES];
-const char *si_running;
+static bool is_open[SI_MAX_DEVICES], peers[SI_MAX_DEVICES][SI_MAX_DEVICES];
+_Thread_local const char *si_running;
 
 /* -- traps -- */
 
@@ -79,7 +79,7 @@ static const char *trouble(const void *p) {
   if (!a) return "where nothing is allocated";
   if (a->freed) return "which was freed";
   if ((const char *)p >= a->at + a->bytes) return "past the end of an allocation";
-  return "which only queued work may touch";
+  return si_running ? "which its device does not reach" : "which only queued work may touch";
 }
 
 /* The compiler's own check, or the processor's, which does not say where. */
@@ -89,7 +89,7 @@ static bool is_askew(int sig, const siginfo_t *info) {
 
 static int describe(char *line, size_t bytes, int sig, const siginfo_t *info) {
   const void *at = info->si_addr;
-  const char *who = si_running && is_open ? si_running : "the host";
+  const char *who = si_running ? si_running : "the host";
   if (is_askew(sig, info) && si_running)
     return snprintf(line, bytes, "standin: %s made an access that is not aligned\n", who);
   if (arena_of(at) < 0) return 0;
@@ -133,25 +133,41 @@ static void make_files(void) {
   munmap(p, poison_bytes);
 }
 
-static int prot_now(void) { return is_open ? PROT_READ | PROT_WRITE : PROT_NONE; }
+static int prot_now(int device) { return is_open[device] ? PROT_READ | PROT_WRITE : PROT_NONE; }
 
-static void set_open(bool open) {
-  if (is_open == open) return;
-  is_open = open;
-  for (int i = 0; i < 2 * SI_MAX_DEVICES; i++) {
-    const range *r = &ranges[i / 2][i % 2];
-    if (r->used > PAGE && mprotect(r->start, r->used, prot_now())) abort();
-  }
+static void protect(const char *at, uint64_t bytes, int prot) {
+  if (mprotect((void *)at, bytes, prot)) abort();
 }
 
-void si_memory_open(void) { set_open(true); }
-void si_memory_close(void) { set_open(false); }
+static void set_open(int device, bool open) {
+  if (is_open[device] == open) return;
+  is_open[device] = open;
+  for (const range *r = ranges[device]; r < ranges[device] + 2; r++)
+    if (r->used > PAGE) protect(r->start, r->used, prot_now(device));
+}
+
+void si_memory_open(int place) {
+  if (place >= 0) set_open(place, true);
+}
+
+void si_memory_open_all(void) {
+  for (int d = 0; d < SI_MAX_DEVICES; d++) set_open(d, true);
+}
+
+void si_memory_reach(int device) {
+  for (int d = 0; d < SI_MAX_DEVICES; d++)
+    if (si_peers(device, d)) set_open(d, true);
+}
+
+void si_memory_close(void) {
+  for (int d = 0; d < SI_MAX_DEVICES; d++) set_open(d, false);
+}
 
 /* A file with nothing in it: to touch it traps, even where writing is allowed. Offsets follow
  * addresses, so that the system sees one mapping in what was freed side by side. */
 static void map_nothing(int device, char *at, uint64_t bytes) {
-  const int flags = MAP_SHARED | MAP_FIXED | MAP_NORESERVE;
-  if (mmap(at, bytes, prot_now(), flags, nothing_fd, at - arenas[device]) == MAP_FAILED) abort();
+  const int flags = MAP_SHARED | MAP_FIXED | MAP_NORESERVE, prot = prot_now(device);
+  if (mmap(at, bytes, prot, flags, nothing_fd, at - arenas[device]) == MAP_FAILED) abort();
 }
 
 /* Pages inside small pieces' mapping, or of their own. */
@@ -163,12 +179,10 @@ static void forbid(int device, char *at, uint64_t bytes) {
  * of the same kind, and what lies between them is marked inside the mapping where it can do that. */
 static void map_small(int device, char *at, uint64_t span) {
   const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
-  const bool was_open = is_open;
-  if (mmap(at, span + PAGE, prot_now(), flags, -1, 0) == MAP_FAILED) abort();
-  forbid(device, at + span, PAGE);
-  si_memory_open();
+  if (mmap(at, span + PAGE, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED) abort();
   memset(at, POISON, span);
-  if (!was_open) si_memory_close();
+  protect(at, span + PAGE, prot_now(device));
+  forbid(device, at + span, PAGE);
 }
 
 static void map_poison(char *at, uint64_t bytes, int prot) {
@@ -188,7 +202,7 @@ void si_memory_fill(char *at, int value, uint64_t bytes) {
     return;
   }
   const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
-  must_map(first, (uint64_t)(end - first), prot_now(), flags, -1);
+  must_map(first, (uint64_t)(end - first), PROT_READ | PROT_WRITE, flags, -1);
   memset(at, 0, (size_t)(first - at));
   memset(end, 0, (size_t)(at + bytes - end));
 }
@@ -263,7 +277,7 @@ static char *pages(int place, uint64_t span) {
     map_small(place, map, span);
   } else {
     map_nothing(place, map + span, PAGE);
-    map_poison(map, span, prot_now());
+    map_poison(map, span, prot_now(place));
   }
   return map;
 }
@@ -309,14 +323,15 @@ static bool untouched(const char *p, const char *end) {
 
 static void audit(allocation *a) {
   if (a->freed || a->spoilt || a->place < 0) return;
+  if (!is_open[a->place]) protect(a->map, a->span, PROT_READ);
   a->spoilt = !untouched(a->map, a->at) || !untouched(a->at + a->bytes, a->map + a->span);
   if (a->spoilt)
     si_report("something wrote beside %p, an allocation of %llu bytes on device %d", (void *)a->at,
               (unsigned long long)a->bytes, a->place);
+  if (!is_open[a->place]) protect(a->map, a->span, PROT_NONE);
 }
 
 void si_memory_audit(void) {
-  if (n_allocations) si_memory_open();
   for (int64_t i = 0; i < n_allocations; i++) audit(&allocations[i]);
 }
 
@@ -346,7 +361,6 @@ static shown *shown_new(int fd, bool own, const standin_handle *h) {
 
 /* Its pages are nobody's again; the file stays as long as another process has it. */
 static void unshow(allocation *a) {
-  si_memory_open();
   if (a->shown->own) {
     audit(a);
     used_bytes[a->place] -= a->bytes, si_counted.live_bytes -= a->bytes;
@@ -364,7 +378,6 @@ static void release(allocation *a) {
   if (a->shown) {
     unshow(a);
   } else if (a->place >= 0) {
-    si_memory_open();
     audit(a);
     forbid(a->place, a->map, a->span);
     used_bytes[a->place] -= a->bytes, si_counted.live_bytes -= a->bytes;
@@ -408,7 +421,7 @@ static void move_to_file(allocation *a) {
   static uint64_t numbers;
   const int fd = memfd_create("standin shown", MFD_CLOEXEC);
   if (fd < 0 || ftruncate(fd, (off_t)(a->span + PAGE))) perror("standin: memfd"), abort();
-  si_memory_open();
+  si_memory_open(a->place);
   for (uint64_t done = 0; done < a->span;) {
     const ssize_t n = pwrite(fd, a->map + done, a->span - done, (off_t)done);
     if (n <= 0) perror("standin: pwrite"), abort();
@@ -456,7 +469,7 @@ cudaError_t si_memory_map(const standin_handle *h, int fd, void **out) {
   if (!arenas[h->device]) make_arena(h->device);
   char *map = take(&ranges[h->device][h->span > SMALL], h->span + PAGE);
   if (!map) return cudaErrorMemoryAllocation;
-  map_shared(map, h->span, prot_now(), fd, 0);
+  map_shared(map, h->span, prot_now(h->device), fd, 0);
   map_nothing(h->device, map + h->span, PAGE);
   shown *s = shown_new(fd, false, h);
   *out = map + h->first;
@@ -586,14 +599,14 @@ cudaError_t si_memory_check_words(const void *bytes, size_t n, int device, const
 
 void standin_peek(const void *device, void *host, size_t bytes) {
   si_enter();
-  si_memory_open();
+  si_memory_open(si_memory_place(device));
   memcpy(host, device, bytes);
   si_leave_as_is(cudaSuccess);
 }
 
 void standin_poke(void *device, const void *host, size_t bytes) {
   si_enter();
-  si_memory_open();
+  si_memory_open(si_memory_place(device));
   memcpy(device, host, bytes);
   si_leave_as_is(cudaSuccess);
 }

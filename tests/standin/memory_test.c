@@ -112,6 +112,15 @@ static void kernel_comes_late(float *p, cudaStream_t s) {
   (void)test_through(table, s);
   (void)cudaStreamSynchronize(s);
 }
+static void kernel_goes_to_another_device(float *p, cudaStream_t s) {
+  float *there, **table;
+  (void)cudaSetDevice(1);
+  (void)cudaMalloc((void **)&there, sizeof *there);
+  (void)cudaSetDevice(0);
+  table = device_copy(&there, sizeof there); /* no peer, and no check of arguments sees it */
+  (void)p, (void)test_through(table, s);
+  (void)cudaStreamSynchronize(s);
+}
 static void kernel_is_askew(float *p, cudaStream_t s) {
   (void)test_wide(p + 1, s);
   (void)cudaStreamSynchronize(s);
@@ -143,6 +152,7 @@ TEST(memory, the_host_cannot_touch_it_nor_a_kernel_leave_it) {
   CHECK_CONTAINS(last_words(host_reads), "which only queued work may touch");
   CHECK_CONTAINS(last_words(kernel_goes_past), "stray touched");
   CHECK_CONTAINS(last_words(kernel_comes_late), "which was freed");
+  CHECK_CONTAINS(last_words(kernel_goes_to_another_device), "which its device does not reach");
   CHECK_CONTAINS(last_words(kernel_is_askew), "an access that is not aligned");
 }
 

@@ -170,6 +170,7 @@ static void arrive(nc_clique *q, nc_round *r, int rank, const nc_op *op, int of)
   r->ops[rank] = *op;
   r->here[rank] = true;
   if (++r->arrived < of) return;
+  si_memory_open_all();
   if (r->from < 0) {
     r->done = is_alike(r, q->size);
     if (r->done) runs[op->what](r, q->size);

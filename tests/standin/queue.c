@@ -108,7 +108,6 @@ static si_went run(si_node *n) {
     return SI_ENDED;
   }
   if (!n->began_ns) n->began_ns = si_now_ns();
-  si_memory_open();
   si_running = w->name;
   const si_went went = w->run(w, &n->state);
   si_running = NULL;
