@@ -9,7 +9,7 @@ tests. env: more that is set there.
 """
 
 load("@lamella_config//:defs.bzl", "CUDA")
-load("//.bazel:lamella.bzl", "lam_binary", "lam_test")
+load("//.bazel:lamella.bzl", "lam_binary", "lam_library", "lam_test")
 
 _SEEDS = [1, 2]
 
@@ -26,21 +26,29 @@ _NEEDS = [
 ]
 
 def gpu_test(name, srcs, deps, seeds = _SEEDS, size = "medium", ranks = 1, cudart = False, env = {}, tags = []):
+    lam_library(
+        name = name + "_cases",
+        testonly = True,
+        srcs = srcs,
+        alwayslink = True,
+        needs = _NEEDS if cudart else [],
+        deps = deps + ["//tests:check"],
+    )
     lam_binary(
         name = name,
         testonly = True,
-        srcs = srcs,
+        srcs = [],
         linkopts = CUDART if cudart else [],
-        needs = ["cuda"] if cudart else [],
-        deps = deps + ["//tests:check"],
+        needs = ["cuda"] + _NEEDS if cudart else [],
+        deps = [name + "_cases"],
     )
     for seed in seeds:
         lam_test(
             name = "%s_emulated_%d" % (name, seed),
             size = size,
-            srcs = srcs,
+            srcs = [],
             env = dict(env, LAMELLA_TEST_RANKS = str(ranks), LAMELLA_TEST_SEED = str(seed)),
             needs = _NEEDS,
             tags = tags + ([] if seed == seeds[0] else ["nosan"]),  # sanitizers: one is enough
-            deps = deps + [":emulated"],
+            deps = [name + "_cases", ":emulated"],
         )
