@@ -1,5 +1,5 @@
 /* shm_test.c: the parts of the shared-memory engine that need no ranks: copies that peers read
- * next. */
+ * next, which form a size takes. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -43,4 +43,42 @@ TEST(fill, tries_plain_copies_again_when_their_time_has_come) {
   lam_world w = {.probe_at = 1};
   fill_once(&w, MOST, 0, 0);
   CHECK(w.probe_at == 0); /* one slow copy is not enough */
+}
+
+/* ---- Paths ----------------------------------------------------------------------------------- */
+
+TEST(path, names_the_form_that_a_size_takes) {
+  enum { KIB = 1 << 10, FEW = SHM_PACKET_RANKS, MANY = FEW + 1 };
+  static const struct {
+    int ranks;
+    uint32_t op;
+    uint64_t bytes;
+    const char *name;
+  } all[] = {
+      {1, LAM_OP_all_reduce, 64, "local"},
+      {2, LAM_OP_all_reduce, 0, "shm packet"},
+      {2, LAM_OP_all_reduce, 64, "shm packet"},
+      {FEW, LAM_OP_all_reduce, 1024, "shm packet"},
+      {2, LAM_OP_all_reduce, 1025, "shm one-shot"},
+      {MANY, LAM_OP_all_reduce, 64, "shm one-shot"},
+      {MANY, LAM_OP_all_reduce, 16 * KIB, "shm one-shot"},
+      {2, LAM_OP_all_reduce, 16 * KIB, "shm one-shot"},
+      {2, LAM_OP_all_reduce, 16 * KIB + 1, "shm two-shot"},
+      {MANY, LAM_OP_all_reduce, 16 * KIB + 1, "shm two-shot"},
+      {2, LAM_OP_all_reduce, 256 * KIB, "shm two-shot"},
+      {2, LAM_OP_all_reduce, 256 * KIB + 1, "shm two-shot, pipelined"},
+      {SHM_RANKS, LAM_OP_all_reduce, UINT64_MAX, "shm two-shot, pipelined"},
+      {2, LAM_OP_all_gather, 128 * KIB, "shm one-shot"},
+      {2, LAM_OP_reduce_scatter, 128 * KIB + 1, "shm one-shot, pipelined"},
+      {2, LAM_OP_broadcast, 128 * KIB, "shm one-shot"},
+      {2, LAM_OP_reduce, 128 * KIB + 1, "shm one-shot, pipelined"},
+      {2, LAM_OP_send_activation, 32 * KIB - 1, "shm slots"},
+      {2, LAM_OP_recv_activation, 32 * KIB, "shm slots, or read where it lies"},
+      {2, LAM_OP_linear_row, 64, "shm"},
+  };
+  for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+    const lam_group g = {.size = all[i].ranks, .engine = &lam_engine_shm};
+    NOTE("row %zu: %d ranks, %llu bytes", i, g.size, (unsigned long long)all[i].bytes);
+    CHECK_STR(lam_group_path(&g, all[i].op, all[i].bytes), all[i].name);
+  }
 }
