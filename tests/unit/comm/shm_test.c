@@ -1,7 +1,9 @@
 /* shm_test.c: the parts of the shared-memory engine that need no ranks: copies that peers read
- * next, which form a size takes. */
-#include <stdlib.h>
+ * next, which form a size takes, what is taken for a peer's memory. */
+#include <fcntl.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "plugin/comm/shm/shm.h"
 #include "tests/check.h"
@@ -81,4 +83,41 @@ TEST(path, names_the_form_that_a_size_takes) {
     NOTE("row %zu: %d ranks, %llu bytes", i, g.size, (unsigned long long)all[i].bytes);
     CHECK_STR(lam_group_path(&g, all[i].op, all[i].bytes), all[i].name);
   }
+}
+
+/* ---- A peer's memory ------------------------------------------------------------------------- */
+
+enum { SHRINK = F_SEAL_SHRINK, GROW = F_SEAL_GROW, SEAL = F_SEAL_SEAL };
+
+static void map_memory(uint64_t bytes, int seals, lam_status expected) {
+  shm_arena *a = NULL;
+  const int fd = memfd_create("peer", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  REQUIRE(fd >= 0 && ftruncate(fd, (off_t)bytes) == 0);
+  REQUIRE(seals == 0 || fcntl(fd, F_ADD_SEALS, seals) == 0);
+  NOTE("%llu bytes, seals %#x", (unsigned long long)bytes, (unsigned)seals);
+  CHECK_STATUS(lam_shm_arena_map(fd, &a), expected);
+  CHECK(!a == (expected != LAM_OK));
+  if (!a) CHECK_CONTAINS(lam_last_error(), "a peer's memory is not sealed or of another size");
+  lam_shm_arena_release(a);
+  CHECK(fcntl(fd, F_GETFD) >= 0); /* still the caller's */
+  close(fd);
+}
+
+TEST(arena, maps_sealed_memory_of_its_size_alone) {
+  const int all = SHRINK | GROW | SEAL;
+  map_memory(SHM_ARENA_BYTES, all, LAM_OK);
+  FOR_EACH(seals, 0, SHRINK, GROW, SEAL, SHRINK | GROW, SHRINK | SEAL, GROW | SEAL)
+  map_memory(SHM_ARENA_BYTES, seals, LAM_INTERNAL);
+  map_memory(0, all, LAM_INTERNAL);
+  map_memory(SHM_ARENA_BYTES - 4096, all, LAM_INTERNAL);
+  map_memory(SHM_ARENA_BYTES + 4096, all, LAM_INTERNAL);
+}
+
+TEST(arena, refuses_what_is_no_shared_memory) {
+  shm_arena *a = NULL;
+  const int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+  CHECK_STATUS(lam_shm_arena_map(fd, &a), LAM_INTERNAL);
+  CHECK_STATUS(lam_shm_arena_map(-1, &a), LAM_INTERNAL);
+  CHECK(!a);
+  close(fd);
 }
