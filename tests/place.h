@@ -16,7 +16,7 @@
 
 #include "kernels/device.h"
 
-bool place_is_named(void); /* whether a device is, without touching it: its use may be a child's alone */
+bool place_is_named(void); /* asks no device: for programs whose children alone use it */
 const lam_device *place_device(void); /* NULL: the host */
 static inline bool place_is_host(void) { return place_device() == NULL; }
 const char *place_missing(void); /* why the named device cannot be had; NULL: it can */

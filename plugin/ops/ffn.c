@@ -172,12 +172,12 @@ void lam_op_ffn_needs(const lam_op_call *call, lam_op_needs *out) {
     out->scratch_bytes += lam_elements_bytes(most, hidden_cols(call), LAM_F8E4M3) + sizeof(float);
 }
 
-/* Few rows, nobody to sum with: no plan is made, and what is between the products lies on the stack.
- * That saves a small call 6 of 98 ns. */
+/* Few rows, nobody to sum with: no plan is made, and what is between the products lies on the
+ * stack. That saves a small call 6 of 98 ns. */
 static bool is_small(const lam_op_call *call) {
   const lam_matrix *x = &call->in[0];
   return lam_chunks_are_one(call, x->rows) && !lam_op_peers(call) && !call->attr.gated &&
-         !call->scratch && x->dtype <= LAM_BF16 &&
+         !call->scratch && !is_f8(call) &&
          lam_elements_bytes(x->rows, hidden_cols(call), x->dtype) <= LAM_NEAR_BYTES;
 }
 

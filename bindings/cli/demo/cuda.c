@@ -2,8 +2,8 @@
  *
  * Workers are processes. They take the machine's GPUs in turn, and share one where there are fewer;
  * how activations and sums then travel is Lamella's own choice (CUDA IPC, or through the host).
- * Invariant: nothing waits for the GPU but read, write, finish, loss and close. Leaves the loops to
- * cuda.cu. */
+ * Invariant: nothing waits for the GPU but read, write, finish, loss and close, and CUDA itself
+ * where memory is taken and given back. Leaves the loops to cuda.cu. */
 #include <cuda_runtime_api.h>
 
 #include "bindings/cli/demo/cuda.h"

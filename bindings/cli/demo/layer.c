@@ -51,7 +51,7 @@ lam_status layer_backward(const model *m, int layer, layer_room *room, matrix x,
               /* group split seq total unit chunks dtype acc */
               ATTRS(I(tp), I(1), I(0), I(hidden), I(head), I(0), I(0), I(1))));
   here->attention_backward(s->qkv, m->o->sequence, heads, room->attention, s->o, s->lse, room->d_o,
-                     room->d_qkv);
+                           room->d_qkv);
   TRY(call_op(ctx, LAM_OP_linear_col_bwd, IN(room->d_qkv, s->h1, p[QKV].w),
               OUT(room->d_h, param_grad(&p[QKV])),
               /* group seq chunks acc */
@@ -76,7 +76,7 @@ lam_status layer_backward_input(const model *m, int layer, layer_room *room, mat
   TRY(call_op(ctx, LAM_OP_linear_row_dgrad, IN(d_mid, p[ATTENTION_OUT].w), OUT(room->d_o),
               ATTRS(I(tp), I(1), I(0), I(hidden), I(head)))); /* group split seq total unit */
   here->attention_backward(s->qkv, m->o->sequence, heads, room->attention, s->o, s->lse, room->d_o,
-                     room->d_qkv);
+                           room->d_qkv);
   here->copy(room->d_qkv.data, d_qkv.data, matrix_bytes(d_qkv));
   TRY(call_op(ctx, LAM_OP_linear_col_dgrad, IN(d_qkv, p[QKV].w), OUT(room->d_h), ATTRS(I(tp))));
   here->norm_backward(room->d_h, x, p[NORM1].master, s->r1, d_mid, d_x, p[NORM1].grad);

@@ -60,6 +60,7 @@ static lam_status observe_steps(worker *w, line *l, record *mine, record *all) {
     TRY(record_take(w, l, mine));
     TRY(gather(w, mine, sizeof *mine, all ? all + i * w->size : NULL));
   }
+  TRY(here->finish()); /* what failed on a GPU is told here, at the latest */
   TRY(explain(w, l, text));
   for (int i = 0; all && i < n * w->size; i++) all[i].report.events = all[i].events;
   return w->rank ? LAM_OK : report(w, l, all, n, text);

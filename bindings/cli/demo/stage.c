@@ -153,7 +153,7 @@ static lam_status forward(stage *s, const lam_stage_io *io) {
     here->batch(s->text, m->o, io->step, io->micro, saved->tokens, saved->targets);
   if (m->embedding)
     here->embed_forward(saved->tokens, m->o->sequence, m->embedding->master, m->position->master,
-                  saved->x);
+                        saved->x);
   else
     saved->x = slot(&io->in[0], m->o->bits);
 

@@ -18,7 +18,7 @@ lam_status lam_nccl_check(const lam_nccl *n) {
   return n->over ? lam_fail(LAM_POISONED, "the group's communicators were aborted") : LAM_OK;
 }
 
-/* With the lock held, of a call whose failure its caller ends the group with. A refusal ends nothing. */
+/* With the lock held: the caller ends the group with this failure. A refusal ends nothing. */
 static lam_status noted(lam_nccl *n, lam_status status) {
   if (lam_status_ends_group(status)) n->is_failing = true;
   return status;
@@ -56,7 +56,10 @@ static lam_status wait_while(lam_nccl *n, nccl_link *k, const char *what,
     LAM_TRY(status);
     if (!is_busy) return LAM_OK;
     const int64_t waited = lam_clock_ns() - start;
-    LAM_TRY(look_around(n, what, waited));
+    pthread_mutex_lock(&n->lock);
+    status = noted(n, look_around(n, what, waited));
+    pthread_mutex_unlock(&n->lock);
+    LAM_TRY(status);
     nap(waited);
   }
 }

@@ -1,6 +1,6 @@
-/* standin_driver.c: the calls of CUDA's driver that JAX's handlers and lamella.jax make, and a test in JAX's place, over
- * the stand-in for CUDA's runtime that the CUDA device in the same object runs on; and the stand-in
- * itself, as emulated_*.
+/* standin_driver.c: a driver of CUDA's for tests in JAX's place: the calls that JAX's handlers and
+ * lamella.jax make of one, over the stand-in for CUDA's runtime on which the CUDA device in the same
+ * object runs; and the stand-in itself, as emulated_*.
  *
  * Invariant: as the driver, what makes something refuses a thread without a current context; a
  * context is a device's number and one more.

@@ -72,7 +72,8 @@ static void on_the_pool_alone(int rank, int size, void *arg) {
   lam_context *ctx = model_context(&h);
   serve(ctx, ctx, 1 + POOL_THREADS + CLIENTS);
   /* a thread is counted for a moment after it was joined */
-  for (int64_t start = await_start(); count_tasks() > 1 + POOL_THREADS && await_more(start);) continue;
+  const int64_t start = await_start();
+  while (count_tasks() > 1 + POOL_THREADS && await_more(start)) continue;
   CHECK_EQ(count_tasks(), 1 + POOL_THREADS);
   CHECK(p.sections > 0 && p.by_pool > 0);
   lam_context_destroy(ctx);

@@ -26,7 +26,7 @@ static const char *const all[] = {"LAMELLA_RANK",
                                   "SLURM_JOB_ID",
                                   "SLURM_STEP_ID"};
 
-/* Starts at the same time, on this machine, must differ: an @ becomes 8 digits that only this one has. */
+/* Starts at the same time, on this machine, must differ: an @ becomes 8 digits of this one's. */
 static pid_t start_number;
 static void name_start(const char *settings, char *text, size_t room) {
   size_t n = 0;

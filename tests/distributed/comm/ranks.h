@@ -43,8 +43,8 @@ static inline int64_t now_ms(void) {
   return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-/* When the first rank to ask did so: the first that has waited too long ends the wait of all. *since
- * is 0 before, and seen by all. */
+/* When the first rank to ask did so: the first that has waited too long ends the wait of all.
+ * *since is 0 before, and seen by all. */
 static inline int64_t since_first(_Atomic int64_t *since) {
   int64_t nobody = 0;
   const int64_t now = now_ms();

@@ -1,6 +1,6 @@
-/* mixed_processes_test.c: two groups over ranks in processes of their own, which share a card and read each
- * other's memory by CUDA IPC, or go through the host: the second has the first one's ranks in the other
- * order.
+/* mixed_processes_test.c: two groups over ranks in processes of their own, which share a card and
+ * read each other's memory by CUDA IPC, or go through the host: the second has the first one's ranks
+ * in the other order.
  * Alone in its program: CUDA is used in the children only. Leaves threads to mixed_test.c. */
 #include <stdlib.h>
 #include <string.h>
