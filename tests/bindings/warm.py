@@ -8,9 +8,10 @@ The second is what `program` writes: it stands where an interpreter would. It ha
 environment, folder and streams over, passes signals on, and ends as the fork does; where it is
 killed, so is the fork.
 Invariant: the process that forks has one thread, has run no backward pass and knows nothing of
-Lamella, which each fork imports for itself. A fork computes on the CPU, on one thread. Leaves
-programs that must be loaded afresh (LD_PRELOAD, other packages, a limit of memory) to the real
-interpreter.
+Lamella, which each fork imports for itself. A fork computes on the CPU, on one thread. What a
+client does, or leaves undone, ends no other's fork. Leaves programs that must be loaded afresh to the
+real interpreter: with LD_PRELOAD, other packages, a limit of memory, or other variables than the
+server's that are read at import or before (JAX_*, TORCH_*, PYTHON* but PYTHONPATH).
 """
 
 import contextlib
@@ -47,8 +48,7 @@ def program(folder):
     """The path of warm-python, which is there as long as the block. All that give the same folder
     share one server."""
     folder, users = Path(folder), socket.socket(socket.AF_UNIX)
-    with open(folder / "warm.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder):
         try:
             users.connect(str(folder / "warm.socket"))
         except OSError:
@@ -59,13 +59,22 @@ def program(folder):
         yield str(folder / "warm-python")
 
 
+@contextlib.contextmanager
+def locked(folder):
+    """For users that come, and a server that ends."""
+    with open(folder / "warm.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def write(path, where):
     path.write_text(PROGRAM % (sys.executable, str(Path(__file__).parent), str(where)))
     path.chmod(0o700)
 
 
 def start(folder):
-    """A server, ready."""
+    """A server, ready, in the place of one that was killed."""
+    (folder / "warm.socket").unlink(missing_ok=True)
     env = {name: value for name, value in os.environ.items() if name not in OWN}
     with open(folder / "warm.log", "wb") as log:
         server = subprocess.Popen(
@@ -85,13 +94,20 @@ def start(folder):
 
 def hand_over(path):
     """Ends this process as what was asked for ends."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # their bytes follow the request
     server = socket.socket(socket.AF_UNIX)
     server.connect(path)
+
+    def pass_on(number, frame):
+        with contextlib.suppress(OSError):  # what was asked for has ended
+            server.send(bytes([number]))
+
     for number in PASSED_ON:
-        signal.signal(number, lambda number, frame: server.send(bytes([number])))
+        signal.signal(number, pass_on)
     asked = json.dumps([sys.argv[1:], dict(os.environ), os.getcwd()]).encode()
     socket.send_fds(server, [len(asked).to_bytes(LENGTH, "little")], [0, 1, 2])
     server.sendall(asked)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     ended = server.recv(LENGTH)
     if not ended:
         sys.exit("warm-python: its server has ended")
@@ -154,9 +170,11 @@ class Server:
 
     def ends(self):
         """Nobody can come any more, unless somebody just did."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path)
-        return not self.accept(self.listener) and not self.connections
+        with contextlib.suppress(FileNotFoundError), locked(Path(self.path).parent):
+            self.accept(self.listener)
+            if not self.connections:
+                os.unlink(self.path)
+        return not self.connections
 
     def accept(self, listener):
         with contextlib.suppress(BlockingIOError):
@@ -174,12 +192,12 @@ class Server:
                 self.ready.unregister(connection)
             return None
         head, streams, _, _ = socket.recv_fds(connection, LENGTH, 3)
-        if not head:
-            self.forget(connection)
-            return None
-        with connection.makefile("rb") as file:
-            asked = json.loads(file.read(int.from_bytes(head, "little")))
-        return self.fork(connection, asked, streams)
+        asked = read(connection, int.from_bytes(head, "little"))
+        if asked:
+            return self.fork(connection, asked, streams)
+        close(streams)
+        self.forget(connection)
+        return None
 
     def fork(self, connection, asked, streams):
         child = os.fork()
@@ -190,8 +208,7 @@ class Server:
             for one in (self.ready, self.listener, *self.connections):
                 one.close()  # not by its number, which it would close once more at the end
             return [*asked, streams]
-        for stream in streams:
-            os.close(stream)
+        close(streams)
         self.forks[connection] = child
         end = os.pidfd_open(child)
         self.ready.register(end, selectors.EVENT_READ, lambda end: self.note(end, connection))
@@ -212,6 +229,17 @@ class Server:
         connection.close()
 
 
+def read(connection, n):
+    """A request of n bytes, and no byte more: signals follow. None of a client that breaks off."""
+    with contextlib.suppress(OSError, ValueError, OverflowError, MemoryError):
+        return json.loads(connection.recv(n, socket.MSG_WAITALL))
+
+
+def close(streams):
+    for stream in streams:
+        os.close(stream)
+
+
 # -- a fork --
 
 
@@ -227,6 +255,8 @@ def become(arguments, environment, folder, streams):
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()  # by chance, as where it is loaded afresh
     unbuffered = False
     while arguments[0] in ("-B", "-u"):
         unbuffered = arguments.pop(0) == "-u" or unbuffered
