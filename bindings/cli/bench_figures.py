@@ -13,30 +13,42 @@ from dataclasses import dataclass
 from bindings.cli.common import ROOT, Problem, say
 
 
+class Figure(float):
+    """A figure of one round, and the spread that its program printed beside it (None: none)."""
+
+    def __new__(cls, figure, spread=None):
+        self = super().__new__(cls, figure)
+        self.spread = spread
+        return self
+
+
 @dataclass
 class Row:
     """One row of the table: INTERFACE form {name, figure, unit, spread, peer, peer_figure, ratio, goal, met, note}."""
 
     name: str
-    figure: float
+    figure: float | None         # None: it is a difference from a peer that is not on this machine
     unit: str
-    spread: float                # (max - min) / median of the rounds
+    spread: float | None         # (max - min) / median of the rounds; of one round its program's own, if it has one
     peer: str = ""               # what it is compared with; "" = nothing
     peer_figure: float | None = None
     ratio: float | None = None   # figure / peer_figure, median of the rounds
-    goal: str = ""               # as text, e.g. "<= 1.03"
+    goal: str = ""               # as text, e.g. "<= 1.03" or "0.95 to 1.05"
     met: bool | None = None      # None: no goal, or no peer on this machine
     note: str = ""
 
 
 def judge(value: float, goal: str) -> bool:
-    """Whether `value` meets a goal written as "<= 1.03" or ">= 0.9"."""
+    """Whether `value` meets a goal written as "<= 1.03", ">= 0.9" or "0.95 to 1.05"."""
+    if " to " in goal:
+        least, most = goal.split(" to ")
+        return float(least) <= value <= float(most)
     sign, bound = goal.split()
     return value <= float(bound) if sign == "<=" else value >= float(bound)
 
 
-def measure(command: list[str], timeout: int = 300) -> dict[str, float]:
-    """Run a bench program once: {name: figure} of its lines."""
+def output(command: list[str], timeout: int = 300) -> str:
+    """What a program prints that ends well."""
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
     except FileNotFoundError as missing:
@@ -46,8 +58,18 @@ def measure(command: list[str], timeout: int = 300) -> dict[str, float]:
     if done.returncode:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
         raise Problem(f"{' '.join(command[:4])} failed: {last[0]}")
-    lines = [line.split() for line in done.stdout.splitlines() if not line.startswith("#")]
-    return {f[0]: float(f[1]) for f in lines if len(f) >= 3 and is_number(f[1])}
+    return done.stdout
+
+
+def measure(command: list[str], timeout: int = 300) -> dict[str, Figure]:
+    """Run a bench program once: {name: figure} of its lines."""
+    lines = [line.split() for line in output(command, timeout).splitlines() if not line.startswith("#")]
+    return {f[0]: Figure(f[1], own_spread(f)) for f in lines if len(f) >= 3 and is_number(f[1])}
+
+
+def own_spread(fields: list[str]) -> float | None:
+    """Of a line `name figure unit spread`, which may lack the last."""
+    return float(fields[3]) if len(fields) > 3 and is_number(fields[3]) else None
 
 
 def is_number(text: str) -> bool:
@@ -76,7 +98,10 @@ def require(figures: dict, *names: str) -> None:
         raise Problem(f"a goal is on {', '.join(missing)}, which no program printed")
 
 
-def spread(values: list[float]) -> float:
+def spread(values: list[float]) -> float | None:
+    """(max - min) / median of the rounds. One round has none: its program's own, where it printed one."""
+    if len(values) == 1:
+        return getattr(values[0], "spread", None)
     middle = abs(statistics.median(values))
     return (max(values) - min(values)) / middle if middle else 0.0
 

@@ -24,9 +24,17 @@ def table(rows: list[Row]) -> str:
 
 def row_cells(row: Row) -> tuple[str, ...]:
     met = {True: "yes", False: "NO", None: "-"}[row.met]
-    peers = "" if row.peer_figure is None else f"{row.peer_figure:.4g}"
-    ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
-    return (row.name, f"{row.figure:.4g} {row.unit}", f"{row.spread:.0%}", row.peer, peers, ratio, row.goal, met, row.note)
+    peers, ratio = shown(row.peer_figure, ".4g"), shown(row.ratio, ".3f")
+    return (row.name, figure(row), shown(row.spread, ".0%"), row.peer, peers, ratio, row.goal, met, row.note)
+
+
+def figure(row: Row) -> str:
+    return "" if row.figure is None else f"{row.figure:.4g} {row.unit}"
+
+
+def shown(value: float | None, form: str) -> str:
+    """Nothing where there is no value."""
+    return "" if value is None else format(value, form)
 
 
 def markdown(rows: list[Row], about: dict) -> str:
@@ -41,10 +49,9 @@ def rows_markdown(rows: list[Row]) -> str:
 
 
 def markdown_cells(row: Row) -> tuple[str, ...]:
-    peer = row.peer if row.peer_figure is None else f"{row.peer} {row.peer_figure:.4g}"
-    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+    peer = f"{row.peer} {shown(row.peer_figure, '.4g')}".strip()
     met = {True: "yes", False: "**no**", None: ""}[row.met]
-    return (row.name, f"{row.figure:.4g} {row.unit}", f"{row.spread:.0%}", peer, ratio, row.goal, met)
+    return (row.name, figure(row), shown(row.spread, ".0%"), peer, shown(row.ratio, ".2f"), row.goal, met)
 
 
 def summary(group):

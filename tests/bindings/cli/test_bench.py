@@ -28,7 +28,7 @@ def test_rows_come_as_text_as_markdown_and_as_json(tmp_path):
     assert "NO" in bench_table.table(rows) and "peer" in bench_table.table(rows)
     text = bench_table.markdown(rows, {"cores": 2, "cpu": "X", "kernel": "6", "commit": "abc"})
     assert text.startswith("2 cores of X, Linux 6, commit abc.")
-    assert "| a | 1.1 ms | 18% |  |  | <= 1 | **no** |" in text and "| b | 2 us | 0% | peer 1 | 2.00 |  |  |" in text
+    assert "| a | 1.1 ms | 18% |  |  | <= 1 | **no** |" in text and "| b | 2 us |  | peer 1 | 2.00 |  |  |" in text
     bench_table.write(tmp_path / "rows", json.dumps(1))
     assert (tmp_path / "rows").read_text() == "1"
 
@@ -40,8 +40,8 @@ def test_json_has_the_machine_and_for_each_row_these_keys():
     assert set(written["machine"]) == {"cpu", "cores", "kernel", "commit"}
     keys = ["name", "figure", "unit", "spread", "peer", "peer_figure", "ratio", "goal", "met", "note"]
     assert [list(row) for row in written["rows"]] == [keys, keys]
-    assert list(written["rows"][0].values()) == ["a", 2.0, "ms", 0.0, "", None, None, "", None, ""]
-    assert list(written["rows"][1].values()) == ["b", 2.0, "us", 0.0, "peer", 1.0, 2.0, "<= 1.1", False, "why"]
+    assert list(written["rows"][0].values()) == ["a", 2.0, "ms", None, "", None, None, "", None, ""]
+    assert list(written["rows"][1].values()) == ["b", 2.0, "us", None, "peer", 1.0, 2.0, "<= 1.1", False, "why"]
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder/x", "/"])
@@ -59,6 +59,15 @@ def test_a_program_that_fails_or_is_not_there_is_one_line():
 
 def test_lines_of_a_program_are_its_figures():
     assert bench_figures.measure(["printf", "# a comment\na 1.5 us 0.1\nnonsense\nb/2 3 ns 0\n"]) == {"a": 1.5, "b/2": 3.0}
+
+
+@pytest.mark.parametrize("line, own, shown", [("a 1.5 us 0.25", 0.25, "25%"), ("a 1.5 us", None, "")])
+def test_of_one_round_the_spread_is_its_programs_own(line, own, shown):
+    figures = bench_figures.rounds({"program": ["printf", f"{line}\n"]}, 1)["program"]["a"]
+    rows = [bench_figures.alone("a", "us", figures), bench_figures.compare("a", "us", figures, "peer", [3.0])]
+    assert [row.spread for row in rows] == [own, own]
+    assert f"| 1.5 us | {shown} |" in bench_table.rows_markdown(rows)
+    assert bench_figures.alone("a", "us", figures + figures).spread == 0
 
 
 def test_pairs_of_schedules_in_another_order_are_counted_where_they_differ():
