@@ -106,8 +106,10 @@ def spread(values: list[float]) -> float | None:
     return (max(values) - min(values)) / middle if middle else 0.0
 
 
-def compare(name: str, unit: str, ours: list[float], peer: str, theirs: list[float], goal: str = "", note: str = "") -> Row:
-    """A row from paired rounds: medians, and the median of the rounds' ratios."""
+def compare(name: str, unit: str, ours: list[float], peer: str, theirs: list[float] | None, goal: str = "", note: str = "") -> Row:
+    """A row from paired rounds: medians, and the median of the rounds' ratios. Without `theirs` it stays, and is not judged."""
+    if theirs is None:
+        return Row(name, statistics.median(ours), unit, spread(ours), peer, goal=goal, note=note)
     ratio = statistics.median(a / b for a, b in zip(ours, theirs))
     return Row(name, statistics.median(ours), unit, spread(ours), peer, statistics.median(theirs), ratio, goal,
                judge(ratio, goal) if goal else None, note)

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from bindings.cli import bench_hosts, bench_jax, bench_rows, bench_train
+from bindings.cli import bench_hosts, bench_jax, bench_rows, bench_table, bench_train
 from bindings.cli.common import ROOT, Problem
 
 def named(kinds, sizes):
@@ -86,7 +86,16 @@ GOALS = {
 
 
 @pytest.fixture
-def printed(monkeypatch):
+def mpirun(monkeypatch, tmp_path):
+    """A launcher that is never run: tests take it away."""
+    path = tmp_path / "mpirun"
+    path.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return path
+
+
+@pytest.fixture
+def printed(monkeypatch, mpirun):
     """The names that rounds gives, to be changed by a test."""
     names = {command: list(lines) for command, lines in PRINTED.items()}
     figures = {"f32_product": SLOW}
@@ -112,6 +121,7 @@ def test_each_group_has_its_goals(printed, group):
     "command, figure",
     [
         ("lamella", "all_reduce/4096"),
+        ("lamella", "one_way_given/1048576"),
         ("open mpi", "one_way/1048576"),
         ("a killed rank", "killed_worst/pull"),
         ("ffn", "ffn_bf16_m512_plain"),
@@ -137,6 +147,19 @@ def test_a_figure_by_another_name_does_not_lose_its_goal_unnoticed(printed, comm
     printed[command][printed[command].index(figure)] = "renamed"
     with pytest.raises(Problem, match=f"a goal is on {figure}, which no program printed"):
         bench_rows.GROUPS[group](3)
+
+
+def test_without_open_mpi_its_rows_stay_and_are_not_judged(printed, mpirun):
+    with_peer = bench_rows.comm(3)
+    mpirun.unlink()
+    rows = bench_rows.comm(3)
+    assert [(row.name, row.goal, row.peer) for row in rows] == [(row.name, row.goal, row.peer) for row in with_peer]
+    lost = [row for row in rows if "no mpirun" in row.note]
+    assert [row.name for row in lost] == [row.name for row in with_peer if "Open MPI" in row.name + row.peer]
+    assert {(row.peer_figure, row.ratio, row.met) for row in lost} == {(None, None, None)}
+    assert all(row.figure == 1 for row in lost if row.peer) and "Open MPI" in bench_table.table(rows)
+    assert "less Open MPI's |  |  |  |  | <= 0.15 |  |" in bench_table.rows_markdown(rows)
+    assert all(row.met is not None for row in rows if row.goal and row not in lost)
 
 
 def test_where_torch_is_not_slow_the_goal_is_on_onednns_time(printed, monkeypatch):
