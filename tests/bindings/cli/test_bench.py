@@ -1,5 +1,6 @@
 """The bench command's arithmetic and tables; what is measured is the programs' own."""
 
+import argparse
 import json
 
 import pytest
@@ -42,6 +43,60 @@ def test_json_has_the_machine_and_for_each_row_these_keys():
     assert [list(row) for row in written["rows"]] == [keys, keys]
     assert list(written["rows"][0].values()) == ["a", 2.0, "ms", None, "", None, None, "", None, ""]
     assert list(written["rows"][1].values()) == ["b", 2.0, "us", None, "peer", 1.0, 2.0, "<= 1.1", False, "why"]
+
+
+def beside_nothing(n):
+    """a figure of a program, and one whose peer is not on this machine"""
+    figures = bench_figures.rounds({"program": ["printf", "a 2 us 0.25\n"]}, n)["program"]["a"]
+    return [bench_figures.alone("a", "us", figures, "<= 1"), bench_figures.compare("b", "us", figures, "peer", None, "<= 1.1", "why")]
+
+
+def lost(n):
+    """a group that fails"""
+    raise Problem("gone")
+
+
+@pytest.fixture
+def main(monkeypatch, tmp_path):
+    """The command with these two groups, as it is typed: its status, and what it wrote as JSON."""
+    monkeypatch.setattr(bench, "GROUPS", {group.__name__: group for group in (lost, beside_nothing)})
+    monkeypatch.setattr(bench.packages, "ensure", lambda command: [])
+    monkeypatch.setattr(bench.bazel, "build", lambda targets: 0)
+
+    def run(*arguments):
+        parser, file = argparse.ArgumentParser(), tmp_path / "rows.json"
+        bench.add_arguments(parser)
+        status = bench.main(parser.parse_args(["--json", str(file), *arguments]))
+        return status, json.loads(file.read_text())
+
+    return run
+
+
+def test_the_command_writes_what_its_groups_measured(main, capsys):
+    status, written = main("--only", "beside_nothing", "--rounds", "1")
+    assert status == 0 and set(written) == {"machine", "rows"} and written["machine"]["cores"] >= 1
+    assert written["rows"] == [
+        {"name": "a", "figure": 2.0, "unit": "us", "spread": 0.25, "peer": "", "peer_figure": None, "ratio": None,
+         "goal": "<= 1", "met": False, "note": ""},
+        {"name": "b", "figure": 2.0, "unit": "us", "spread": 0.25, "peer": "peer", "peer_figure": None, "ratio": None,
+         "goal": "<= 1.1", "met": None, "note": "why"},
+    ]
+    assert "2 us" in capsys.readouterr().out
+
+
+def test_a_group_that_fails_leaves_the_others_their_rows(main, capsys):
+    status, written = main()
+    assert status == 1 and [row["name"] for row in written["rows"]] == ["a", "b"]
+    said = capsys.readouterr()
+    assert "bench lost: gone" in said.out + said.err
+
+
+def test_packages_that_cannot_be_had_leave_the_groups_their_turn(main, monkeypatch, capsys):
+    monkeypatch.setattr(bench.packages, "ensure", lost)
+    status, written = main("--only", "beside_nothing")
+    assert status == 0 and len(written["rows"]) == 2
+    said = capsys.readouterr()
+    assert "bench: gone" in said.out + said.err
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder/x", "/"])

@@ -86,16 +86,17 @@ GOALS = {
 
 
 @pytest.fixture
-def mpirun(monkeypatch, tmp_path):
-    """A launcher that is never run: tests take it away."""
-    path = tmp_path / "mpirun"
-    path.touch(mode=0o755)
+def open_mpi(monkeypatch, tmp_path):
+    """A folder with its launcher and the program for it, neither ever run: tests take them away."""
+    for name in ("mpirun", "comm_bench_mpi"):
+        (tmp_path / name).touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    return path
+    monkeypatch.setattr(bench_rows, "PROGRAMS", tmp_path)
+    return tmp_path
 
 
 @pytest.fixture
-def printed(monkeypatch, mpirun):
+def printed(monkeypatch, open_mpi):
     """The names that rounds gives, to be changed by a test."""
     names = {command: list(lines) for command, lines in PRINTED.items()}
     figures = {"f32_product": SLOW}
@@ -149,12 +150,13 @@ def test_a_figure_by_another_name_does_not_lose_its_goal_unnoticed(printed, comm
         bench_rows.GROUPS[group](3)
 
 
-def test_without_open_mpi_its_rows_stay_and_are_not_judged(printed, mpirun):
+@pytest.mark.parametrize("absent", ["mpirun", "comm_bench_mpi"])
+def test_without_open_mpi_its_rows_stay_and_are_not_judged(printed, open_mpi, absent):
     with_peer = bench_rows.comm(3)
-    mpirun.unlink()
+    (open_mpi / absent).unlink()
     rows = bench_rows.comm(3)
     assert [(row.name, row.goal, row.peer) for row in rows] == [(row.name, row.goal, row.peer) for row in with_peer]
-    lost = [row for row in rows if "no mpirun" in row.note]
+    lost = [row for row in rows if "no Open MPI" in row.note]
     assert [row.name for row in lost] == [row.name for row in with_peer if "Open MPI" in row.name + row.peer]
     assert {(row.peer_figure, row.ratio, row.met) for row in lost} == {(None, None, None)}
     assert all(row.figure == 1 for row in lost if row.peer) and "Open MPI" in bench_table.table(rows)
