@@ -18,6 +18,13 @@ def test_a_ratio_is_the_median_of_the_rounds_own():
     assert bench_figures.compare("a", "us", [2.0], "peer", [1.0]).met is None
 
 
+@pytest.mark.parametrize("figure, met", [(0.94, False), (0.95, True), (1.0, True), (1.05, True), (1.06, False)])
+def test_a_prediction_may_be_missed_either_way(figure, met):
+    row = bench_figures.compare("a", "us", [figure], "simulated", [1.0], "0.95 to 1.05")
+    assert (row.goal, row.met) == ("0.95 to 1.05", met)
+    assert f"| simulated 1 | {figure:.2f} | 0.95 to 1.05 |" in bench_table.rows_markdown([row])
+
+
 def test_a_goal_may_be_on_the_figure_itself():
     assert bench_figures.alone("a", "ms", ROUNDS, ">= 1.05").met is True
     assert bench_figures.alone("a", "ms", ROUNDS, "<= 1.05").met is False

@@ -1,9 +1,10 @@
 """The bench's rows: which figures of which programs get which goals.
 
-The programs do not run here: `rounds` is faked with the names that they print. The groups that need
-the demo's program are tested with it.
+The programs do not run here: `rounds` is faked with the names that they print, and `output` with what
+the demo says of itself.
 """
 
+import json
 import re
 
 import pytest
@@ -33,6 +34,13 @@ CROSSED = (64, 4096, 65536, 1 << 20, 4 << 20, 16 << 20)
 CROSSINGS = named(["all_reduce", "all_gather", "one_way"], CROSSED)
 
 
+ACTIONS = ("action_p1", "action_local", "action_p2", "overhead_p2", "turn_p2", "clock")
+SYNTHETIC = [f"synthetic_{schedule}_{world}" for world in ("p4_m8", "p8_m16") for schedule in ("gpipe", "1f1b", "zb-h1")]
+DEMO_SCHEDULES = ("gpipe", "1f1b")
+STEP = ["step", "pipeline", "tokens_per_second", "peak_bytes", "predicted_bytes"]
+BESIDE_ONEDNN = [f"{dtype}, {threads}" for dtype in ("f32", "bf16") for threads in ("1 thread", "2 threads")]
+
+
 # What each command of a group prints.
 SHARED = named(["all_reduce", "all_gather", "reduce_scatter"], SIZES) + named(["one_way"], MOVED)
 WAYS = ("one_way", "one_way_given", "one_way_between_given")
@@ -55,6 +63,12 @@ PRINTED = {
     "ffn by XLA": [f"ffn_{case}" for case in JAX_CASES],
     "train step": ["f32_product", "step/pipelining", *(f"{kind}/{linear}_{schedule}" for linear in ("torch", "lamella")
                    for schedule in ("1f1b", "zbv") for kind in ("step", "idle", "simulated"))],
+    "pipeline": [f"pipeline_{action}" for action in ACTIONS],
+    "synthetic": [f"{name}_{way}" for name in SYNTHETIC for way in ("measured", "simulated", "metering")],
+    "one worker": STEP,
+    "tp=2": STEP,
+    **{name: [*STEP, "observed", "simulated"] for name in ("pp=2", *DEMO_SCHEDULES)},
+    **{name: ["step", "onednn_alone", "share", "step_rate", "onednn_rate"] for name in BESIDE_ONEDNN},
     "kernels": ["gemm_f32_512x512x512/onednn", "gemm_f32_512x512x512/packed", "act_gelu_f32"],
 }
 
@@ -81,6 +95,14 @@ GOALS = {
     "hosts_train": [(f"train {row}, {name}, {schedule}", goal) for schedule in ("1f1b", "zbv")
                     for name, goals in (("the same modules", ("<= 0.97", "<= 2")), ("Lamella's linear layers", ("<= 0.60", "<= 2")))
                     for row, goal in zip(("step", "idle off the simulated"), goals)],
+    "pipeline": [(f"pipeline_{action}", "<= 2") for action in ACTIONS]
+    + [(name, "0.95 to 1.05") for name in SYNTHETIC]
+    + [("measuring a step, the most of any schedule", "<= 1"), ("synthetic_order_p4_m8", "<= 0"), ("synthetic_order_p8_m16", "<= 0")],
+    "demo": [(f"demo step, {name}", ">= 0.80") for name in BESIDE_ONEDNN]
+    + [("demo step, one worker", ">= 0.90"), ("demo step, pp=2 1f1b, 8 micro-batches", "0.95 to 1.05")]
+    + [(f"peak bytes, {name}", "0.95 to 1.05") for name in ("one worker", "tp=2", "pp=2", "the schedule with most")]
+    + [(f"demo step of 4 layers, pp=2 {schedule}", "0.95 to 1.05") for schedule in DEMO_SCHEDULES]
+    + [("demo step of 4 layers, pp=2, order of schedules", "<= 0"), ("the whole demo", "<= 90")],
     "kernels": [],
 }
 
@@ -104,6 +126,11 @@ def printed(monkeypatch, open_mpi):
     def rounds(commands, n, timeout=300):
         return {command: {line: [figures.get(line, 1.0)] * n for line in names[command]} for command in commands}
 
+    def output(command, timeout=300):
+        return json.dumps({"schedules": DEMO_SCHEDULES}) if command[1:] == ["--check"] else ""
+
+    monkeypatch.setattr(bench_rows, "output", output)
+    monkeypatch.setattr(bench_rows.os, "sched_getaffinity", lambda process: {0, 1})
     monkeypatch.setattr(bench_rows, "rounds", rounds)
     monkeypatch.setattr(bench_hosts, "rounds", rounds)
     monkeypatch.setattr(bench_jax, "rounds", rounds)
@@ -138,6 +165,14 @@ def test_each_group_has_its_goals(printed, group):
         ("train step", "f32_product"),
         ("schedule", "check/1048576"),
         ("partition", "partition_1000_64"),
+        ("pipeline", "pipeline_action_p2"),
+        ("synthetic", "synthetic_1f1b_p8_m16_measured"),
+        ("synthetic", "synthetic_zb-h1_p4_m8_simulated"),
+        ("one worker", "step"),
+        ("tp=2", "predicted_bytes"),
+        ("pp=2", "observed"),
+        ("gpipe", "peak_bytes"),
+        ("bf16, 2 threads", "onednn_rate"),
     ],
 )
 def test_a_figure_by_another_name_does_not_lose_its_goal_unnoticed(printed, command, figure):
@@ -145,9 +180,25 @@ def test_a_figure_by_another_name_does_not_lose_its_goal_unnoticed(printed, comm
     group = "hosts" if "torch" in command or "wheel" in command else group
     group = "hosts_jax" if command in ("calls from JAX", "ffn by XLA") else group
     group = "hosts_train" if command == "train step" else group
+    group = "pipeline" if command == "synthetic" else group
+    group = "demo" if command in ("one worker", "tp=2", "pp=2", *DEMO_SCHEDULES, *BESIDE_ONEDNN) else group
     printed[command][printed[command].index(figure)] = "renamed"
     with pytest.raises(Problem, match=f"a goal is on {figure}, which no program printed"):
         bench_rows.GROUPS[group](3)
+
+
+@pytest.mark.parametrize("command", ["pipeline", "synthetic", "one worker", "tp=2", "pp=2", *DEMO_SCHEDULES, *BESIDE_ONEDNN])
+def test_a_program_that_prints_nothing_is_an_error(printed, command):
+    printed[command].clear()
+    with pytest.raises(Problem, match="a goal is on .*, which no program printed"):
+        bench_rows.GROUPS["pipeline" if command in ("pipeline", "synthetic") else "demo"](3)
+
+
+@pytest.mark.parametrize("text", ["", "{}"])
+def test_a_demo_that_tells_no_schedules_is_an_error(printed, monkeypatch, text):
+    monkeypatch.setattr(bench_rows, "output", lambda command: text)
+    with pytest.raises(Problem, match="printed no plan with schedules"):
+        bench_rows.demo(3)
 
 
 @pytest.mark.parametrize("absent", ["mpirun", "comm_bench_mpi"])
@@ -203,6 +254,9 @@ def test_the_programs_print_these_names():
     assert set(PRINTED["call"]) <= literals("call_bench.c")
     assert set(SCHEDULES) <= literals("schedule_bench.c")
     assert set(PRINTED["partition"]) <= literals("partition_bench.c")
+    assert set(PRINTED["pipeline"]) <= literals("pipeline_bench.c")
+    ways = {"measured %.1f us %.4f\\n", "simulated %.1f us 0\\n", "metering %.6f %% 0\\n"}
+    assert {f"synthetic_%s_p%d_m%d_{way}" for way in ways} <= literals("synthetic_bench.c")
     assert {*FROM_TORCH, *(mode for mode, _ in ABOVE), "%s_c", "%s_above_%s"} <= literals("hosts/torch_call.py")
     assert {"gloo", "packed", "plain", "ffn_%s_m%d", "%s_%s", "bf16", "f32"} <= literals("hosts/torch_ffn.py")
     assert bench_hosts.SLOWNESS in literals("hosts/peers.py")
