@@ -111,6 +111,7 @@ def find_dnnl():
 
 
 SETUP = "./lamella setup"
+TOOLKIT = "apt-get install cuda-toolkit-13-0, of NVIDIA's packages"
 PARTS = [
     doctor.CPU,
     Part("gcc", "building", SETUP + " build", lambda: first_line("gcc", "--version")),
@@ -133,7 +134,7 @@ PARTS = [
     ),
     Part("MPI", "bench: the peer to compare with", SETUP + " bench", find_mpi),
     Part("MPICH", "tests: starting ranks", SETUP + " test", find_mpich),
-    Part("nvcc", "building for NVIDIA GPUs", "", find_nvcc),
+    Part("nvcc", "building for NVIDIA GPUs", TOOLKIT, find_nvcc),
     Part("cuBLAS headers", "building for NVIDIA GPUs", SETUP + " gpu", find_cublas_headers),
     *doctor.GPUS,
     Part("torch", "host: PyTorch", SETUP + " test", lambda: find_module("torch")),

@@ -36,7 +36,7 @@ class Part(NamedTuple):
 
     name: str
     used_for: str
-    install: str  # a command; "" = none that Lamella knows
+    install: str  # a command, or what to do; "" = nothing does
     find: Callable[[], "str | None"]
 
 
@@ -231,16 +231,24 @@ def find_nccl():
     return "%d.%d.%d (%s)" % (v // 10000, v % 10000 // 100, v % 100, name)
 
 
+BUILD = "./lamella build, in a clone"
+# A wheel's library is found where a host has loaded it, or by the loader.
+WHEEL = "pip install '%s', its lib folder in LD_LIBRARY_PATH; CUDA's torch brings it"
+DRIVER = "apt-get install cuda-drivers, of NVIDIA's packages, where there is a GPU"
 CPU = Part("CPU", "everything", "", find_cpu)
 GPUS = [
-    Part("CUDA driver", "NVIDIA GPUs", "", find_driver),
+    Part("CUDA driver", "NVIDIA GPUs", DRIVER, find_driver),
     Part("GPU", "NVIDIA GPUs", "", find_gpus),
-    Part("CUDA device", "tensors on GPUs", "", lambda: find_adapter("liblamella_cuda.so.0")),
-    Part("cuBLASLt", "GPU matrix products", "", find_cublaslt),
-    Part("NCCL", "groups of GPUs", "", find_nccl),
+    Part(
+        "CUDA device",
+        "tensors on GPUs",
+        BUILD + ", where nvcc is",
+        lambda: find_adapter("liblamella_cuda.so.0"),
+    ),
+    Part("cuBLASLt", "GPU matrix products", WHEEL % "nvidia-cublas==13.*", find_cublaslt),
+    Part("NCCL", "groups of GPUs", WHEEL % "nvidia-nccl-cu13", find_nccl),
 ]
 PLAIN = "CPU matrix products; without it a plain C gemm is used"
-BUILD = "./lamella build, in a clone"
 PARTS = [
     Part("lamella", "everything", BUILD, find_library),
     CPU,

@@ -3,10 +3,17 @@ as stand-ins do for what this machine may lack."""
 
 import json
 import os
+import shutil
 import subprocess
+import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+
+from bindings.cli import doctor as checkouts
+from bindings.cli import venv
+from lamella import doctor as wheels
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -97,3 +104,93 @@ def test_the_hosts_adapters_are_named_where_they_were_built():
     for name, file in (("torch ops", "lamella_torch.so"), ("jax ops", "liblamella_xla.so")):
         built = list(ROOT.glob("bazel-bin/bindings/*/" + file))
         assert rows[name] == (str(built[0]) if built else None)
+
+
+@pytest.mark.parametrize("status, found", [(0, "2.27.3 (libnccl.so.2)"), (1, None)])
+def test_nccl_is_asked_for_its_version(tmp_path, status, found):
+    source = "int ncclGetVersion(int *v) { *v = 22703; return %d; }" % status
+    assert doctor(**library(tmp_path, "libnccl.so.2", source))["NCCL"] == found
+
+
+def test_cublaslt_is_asked_for_its_version(tmp_path):
+    source = "unsigned long cublasLtGetVersion(void) { return 130105; }"
+    found = doctor(**library(tmp_path, "libcublasLt.so.13", source))["cuBLASLt"]
+    assert found == "13.1.5 (libcublasLt.so.13)"
+
+
+def only(folder):
+    """A PATH with the launcher's own needs beside what is in folder."""
+    for name in ("sh", "readlink", "dirname"):
+        (folder / name).symlink_to(shutil.which(name))
+    return {"PATH": str(folder)}
+
+
+def test_mpi_is_there_where_programs_are_built_and_started_with_it(tmp_path):
+    env = only(tmp_path)
+    assert doctor(**env)["MPI"] is None
+    program(tmp_path, "mpirun", "echo 'mpirun (Stand-in) 9.1'; echo more")
+    assert doctor(**env)["MPI"] is None
+    program(tmp_path, "mpicc", "exit 1")
+    assert doctor(**env)["MPI"] == "mpirun (Stand-in) 9.1"
+    program(tmp_path, "mpirun", "exit 1")
+    assert doctor(**env)["MPI"] is None
+
+
+def interpreter(folder, name, version):
+    """One with a torch of this version, or without it."""
+    known = """case "$2" in *"version('torch')"*) echo %s; exit 0 ;; esac""" % version
+    program(folder, name, "%s\nexit 1" % (known if version else ""))
+    return str(folder / name)
+
+
+@pytest.mark.parametrize(
+    "own, given, paths, found",
+    [
+        ("1.2", "3.4", "5.6", "1.2 (%s/own)"),
+        (None, "3.4", "5.6", "3.4 (%s/given)"),
+        (None, None, "5.6", None),  # LAMELLA_PYTHON is asked alone
+        (None, "", "5.6", "5.6 (%s/python3)"),
+        (None, "", None, None),
+    ],
+)
+def test_a_module_is_looked_for_in_the_environment_and_then_in_the_users_python(
+    tmp_path, monkeypatch, own, given, paths, found
+):
+    environments = interpreter(tmp_path, "own", own)
+    users = "" if given == "" else interpreter(tmp_path, "given", given)
+    interpreter(tmp_path, "python3", paths)
+    monkeypatch.setattr(venv, "python", lambda: environments)
+    monkeypatch.setenv("LAMELLA_PYTHON", users)
+    monkeypatch.setenv("PATH", "%s:%s" % (tmp_path, os.environ["PATH"]))
+    assert checkouts.find_module("torch") == (found and found % tmp_path)
+    assert checkouts.find_module("jax") is None
+
+
+def test_an_interpreter_is_asked_in_words_that_it_understands(monkeypatch):
+    monkeypatch.setattr(venv, "python", lambda: sys.executable)
+    found = checkouts.find_module("pytest")
+    assert found == "%s (%s)" % (pytest.__version__, sys.executable)
+
+
+NOTHING_INSTALLS = {"CPU", "GPU", "python3", "memory", "launcher"}  # it is there, or is not ours
+TOLD = {
+    "nvcc": "apt-get install cuda-toolkit-13-0",
+    "CUDA driver": "apt-get install cuda-drivers",
+    "cuBLASLt": "pip install 'nvidia-cublas==13.*'",
+    "NCCL": "pip install 'nvidia-nccl-cu13'",
+    "MPI": "./lamella setup bench",
+}
+
+
+@pytest.mark.parametrize("parts", [checkouts.PARTS, wheels.PARTS], ids=["clone", "wheel"])
+def test_whatever_a_user_may_lack_it_says_what_to_do(parts, capsys):
+    lacking = [part._replace(find=lambda: None) for part in parts]
+    assert wheels.show(lacking, Namespace(json=False)) == 0
+    listed, _, wanted = capsys.readouterr().out.partition("\n\nto install what is missing:\n")
+    assert len(listed.splitlines()) == len(parts)
+    width = max(len(part.name) for part in parts)
+    told = {line[2 : 2 + width].rstrip(): line[4 + width :] for line in wanted.splitlines()}
+    assert set(told) == {part.name for part in parts} - NOTHING_INSTALLS
+    for name, words in TOLD.items():
+        assert told.get(name, words).startswith(words)
+    assert all(told.values())
