@@ -1,7 +1,8 @@
-"""The build on a machine with neither network, nor MPI, nor torch: a workspace of three targets
+"""The build on a machine with neither network, nor MPI, torch or JAX: a workspace of a few targets
 under the tree's own rules."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,6 +17,7 @@ load("//.bazel:lamella.bzl", "lam_binary")
 lam_binary(name = "plain", srcs = ["main.c"])
 lam_binary(name = "with_mpi", srcs = ["main.c"], needs = ["mpi"])
 lam_binary(name = "with_torch", srcs = ["main.c"], needs = ["torch"])
+lam_binary(name = "with_jax", srcs = ["main.c"], needs = ["jax"])
 """
 # In a network of its own that holds nothing but the loopback device, through which bazel talks.
 ALONE = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
@@ -71,5 +73,14 @@ def test_one_message_names_what_is_missing(built):
     messages = [line for line in built.stderr.splitlines() if "left out" in line]
     assert messages and len(set(messages)) == 1  # Bazel may say it again for the query
     missing = messages[0].partition("not on this machine, and left out with what needs it: ")[2]
-    assert {"mpi", "torch"} <= set(missing.partition(";")[0].split(", "))
+    assert {"mpi", "torch", "jax"} <= set(missing.partition(";")[0].split(", "))
     assert missing.endswith("; see ./lamella doctor")
+
+
+def test_the_whole_trees_rules_load_nothing():
+    """Its own targets are too many to build here: but what could load something is named in these."""
+    rules = re.findall(r"^(\w+)\(", (ROOT / "WORKSPACE").read_text(), re.M)
+    assert set(rules) == {"workspace", "load", "machine", "local_repository"}
+    for path in [*ROOT.glob(".bazel/**/*.bzl"), *ROOT.glob("*.bzl"), *ROOT.glob("tests/**/*.bzl")]:
+        loads = re.search(r"\.download|http_(archive|file)|git_repository", path.read_text())
+        assert not loads, path
