@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from bindings.cli.common import Problem  # noqa: E402
-from bindings.cli.demo import c_host, workers  # noqa: E402
+from bindings.cli.demo import c_host, show, workers  # noqa: E402
 
 SMALL = ["--layers", "4", "--hidden", "160", "--micro-batches", "4", "--sequence", "64"]  # 5 heads
 
@@ -64,6 +64,9 @@ def test_losses_are_those_of_one_worker(program, alone, pp, tp, more, dtype, tol
     for split, whole in zip(told.losses, alone[dtype]):
         assert abs(split - whole) <= tolerance
     assert told.losses[-1] < told.losses[0] - 0.5
+    assert 0 < told.idle < 1 and told.transfer > 0
+    if tp == 1:  # the sums of tensor parts are timed apart from the steps
+        assert told.idle + told.transfer < 1
     for worker in told.memory:
         assert abs(worker["peak"] / worker["predicted"] - 1) < 0.05
 
@@ -101,22 +104,78 @@ def test_losses_depend_on_the_seed(program, alone):
     assert abs(told.losses[0] - alone["f32"][0]) > 1e-4
 
 
-def predicted_idle(report):
-    return sum(worker["predicted"] for worker in report["workers"])
+DRAWN = [*SMALL, "--steps", "1", "--draw", "layerwise,1f1b"]
 
 
-def test_each_schedule_reports_what_the_simulator_predicts(program):
-    options = [*SMALL, "--steps", "1", "--draw", "layerwise,1f1b"]
-    reports = workers.run(program, options, 2, 1).reports
+def idle(report, how):
+    """All workers' shares together. how: "idle", which is measured, or "predicted"."""
+    return sum(worker[how] for worker in report["workers"])
+
+
+def work(path):
+    """(began, ended, worker) of a traced step's forwards and backwards, in ns, in order."""
+    events = json.loads(path.read_text())["traceEvents"]
+    spans = [e for e in events if e["ph"] == "X" and e["name"][0] in "FB"]
+    return sorted(
+        (round(1e3 * e["ts"]), round(1e3 * (e["ts"] + e["dur"])), e["pid"]) for e in spans
+    )
+
+
+def test_each_schedule_reports_what_the_simulator_predicts(program, tmp_path):
+    reports = workers.run(program, [*DRAWN, "--out", str(tmp_path)], 2, 1).reports
     for name in ("layerwise", "1f1b"):
         report = reports[name]
         for rank in range(2):
             assert re.search(r"^worker %d .*F.*B" % rank, report["grid"], re.M)
         for worker in report["workers"]:
             assert 0 <= worker["predicted"] < 1 and worker["forward"] > 0 < worker["backward"]
+            assert 0 <= worker["idle"] < 1
     # Layer by layer one of two works at any time; in turns, both do for part of the time.
-    assert abs(predicted_idle(reports["layerwise"]) - 1) < 1e-3
-    assert predicted_idle(reports["1f1b"]) < 0.99
+    assert abs(idle(reports["layerwise"], "predicted") - 1) < 1e-3
+    assert idle(reports["1f1b"], "predicted") < 0.99
+    # On the wall's clock both are also idle between one's work and the other's.
+    assert idle(reports["layerwise"], "idle") > 1 - 1e-4
+    spans = work(tmp_path / "layerwise.json")
+    assert [rank for _, _, rank in spans] == [0, 1, 1, 0] * 4
+    assert all(ended <= began for (_, ended, _), (began, _, _) in zip(spans, spans[1:]))
+
+
+@pytest.fixture
+def one_core():
+    """This process and those that it starts share a core."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    yield
+    os.sched_setaffinity(0, cores)
+
+
+def test_workers_that_share_a_core_are_measured_by_their_own_time(program, one_core):
+    reports = workers.run(program, DRAWN, 2, 1).reports
+    for report in reports.values():
+        assert report["shared_cores"]
+        assert all(0 <= worker["idle"] < 1 for worker in report["workers"])
+    # The replay leaves no gap, however long a worker waited for the core.
+    assert abs(idle(reports["layerwise"], "idle") - 1) < 1e-4
+    assert idle(reports["1f1b"], "idle") < 0.99
+
+
+def told_of(times, idle=0.0, transfer=0.0):
+    told = workers.Told()
+    told.times, told.idle, told.transfer = times, idle, transfer
+    return told
+
+
+def test_the_table_of_speeds_accounts_for_all_of_two_workers_time(capsys):
+    one = told_of([900, 900, 150, 200, 500])  # the first two warm up
+    pp, tp = told_of([900, 900, 125], 0.1, 0.04), told_of([900, 900, 160], 0.01, 0.3)
+    show.scaling({(1, 1): one, (2, 1): pp, (1, 2): tp})
+    rows = [re.split(" {2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    assert rows == [
+        ["workers", "step", "speed-up", "idle", "transfer", "smaller gemms, other"],
+        ["1", "200 ms", "1.00"],
+        ["2 by pp", "125 ms", "1.60", "10.0 %", "4.0 %", "6.0 %"],  # 80 % is one worker's work
+        ["2 by tp", "160 ms", "1.25", "1.0 %", "30.0 %", "6.5 %"],
+    ]
 
 
 def flows(trace, phase):
@@ -213,6 +272,7 @@ def test_the_whole_demo_runs_and_says_what_it_found(tmp_path):
         r"saved the model to m.safetensors",
     ]:
         assert re.search(expected, done.stdout, re.M), expected
+    assert done.stdout.index("One step, layerwise") < done.stdout.index("One step, 1f1b")
     assert read_safetensors(tmp_path / "m.safetensors")
     for name in ("layerwise.svg", "1f1b.svg"):
         assert (tmp_path / "lamella-demo" / name).read_text().lstrip().startswith("<svg")
