@@ -16,8 +16,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
+from bindings.cli import main  # noqa: E402
 from bindings.cli.common import Problem  # noqa: E402
-from bindings.cli.demo import c_host, show, workers  # noqa: E402
+from bindings.cli.demo import c_host, demo, show, workers  # noqa: E402
 
 SMALL = ["--layers", "4", "--hidden", "160", "--micro-batches", "4", "--sequence", "64"]  # 5 heads
 
@@ -276,6 +277,26 @@ def test_the_whole_demo_runs_and_says_what_it_found(tmp_path):
     assert read_safetensors(tmp_path / "m.safetensors")
     for name in ("layerwise.svg", "1f1b.svg"):
         assert (tmp_path / "lamella-demo" / name).read_text().lstrip().startswith("<svg")
+
+
+@pytest.mark.parametrize("dtype, bound", [("f32", "1e-04"), ("bf16", "5e-03")])
+def test_one_worker_that_differs_fails_the_demo(
+    program, tmp_path, monkeypatch, capsys, dtype, bound
+):
+    start = c_host.Demo.start
+
+    def other_weights(self, pp, tp, extra, *rest):
+        return start(self, pp, tp, extra if pp > 1 else [*extra, "--seed", "2"], *rest)
+
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # so that what main sets does not stay
+    monkeypatch.setattr(demo, "build", lambda: program)
+    monkeypatch.setattr(c_host.Demo, "start", other_weights)
+    monkeypatch.setattr(c_host.Demo, "show_scaling", lambda self: None)
+    options = ["--layers", "2", "--hidden", "32", "--micro-batches", "2", "--steps", "1"]
+    options += ["--tp", "1", "--dtype", dtype, "--out", str(tmp_path)]
+    assert main.main(["demo", *options]) == 1
+    said = capsys.readouterr().out
+    assert re.findall(r"; allowed (.*)$", said, re.M) == [bound + ": FAIL"]
 
 
 @pytest.mark.parametrize(
