@@ -9,17 +9,26 @@ some twenty seconds, and its loops are over a hundred numbers. Files that take l
 
 import os
 import signal
+from pathlib import Path
+
+import pytest
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
 os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")
 
-LONG = "models_smollm2 readme demo_hosts gpu torch_ranks demo torch_pipeline jax_processes schedule"
-LONG = (LONG + " wheel models_load workspace torch_groups jax_groups jax_pipeline").split()
+LONG = (
+    "models_smollm2", "readme", "demo_hosts", "gpu", "torch_ranks", "demo", "torch_pipeline",
+    "jax_processes", "schedule", "wheel", "models_load", "workspace", "torch_groups", "jax_groups",
+    "jax_pipeline",
+)
 
 
 def pytest_collection_modifyitems(items):
+    there = {path.stem.removeprefix("test_") for path in Path(__file__).parent.rglob("test_*.py")}
+    if not there.issuperset(LONG):
+        raise pytest.UsageError("LONG: no test_%s.py is there" % min({*LONG} - there))
     items.sort(key=lambda item: place(item.path.stem.removeprefix("test_")))
 
 
