@@ -16,7 +16,7 @@ import time
 from collections import namedtuple
 
 from bindings.cli import bazel, gpu_test, packages, venv
-from bindings.cli.common import ROOT
+from bindings.cli.common import ROOT, say
 from bindings.cli.counting import LOG_LINES, Count, in_short, judge, read_junit
 
 Config = namedtuple("Config", "name options")
@@ -67,6 +67,7 @@ def prepare():
     packages.ensure("build")
     with bazel.building(["//..."]):
         packages.ensure("test")
+        say("building goes on")
 
 
 def run_config(config):
