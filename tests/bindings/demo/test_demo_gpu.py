@@ -2,6 +2,7 @@
 CUDA, which is emulated. tests/gpu/demo_test.c compares numbers, and runs on a card, too."""
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -74,10 +75,17 @@ def test_the_whole_demo_runs_on_the_stand_in(monkeypatch, capsys, tmp_path):
 
 
 def workers_here():
-    lists = Path("/proc/self/task").glob("*/children")
-    children = [child for each in lists for child in each.read_text().split()]
-    command = {int(child): Path("/proc/%s/cmdline" % child).read_text() for child in children}
+    lists = map(read, Path("/proc/self/task").glob("*/children"))
+    children = [int(child) for each in lists for child in each.split()]
+    command = {child: read(Path("/proc/%d/cmdline" % child)) for child in children}
     return sorted(child for child in command if "lamella_demo_emulated" in command[child])
+
+
+def read(path):
+    """Nothing of a thread or a process that has ended meanwhile."""
+    with contextlib.suppress(OSError):
+        return path.read_text()
+    return ""
 
 
 @emulated
