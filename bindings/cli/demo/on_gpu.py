@@ -1,13 +1,15 @@
 """The demo's program for GPUs: built where nvcc is, or what ./lamella pack-gpu packed.
 
-Invariant: a machine without a GPU is told so in one line before anything is built.
+Invariant: a machine without a driver is told so in one line before anything is built; one with a
+driver and no GPU, by the program.
 Leaves what the program does there to cuda.c, runs to c_host.py and beside.py.
 """
 
 import ctypes
 import os
+from pathlib import Path
 
-from bindings.cli import gpu, headers
+from bindings.cli import bazel, gpu, headers
 from bindings.cli.common import ROOT, Problem
 from bindings.cli.demo import c_host
 
@@ -22,7 +24,7 @@ def is_packed():
 def prepare(host):
     """A Problem where --device cuda cannot be had."""
     if host not in ("c", "torch"):
-        raise Problem("--host %s --device cuda: JAX's pipelines stay on the CPU" % host, 2)
+        raise Problem("--host %s --device cuda: the demo's stages in JAX stay on the CPU" % host, 2)
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -34,10 +36,11 @@ def prepare(host):
 
 def build():
     """The program; its libraries are found from here on."""
-    program = ROOT / "bin/lamella_demo"
-    folders = gpu.libraries() if is_packed() else [str(ROOT / "bazel-bin/abi"), *gpu.cuda_libraries()]
-    if not is_packed():
+    if is_packed():
+        program, folders = ROOT / "bin/lamella_demo", gpu.libraries()
+    else:
         program = c_host.build([BACKEND], TARGET)
+        folders = [str(Path(bazel.info("bazel-bin")) / "abi"), *gpu.cuda_libraries()]
     before = os.environ.get("LD_LIBRARY_PATH")
     os.environ["LD_LIBRARY_PATH"] = ":".join([*folders, *filter(None, [before])])
     return str(program)

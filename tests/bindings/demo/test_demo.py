@@ -315,7 +315,7 @@ def test_one_worker_that_differs_fails_the_demo(
         (["--text", "/nosuch"], "--text /nosuch: No such file or directory"),
         (["--save", "/nosuch/m"], "--save /nosuch/m: No such file or directory"),
         (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
-        (["--host", "jax", "--device", "cuda"], "JAX's pipelines stay on the CPU"),
+        (["--host", "jax", "--device", "cuda"], "the demo's stages in JAX stay on the CPU"),
         (["--out", "/proc/nosuch"], "--out /proc/nosuch: No such file or directory"),
     ],
 )
