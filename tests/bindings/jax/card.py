@@ -339,7 +339,7 @@ CASES += [streams_without_names, two_ranks, two_ranks_on_one_card, stages_of_two
 for case in [*CASES, where_parameters_lie]:
     try:
         case()
-        said = driver.emulated_reports().decode()
-        print(said or "%s: well" % case.__name__, flush=True)
+        said = driver.emulated_reports().decode() or "well"
     except Exception:
-        traceback.print_exc(file=sys.stdout)
+        said = traceback.format_exc()
+    print("case %s: %s" % (case.__name__, said), flush=True)

@@ -2,10 +2,12 @@
  * lamella.jax make of one, over the stand-in for CUDA's runtime on which the CUDA device in the same
  * object runs; and the stand-in itself, as emulated_*.
  *
- * Invariant: as the driver, what makes something refuses a thread without a current context; a
- * context is a device's number and one more.
+ * Invariant: as the driver, what makes something refuses a thread without a current context, and here
+ * so does what destroys an event; a context is a device's number and one more.
  * Leaves all else, queues above all, to tests/standin. What runs so is emulated. */
 #include <cuda_runtime_api.h>
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "tests/standin/standin.h"
@@ -14,6 +16,7 @@
 enum { MOST = 8, NO_CONTEXT = 201 };
 
 static _Thread_local int before[MOST], depth; /* the runtime's device, to be put back */
+static atomic_bool astray; /* nobody looks at how cuEventDestroy_v2 ends: a report does */
 
 EXPORT int cuInit(unsigned flags);
 int cuInit(unsigned flags) { return (int)flags; }
@@ -69,7 +72,10 @@ EXPORT int cuEventQuery(cudaEvent_t event);
 int cuEventQuery(cudaEvent_t event) { return (int)cudaEventQuery(event); }
 
 EXPORT int cuEventDestroy_v2(cudaEvent_t event);
-int cuEventDestroy_v2(cudaEvent_t event) { return (int)cudaEventDestroy(event); }
+int cuEventDestroy_v2(cudaEvent_t event) {
+  if (!depth) atomic_store(&astray, true);
+  return depth ? (int)cudaEventDestroy(event) : NO_CONTEXT;
+}
 
 EXPORT int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t n, cudaStream_t stream);
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t n, cudaStream_t stream) {
@@ -125,4 +131,7 @@ void emulated_write(uint64_t at, const void *from, size_t n) {
 }
 
 EXPORT const char *emulated_reports(void);
-const char *emulated_reports(void) { return standin_n_reports() ? standin_reports() : ""; }
+const char *emulated_reports(void) {
+  if (atomic_load(&astray)) return "cuEventDestroy_v2: no context is current";
+  return standin_n_reports() ? standin_reports() : "";
+}

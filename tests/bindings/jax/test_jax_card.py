@@ -1,6 +1,7 @@
 """Operators' handlers and pipelines in JAX on a GPU: emulated, see card.py. tests/gpu's run on one."""
 
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ CASES += ["streams_without_names", "two_ranks", "two_ranks_on_one_card", "stages
 CASES += ["where_parameters_lie"]
 
 pytestmark = pytest.mark.skipif(
-    not headers.toolkit() or headers.missing("gpu"), reason="no nvcc here, or no headers of cuBLAS"
+    not headers.all_there(), reason="no nvcc here, or no headers of cuBLAS"
 )
 
 
@@ -53,4 +54,8 @@ def said(tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES)
 def test_on_a_card(case, said):
-    assert "%s: well\n" % case in said, "LAMELLA_TEST_SEED=%d\n%s" % (SEED, said)
+    assert "case %s: well\n" % case in said, "LAMELLA_TEST_SEED=%d\n%s" % (SEED, said)
+
+
+def test_all_cases_are_listed(said):
+    assert re.findall(r"^case (\w+): ", said, re.M) == CASES, said

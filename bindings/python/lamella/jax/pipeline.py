@@ -238,7 +238,10 @@ class Pipeline(pipeline.Pipeline):
             stage.forward_only = self._forward_only
         try:
             loss = super().run(step)
-            return loss + sum(stage._take_loss() for stage in self._own)
+            loss += sum(stage._take_loss() for stage in self._own)
+            for stage in self._own:
+                stage.place.drop()
+            return loss
         except BaseException:
             for stage in self._own:
                 stage.forget()

@@ -65,6 +65,9 @@ class Host:
         views.fit(view, array, what)
         views.write(view, array)
 
+    def drop(self):
+        """Nothing is kept."""
+
 
 class Card:
     """Everything is queued when a call is back, in the order of the pipeline's stream."""
@@ -114,9 +117,13 @@ class Card:
         """As Host's, by a copy on the stream."""
         views.fit(view, array, what)
         self.stream.copy(view.data, address_of(array), view.nbytes)
+        self.drop()
+        self._kept.append((streams.Mark(self.stream), array))
+
+    def drop(self):
+        """What was kept for copies that are done."""
         while self._kept and self._kept[0][0].is_passed():
             self._kept.popleft()
-        self._kept.append((streams.Mark(self.stream), array))
 
 
 def await_on(stream, array):

@@ -5,7 +5,7 @@ Leaves to places.py what is queued on one.
 """
 
 import ctypes
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 
 from lamella import errors
@@ -58,7 +58,7 @@ class Mark:
     """A point of a stream."""
 
     def __init__(self, stream):
-        self._driver = driver()
+        self._stream, self._driver = stream, driver()
         with stream.current():
             self.handle = made(self._driver, "cuEventCreate", NO_TIMES)
             call(self._driver, "cuEventRecord", self.handle, stream.handle)
@@ -70,7 +70,9 @@ class Mark:
         return status == 0
 
     def __del__(self):
-        if getattr(self, "handle", None):
+        if not getattr(self, "handle", None):
+            return
+        with suppress(errors.Unavailable), self._stream.current():  # CUDA may have ended by now
             self._driver.cuEventDestroy_v2(self.handle)
 
 
