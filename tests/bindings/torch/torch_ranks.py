@@ -223,6 +223,25 @@ def reduce(group):
 
 
 @case
+def all_reduce_add_rmsnorm(group):
+    """Both results count; every rank has its own copies of res and g."""
+    xs, shared = everyones(group, lambda r: (T, K)), whole((T, K), (K,))
+    copies = [leaves(*shared) for _ in xs]
+
+    def both(following, g):
+        return torch.cat([F.rms_norm(following, g.shape, g, 1e-5), following])
+
+    res, g = as_f32(*shared)
+    compare(
+        group,
+        xs,
+        [both(sum(xs) + own_res, own_g) for own_res, own_g in copies],
+        lambda x: torch.cat(ops.all_reduce_add_rmsnorm(x, res, g, group=group.handle, eps=1e-5)),
+    )
+    check(*zip((res.grad, g.grad), [t.grad for t in copies[group.rank]]))
+
+
+@case
 def regions(group):
     """copy_to_group ... reduce_from_group around a split layer, as Megatron-LM has it."""
     x, w1, w2 = whole((T, K), (WIDTH, K), (N, WIDTH))
