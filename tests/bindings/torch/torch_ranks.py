@@ -100,6 +100,37 @@ def sequence_parallel_layers(group):
     check((mb2.grad, b2.grad))
 
 
+@case
+def sequence_parallel_layers_of_lengths_that_were_marked_dynamic(group):
+    """Compiled once, as each rank's share of the tokens is a symbol too; but torch tells a share of
+    one row, which it takes as laid out in any way, from all others. What eager gives."""
+
+    def layers(x, w1, w2, b2):
+        tokens = x.shape[0]
+        part = ops.scatter_sequence(x, group=group.handle)
+        h = ops.linear_col(part, w1, act="silu", group=group.handle, seq=tokens)[0]
+        return ops.linear_row(h, w2, b2, group=group.handle, seq=tokens)
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled, kinds = torch.compile(layers, fullgraph=True, backend=counter), set()
+    for tokens in (4, 9, 17):
+        x, w1, w2, b2 = whole((tokens, K), (WIDTH, K), (N, WIDTH), (N,))
+        y = F.linear(F.silu(F.linear(x, w1)), w2, b2)
+        weigh(y).backward()
+        found = []
+        for call in (compiled, layers):
+            given = as_f32(x, mine(w1, 0, group), mine(w2, 1, group), b2)
+            torch._dynamo.mark_dynamic(given[0], 0)
+            my = call(*given)
+            own_loss(my, y, 0, group).backward()
+            found.append([my, *[t.grad for t in given]])
+        assert all(map(torch.equal, *found))
+        wanted = mine(y, 0, group), x.grad, mine(w1.grad, 0, group), mine(w2.grad, 1, group), b2.grad
+        check(*zip(found[0], wanted))
+        kinds.add(len(my) == 1)
+    assert counter.frame_count == len(kinds)
+
+
 def ffn_parts(group, gated):
     rows = WIDTH * (1 + gated)
     x, w1, b1, w2, b2 = whole((T, K), (rows, K), (rows,), (N, WIDTH), (N,))
