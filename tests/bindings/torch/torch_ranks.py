@@ -10,6 +10,7 @@ Leaves modules to rank_modules.py.
 import os
 import sys
 import traceback
+import warnings
 
 import rank_modules  # noqa: F401
 import torch
@@ -377,6 +378,31 @@ def transfer_of_a_length_that_was_marked_dynamic(group):
         compiled(mx, mw, torch.zeros(1, requires_grad=True)).backward()
         check((mw.grad, ws[group.rank].grad * K))
     assert counter.frame_count == 1
+
+
+@case
+def transfer_gradcheck(group):
+    """Rank 0 sends x to rank 1, which sends back what it gets, doubled: results and, as rank 0
+    receives as the other kind, gradients too."""
+    end, there = torch.full((3, 4), 7.0), dict(group=group.handle, peer=1 - group.rank)
+
+    def there_and_back(x):
+        token = ops.send_activation(x, torch.zeros(1), **there)
+        return ops.recv_activation(token, **there, kind=1, shape=x.shape)[0]
+
+    if group.rank == 0:
+        (x,) = as_f32(*whole((3, 4)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # gradcheck would rather have double
+            torch.autograd.gradcheck(
+                there_and_back, x, eps=2e-2, atol=2e-2, rtol=2e-2, check_undefined_grad=False
+            )
+        ops.send_activation(end, torch.zeros(1), **there)
+    while group.rank == 1:
+        found = ops.recv_activation(torch.zeros(1), **there, shape=[3, 4])[0]
+        if torch.equal(found, end):
+            break
+        ops.send_activation(2 * found, torch.zeros(1), **there, kind=1)
 
 
 @case
