@@ -25,13 +25,24 @@ PYTHON = [  # in the order of interrupt.c's struct
 ]
 
 
+@functools.cache
+def adapter():
+    return ctypes.CDLL(library.path("lamella_python.so"))
+
+
+def end_first():
+    """When the program ends, waits end before what was registered so far is called: JAX would wait
+    there for its calls, which wait for peers."""
+    atexit.unregister(adapter().lam_python_end)
+    atexit.register(adapter().lam_python_end)
+
+
 def should_stop():
     """The address of the native function that waits poll."""
-    adapter = ctypes.CDLL(library.path("lamella_python.so"))
     found = [ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p) for name in PYTHON]
-    adapter.lam_python_open((ctypes.c_void_p * len(PYTHON))(*found))
-    atexit.register(adapter.lam_python_end)
-    return ctypes.cast(adapter.lam_python_should_stop, ctypes.c_void_p)
+    adapter().lam_python_open((ctypes.c_void_p * len(PYTHON))(*found))
+    end_first()
+    return ctypes.cast(adapter().lam_python_should_stop, ctypes.c_void_p)
 
 
 @functools.cache

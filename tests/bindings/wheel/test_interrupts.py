@@ -92,3 +92,16 @@ def test_a_program_that_catches_nothing_ends_by_the_signal(two):
     _, error = two.waiting.communicate(timeout=TIMEOUT_S)
     assert two.waiting.returncode == -signal.SIGINT
     assert error.rstrip().endswith("KeyboardInterrupt")
+
+
+def test_a_wait_on_a_thread_of_xlas_is_left_and_ends_with_the_program(python):
+    ranks = Two(python, ["jax_on_another_thread"])
+    try:
+        ranks.interrupt("jax_on_another_thread")
+        ranks.expect("jax_on_another_thread: KeyboardInterrupt")
+        ranks.waiting.communicate(timeout=TIMEOUT_S)
+        assert ranks.waiting.returncode == -signal.SIGINT
+        ranks.ask_peer()
+        assert "rank 0 of 2: the host asked to stop" in ranks.peer.stdout.readline()
+    finally:
+        ranks.end()

@@ -49,6 +49,16 @@ def jax_jitted(group):
     return lambda: step(jax.numpy.ones(3), lj.new_token())[0].block_until_ready()
 
 
+def jax_on_another_thread(group):
+    """XLA runs what is more than a few operations on a thread of its own."""
+    import jax
+    import lamella.jax as lj
+
+    step = jax.jit(lambda x, token: lj.all_reduce(x @ x, group=group, token=token))
+    x, token = jax.block_until_ready((jax.numpy.ones((64, 64)), lj.new_token()))
+    return lambda: step(x, token)[0].block_until_ready()
+
+
 def pipeline(group):
     from lamella.pipeline import Pipeline, Schedule, Stage
 

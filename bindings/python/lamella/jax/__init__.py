@@ -24,6 +24,7 @@ import inspect
 import jax
 
 from lamella import describe as _describe
+from lamella import interrupt as _interrupt
 from lamella.jax import call as _call
 from lamella.jax import chains as _chains
 from lamella.jax import grads as _grads
@@ -117,6 +118,7 @@ def _result(row, found, token):
 
 
 _register()
+_interrupt.end_first()
 for _name, _row in _rows.table().items():
     globals()[_name] = _make(_row)
 
