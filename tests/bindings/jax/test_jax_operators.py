@@ -274,8 +274,17 @@ def test_vmap_is_refused_where_it_makes_no_sense(draw, f, shapes, reason):
 # -- the table --
 
 
+def compile_call(target):
+    """A program that calls it, with nothing: XLA refuses to compile one without a handler."""
+    call = jax.ffi.ffi_call(target, (), has_side_effect=True)
+    jax.jit(lambda: call()).lower().compile()
+
+
 def test_every_row_is_a_function_with_words_and_a_target():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No FFI handler"):
+        compile_call("lamella_nosuch")
     for name, row in rows.table().items():
+        compile_call("lamella_" + name)
         function = getattr(lj, name)
         assert function.__doc__ and name in lj.__all__
         names = list(inspect.signature(function).parameters)
@@ -309,6 +318,26 @@ def test_a_packed_weight_is_as_wide_as_this_machine_wants_it(draw):
     assert back.shape == (16, library.packed_cols(f32, 8, 16, 1))
     close(lj.linear(x, forward), x @ w)
     close(lj.linear_dgrad(dy, back), dy @ w.T)
+
+
+@pytest.mark.parametrize("codec", [1, 4])
+def test_what_a_codec_packs_it_unpacks(draw, codec):
+    """As bf16 rounds, or int8 with a scale for each 128 (lamella.h's LAM_CODEC_...)."""
+
+    @jax.jit
+    def there_and_back(x):
+        coded = lj.codec_pack(x, codec=codec)
+        return coded, lj.codec_unpack(coded, codec=codec, cols=130, dtype=jnp.float32)
+
+    x = draw(5, 130)
+    coded, y = there_and_back(x)
+    assert (coded.dtype, coded.shape) == (jnp.uint8, (5, {1: 2 * 130, 4: 130 + 2 * 4}[codec]))
+    if codec == 1:
+        close_array(np.asarray(y), np.asarray(x.astype(jnp.bfloat16), "f"), bits=60)
+    else:
+        for tile in (slice(0, 128), slice(128, 130)):
+            step = np.abs(x[:, tile]).max(-1, keepdims=True) / 127
+            assert (np.abs(y - x)[:, tile] <= 0.51 * step).all()
 
 
 def test_a_program_for_cuda_calls_the_same_target(draw):
