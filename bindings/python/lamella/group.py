@@ -99,10 +99,10 @@ class Group:
         engine: str | None = None,
         gpu: int | None = None,
     ) -> Group:
-        """Returns when all `size` ranks have come. Deadlines of 0 are the library's: 30 s, and
-        10 min for the first operation. engine: "shm", "nccl" (a GPU for each rank: this one's is
-        `gpu`, or the thread's own device), None = the library's choice. Raises InvalidArgument for
-        an id, rank or size that cannot be; PeerStalled where ranks do not come."""
+        """Returns when all `size` ranks have come. Deadlines are in ms; 0 = the library's, 30 s,
+        and 10 min for the first operation. engine: "shm", "nccl" (a GPU for each rank: this one's
+        is `gpu`, or the thread's own device), None = the library's choice. Raises InvalidArgument
+        for an id, rank or size that cannot be; PeerStalled where ranks do not come."""
         desc = _desc(rank, size, deadline_ms, first_deadline_ms, engine, gpu)
         desc.id.bytes[:] = _checked(id)
         return cls._open("lam_group_create", interrupt.context(), ctypes.byref(desc))
@@ -115,8 +115,8 @@ class Group:
         engine: str | None = None,
         gpu: int | None = None,
     ) -> Group:
-        """From the environment that ./lamella run or torchrun makes. Raises FailedPrecondition
-        where neither did, and what `create` does."""
+        """From the environment that ./lamella run or torchrun makes. Deadlines in ms, engine and
+        gpu as `create`. Raises FailedPrecondition where neither did, and what `create` does."""
         desc = _desc(0, 0, deadline_ms, first_deadline_ms, engine, gpu)
         return cls._open("lam_group_create_from_env", interrupt.context(), ctypes.byref(desc))
 
@@ -132,7 +132,8 @@ class Group:
         gpu: int | None = None,
     ) -> Group:
         """Over NCCL, split off the host's own communicator: comm is its ncclComm_t, as a number,
-        rank and size its own. Collective: while nothing else uses it. The rest as `create`."""
+        rank and size its own. Collective: while nothing else uses it. Deadlines in ms, and the rest
+        as `create`."""
         desc = _desc(rank, size, deadline_ms, first_deadline_ms, None, gpu)
         desc.id.bytes[:] = _checked(id)
         return cls._open("lam_group_adopt_nccl", interrupt.context(), ctypes.byref(desc), comm)
@@ -170,10 +171,10 @@ class Group:
         return "lamella.Group(rank %d of %d, handle %d)" % (self.rank, self.size, self.handle)
 
 
-def grid(world, tp, pp):
+def grid(world: Group, tp: int, pp: int) -> tuple[Group, Group]:
     """(tensor group, pipeline group) of this rank: `tp` adjacent ranks hold the parts of the same
     layers, and ranks tp apart the pipeline's stages. Collective over `world`, whose size is a
-    multiple of tp * pp: each block of so many ranks is a replica."""
+    multiple of tp * pp (else InvalidArgument): each block of so many ranks is a replica."""
     if tp < 1 or pp < 1 or world.size % (tp * pp):
         raise errors.InvalidArgument(
             "grid: tp %d x pp %d, of %d ranks: expected a divisor" % (tp, pp, world.size), 3

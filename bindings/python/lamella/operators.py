@@ -10,9 +10,13 @@ Invariant: tensors are borrowed for the call, and Python's other threads run mea
 Leaves tensors to exchange.py, checks to the library.
 """
 
+from __future__ import annotations
+
 import ctypes
+from collections.abc import Sequence
 from ctypes import POINTER, c_int64, c_uint32, c_uint64, c_void_p
 from operator import index
+from typing import Any
 
 from lamella import errors, library, rows
 from lamella.exchange import INPUT, OUTPUT, Borrowed
@@ -64,7 +68,9 @@ class Inferred(Sized):
     ]
 
 
-def run(name, inputs, outputs, **attributes):
+def run(
+    name: str, inputs: Sequence[Any], outputs: Sequence[Any], **attributes: Any
+) -> None:
     """Runs an operator; `outputs`, of shapes and dtypes that `infer` tells, are written in place.
     Raises lamella.Error: NotFound for a name that no row has, InvalidArgument for tensors and
     attributes that it does not take; as a group's operator, what Group says."""
@@ -76,7 +82,9 @@ def run(name, inputs, outputs, **attributes):
     del kept
 
 
-def infer(name, inputs, **attributes):
+def infer(
+    name: str, inputs: Sequence[Any], **attributes: Any
+) -> list[tuple[tuple[int, ...], int] | None]:
     """What `run` would want as outputs: (shape, dtype: code | bits << 8) of each, None where the
     attributes leave one out."""
     given = [None if t is None else Borrowed(t, INPUT) for t in inputs]

@@ -14,7 +14,7 @@ import ctypes
 import itertools
 from collections import namedtuple
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lamella import errors, library, pipeline_abi, schedule
 from lamella.group import Group
@@ -43,16 +43,23 @@ HOST, CUDA = 1, 2  # DLPack's types of devices
 EXPLAINED_BYTES = 1 << 16
 METHODS = ("forward", "backward", "backward_input", "backward_weight", "reduce_grad")
 
-# A weight that several stages share. stages: ascending; data: address of this rank's gradient, a
-# compact tensor of that shape and dtype, or 0 where the rank holds none of the stages. Its owner
-# keeps it alive, and starts each step from zeros; after a step it has the sum over all ranks.
-Tied = namedtuple("Tied", "stages shape dtype data")
-
 # One rank's part of a step: see lam_idle.
 Idle = namedtuple(
     "Idle", "work warm_up drain waiting imbalance other predicted worst worst_edge worst_kind"
 )
 Explained = namedtuple("Explained", "step predicted_step level_step metering ranks text")
+
+
+class Tied(NamedTuple):
+    """A weight that several stages share. stages: ascending; data: address of this rank's gradient,
+    a compact tensor of that shape and dtype, or 0 where the rank holds none of the stages. Its
+    owner keeps it alive, and starts each step from zeros; after a step it has the sum over all
+    ranks."""
+
+    stages: Sequence[int]
+    shape: Sequence[int]
+    dtype: str | int
+    data: int
 
 
 class Stage:
@@ -80,7 +87,7 @@ class View:
 
     __slots__ = ("_tensor",)
 
-    def __init__(self, tensor):
+    def __init__(self, tensor: library.Tensor) -> None:
         self._tensor = tensor
 
     @property
@@ -96,7 +103,7 @@ class View:
         return self._tensor.dtype.code | self._tensor.dtype.bits << 8
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         return tuple(self._tensor.shape[: self._tensor.ndim])
 
     @shape.setter
@@ -175,11 +182,11 @@ class Pipeline:
     [(shape, dtype), ...], equal on all ranks; shapes are capacities; dtype a name of DTYPES or
     code | bits << 8. tensor: ranks that hold the same activations. tied: [Tied, ...], in the same
     order on all ranks. any_order: weight gradients need not be summed in micro-batch order.
-    bytes_per_second: between two ranks, 0 = memory's. codec: how activations travel between
-    ranks, of CODECS; gradient_codec: gradients. device: where edges' tensors and shared weights
-    lie, (DLPack's type, number), (0, 0) the host's memory; a step's work is queued on that one's
-    `stream`, and run() returns before it is done. Raises lamella.Error: InvalidArgument for what
-    does not fit the schedule, Mismatch where ranks were given different things.
+    bytes_per_second: in bytes, between two ranks; 0 = memory's. codec: how activations travel
+    between ranks, of CODECS; gradient_codec: gradients. device: where edges' tensors and shared
+    weights lie, (DLPack's type, number), (0, 0) the host's memory; a step's work is queued on that
+    one's `stream`, and run() returns before it is done. Raises lamella.Error: InvalidArgument for
+    what does not fit the schedule, Mismatch where ranks were given different things.
     """
 
     def __init__(
@@ -332,7 +339,7 @@ class Pipeline:
         Collective: every rank calls it after the same step."""
         return self.explained().text
 
-    def explained(self):
+    def explained(self) -> Explained:
         """The same in numbers, nanoseconds: Explained, whose `ranks` are of Idle. Collective."""
         text, ranks = ctypes.create_string_buffer(EXPLAINED_BYTES), self.schedule.n_ranks
         idle = (pipeline_abi.Idle * ranks)()

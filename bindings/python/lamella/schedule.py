@@ -42,7 +42,7 @@ def names() -> dict[str, str]:
 class Schedule:
     """A table of actions. Made by `build`, `choose`, `parse` or `load`; freed with the object."""
 
-    def __init__(self, pointer):
+    def __init__(self, pointer: ctypes.c_void_p) -> None:
         self.pointer = pointer
         info = self._info()
         self.n_ranks, self.n_stages, self.n_micro = info.n_ranks, info.n_stages, info.n_micro
@@ -114,7 +114,8 @@ class Schedule:
         backward_weight: Costs = 1,
         transfer: Costs | None = None,
     ) -> Simulated:
-        """Times it: each cost is a number, or a list of one per stage (`transfer`: one per edge).
+        """Times it: each cost is a number, or a list of one per stage (`transfer`: one per edge),
+        in any one unit, which its result is in too.
 
         A full backward costs input and weight together. `bubble` is the ranks' mean idle part of
         the makespan; `rank_bubble` counts only between a rank's own first start and last end.

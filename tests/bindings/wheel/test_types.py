@@ -16,27 +16,42 @@ HERE = Path(__file__).resolve().parent
 SIGNATURES = """
 import inspect, json
 import torch, lamella.torch, lamella.jax as lj
-from lamella import describe, operators, pipeline, rows, schedule
+from lamella import describe, group, operators, pipeline, rows, schedule
+from lamella.torch import modules
 
 def plain(value):
     return list(value) if isinstance(value, tuple) else value
 
 def public(value):
-    # (name, text) of a class or function, and of a class's own methods
+    # (name, itself) of a class or function, and of a class's own methods
     if inspect.isclass(value) or inspect.isfunction(value):
-        yield value.__qualname__, value.__doc__ or ""
+        yield value.__qualname__, value
     for name, method in vars(value).items() if inspect.isclass(value) else ():
         method = getattr(method, "__func__", method)
         if name[0] != "_" and inspect.isfunction(method):
-            yield value.__qualname__ + "." + name, method.__doc__ or ""
+            yield value.__qualname__ + "." + name, method
 
-told = {"torch": {}, "jax": {}, "docs": {}, "tensors": {}, "own": {}}
+def hints(value):
+    # {parameter, or "return": its annotation, "" where there is none}
+    signature = inspect.signature(value)
+    given = {p.name: p.annotation for p in signature.parameters.values() if p.name not in SELF}
+    if not inspect.isclass(value):
+        given["return"] = signature.return_annotation
+    return {name: "" if a is signature.empty else str(a) for name, a in given.items()}
+
+SELF = ("self", "cls")
+told = {"torch": {}, "jax": {}, "docs": {}, "tensors": {}, "own": {}, "hints": {}}
 of_jax = {name: getattr(lj, name) for name in set(lj.__all__) - set(rows.table())}
-for module in (lamella, lamella.torch, pipeline, schedule, operators):
-    names = getattr(module, "__all__", ["Schedule", "choose", "draw", "run", "infer"])
-    values = {name: getattr(module, name) for name in names if hasattr(module, name)}
-    told["own"][module.__name__] = dict(p for v in values.values() for p in public(v))
-told["own"]["lamella.jax"] = dict(p for v in of_jax.values() for p in public(v))
+names = ["Schedule", "choose", "draw", "run", "infer", "grid"]
+values = {"lamella.jax": of_jax.values()}
+for module in (lamella, lamella.torch, pipeline, schedule, operators, group):
+    there = [name for name in getattr(module, "__all__", names) if hasattr(module, name)]
+    values[module.__name__] = [getattr(module, name) for name in there]
+values["lamella.torch"].append(modules.Split)
+for name, those in values.items():
+    found = dict(p for v in those for p in public(v))
+    told["own"][name] = {name: value.__doc__ or "" for name, value in found.items()}
+    told["hints"][name] = {name: hints(value) for name, value in found.items()}
 for row in rows.table().values():
     schema = getattr(torch.ops.lamella, row.name).default._schema
     told["torch"][row.name] = {
@@ -119,7 +134,12 @@ def test_help_says_of_each_tensor_its_shape_and_dtype_and_what_a_call_raises(tol
 
 
 # What a pipeline calls, or what others of the same class describe
-CALLBACKS = re.compile(r"PipelineStage\.|Stage\.|View\.|ParallelFFN\.origin|Pipelined\.\w+$")
+CALLBACKS = re.compile(
+    r"PipelineStage\.|Stage\.|View\.|ParallelFFN\.origin|"
+    r"Pipelined\.(?!step|generate)|Split\.(?!pack|unpack)"
+)
+# What a parameter's "name: hint" matches -> what the docstring then says
+UNITS = {r"\w+_ms:": r"\bms\b", r"\w*bytes\w*:": r"\b[Bb]ytes\b", r"\w+: .*Costs": r"\bunit\b"}
 FAIL = {
     "lamella": "Group Group.create Group.from_env",
     "lamella.torch": "ColumnParallelLinear.forward RowParallelLinear.forward ParallelFFN.forward "
@@ -129,6 +149,7 @@ FAIL = {
     "lamella.pipeline": "Pipeline Pipeline.run",
     "lamella.schedule": "Schedule.build Schedule.parse",
     "lamella.operators": "run",
+    "lamella.group": "grid",
 }
 ERRORS = r"InvalidArgument|Mismatch|`create`|Group|Unimplemented|lamella\.Error|ColumnParallelLinear's|what that"
 
@@ -139,6 +160,19 @@ def test_what_users_call_says_what_it_does_and_raises(told):
         assert not bare, (module, bare)
         for name in FAIL[module].split():
             assert re.search(ERRORS, texts[name]), (module, name)
+
+
+def test_all_that_is_public_has_hints_and_units(told):
+    bare, without_unit = [], []
+    for module, functions in told["hints"].items():
+        for name, given in functions.items():
+            if not (all(given.values()) or CALLBACKS.match(name)):
+                bare.append((module, name, given))
+            for mark, unit in UNITS.items():
+                has = any(re.match(mark, "%s: %s" % part) for part in given.items())
+                if has and not re.search(unit, told["own"][module][name]):
+                    without_unit.append((module, name, unit))
+    assert not bare and not without_unit
 
 
 def test_a_type_checker_finds_a_users_mistakes_and_no_others(python, tmp_path):

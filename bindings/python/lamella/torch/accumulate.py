@@ -8,6 +8,8 @@ zero.
 Leaves when gradients of data-parallel ranks are summed to who owns the step.
 """
 
+from __future__ import annotations
+
 from collections import namedtuple
 
 import torch
@@ -21,7 +23,9 @@ Mark = namedtuple("Mark", "owner name view shared")
 in_use = False  # no call pays for looking while nobody accumulates
 
 
-def accumulate_grads(module, name="main_grad"):
+def accumulate_grads(
+    module: torch.nn.Module, name: str = "main_grad"
+) -> list[torch.nn.Parameter]:
     """From now on the split layers in `module` add their weights' gradients to an attribute `name`
     of each parameter, an f32 tensor, made here as zeros where there is none. .grad stays None.
 

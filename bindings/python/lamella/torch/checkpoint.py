@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -80,7 +81,12 @@ class Files:
         return self.where[name].get_slice(name)[(slice(None),) * dim + (slice(begin, end),)]
 
 
-def load(model, source, rename=None, device="cpu") -> list[str]:
+def load(
+    model: torch.nn.Module,
+    source: str | Path | Mapping[str, torch.Tensor],
+    rename: Callable[[str], str] | None = None,
+    device: torch.device | str = "cpu",
+) -> list[str]:
     """Gives each parameter of a parallelized model its part of the unsplit one's, and each buffer;
     those on the meta device are made on `device`. Gives the names in `source` that the model does
     not have.
@@ -200,7 +206,7 @@ def placement_of(model):
         ) from None
 
 
-def save(model: torch.nn.Module, folder) -> None:
+def save(model: torch.nn.Module, folder: str | Path) -> None:
     """Writes the unsplit model as safetensors: a file for each rank of the pipeline, and an index.
     A rank holds its own stages unsplit meanwhile. The folder is one that all ranks see; what it had
     before is replaced once all is written, and there on every rank's return. Collective. Raises

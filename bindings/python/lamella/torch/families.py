@@ -178,7 +178,7 @@ FAMILIES = {
 }
 
 
-def register_family(name, row):
+def register_family(name: str, row: Family | Block) -> None:
     """Adds a Family, by the name of a model's class, or a Block, by that of a layer's."""
     (BLOCKS if isinstance(row, Block) else FAMILIES)[name] = row
 

@@ -4,21 +4,27 @@ Invariant: the same number as Hugging Face's loss for causal language models.
 Leaves the cross entropy to its operator.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
+import torch
 from torch.nn import functional
 
+from lamella.group import Group
 from lamella.torch.modules import vocab_parallel_cross_entropy
 
 
 def next_token_loss(
-    logits,
-    labels,
-    vocab_size,
-    num_items_in_batch=None,
-    ignore_index=-100,
-    shift_labels=None,
-    group=None,
-    **_,
-):
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    vocab_size: int,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    ignore_index: int = -100,
+    shift_labels: torch.Tensor | None = None,
+    group: Group | None = None,
+    **_: Any,
+) -> torch.Tensor:
     """-log p(labels[..., t + 1]) at each t, averaged over those that are not `ignore_index` (or
     summed and divided by num_items_in_batch). logits [..., T, V], or with a group [..., T, V/p],
     this rank's columns of `vocab_size`. Called as Hugging Face models call their loss_function."""

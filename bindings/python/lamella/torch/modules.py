@@ -58,7 +58,7 @@ class Split(torch.nn.Module):
     transposed = False
     packing = None
 
-    def __init__(self, group):
+    def __init__(self, group: Group | None) -> None:
         super().__init__()
         self.rank, self.size = (group.rank, group.size) if group else (0, 1)
         self.group = group.handle if group else 0
@@ -90,7 +90,7 @@ class Split(torch.nn.Module):
             torch.nn.init.uniform_(parameter, -bound, bound)
         self.register_parameter(name, parameter)
 
-    def pack(self):
+    def pack(self) -> Split:
         """Packs the weights for inference: where gradients are off, products are with the packed
         copies, which take as much memory again. They follow their weights; the state dict has only
         those. Changes that torch does not note, through .data, and all of them under
@@ -102,7 +102,8 @@ class Split(torch.nn.Module):
                 self.packing.renew(name, self.plain(name))
         return self
 
-    def unpack(self):
+    def unpack(self) -> Split:
+        """Gives the copies back: products are with the weights again."""
         self.packing = None
         return self
 
@@ -253,7 +254,7 @@ def whole_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return state
 
 
-def pack(model):
+def pack(model: torch.nn.Module) -> torch.nn.Module:
     """Packs the weights of all split layers in a model, for inference (Split.pack). Gives it back.
     Raises lamella.Error where this machine packs none."""
     for module in model.modules():

@@ -19,7 +19,7 @@ ops = torch.ops.lamella
 Copy = namedtuple("Copy", "tensor made_from")
 
 
-def pack_weight(w, side=0):
+def pack_weight(w: torch.Tensor, side: int = 0) -> torch.Tensor:
     """w [N, K] of any strides of which one is 1 -> uint8 [N, cols], for products with x; with
     side=1 [K, cols], for those with dy. lamella.Error where this machine packs nothing."""
     code = dtypes.CODES[w.dtype]

@@ -172,7 +172,7 @@ class Pipeline:
         joined = tuple(torch.cat(column) for column in columns)
         return joined if len(joined) > 1 else joined[0]
 
-    def report(self):
+    def report(self) -> pipeline.Report:
         """Where the last training step's time went on this rank: lamella.pipeline.Report."""
         return self._trained().report()
 
@@ -180,7 +180,7 @@ class Pipeline:
         """Where the last training step's time went on all ranks, as text."""
         return self._trained().explain()
 
-    def explained(self):
+    def explained(self) -> pipeline.Explained:
         """The same with its numbers: lamella.pipeline.Explained."""
         return self._trained().explained()
 
@@ -197,7 +197,7 @@ class Pipeline:
         self.close()
 
     @property
-    def has_last(self):
+    def has_last(self) -> bool:
         """Whether the last stage is on this rank."""
         return self.schedule.n_stages - 1 in self.stages
 

@@ -58,7 +58,7 @@ class Pipelined(torch.nn.Module):
     raise what a Group does for peers.
     """
 
-    def __init__(self, roots, placement):
+    def __init__(self, roots: dict[int, torch.nn.Module], placement: Any) -> None:
         super().__init__()
         self.roots = torch.nn.ModuleDict({str(stage): root for stage, root in roots.items()})
         self.lamella = placement
