@@ -38,6 +38,9 @@ x, w = (draw.standard_normal(shape, numpy.float32) for shape in ((41, 131), (131
 y = jax.jit(lamella.jax.linear)(x, w)
 numpy.testing.assert_allclose(y, x @ w, rtol=1e-4, atol=1e-4)
 assert lamella.__file__.startswith(sys.prefix)
+with open("/proc/self/maps") as maps:
+    loaded = {line.split()[-1] for line in maps if "liblamella.so.0" in line}
+print("library", *loaded)
 
 from lamella import errors, library
 
@@ -48,6 +51,9 @@ for name, (number, kind) in errors.STATUSES.items():
 group = lamella.Group.create(lamella.Group.new_id(), 0, 1)
 jitted = jax.jit(lambda x: lamella.jax.all_reduce(x, group=group))
 y, tensor = jitted(x), torch.from_numpy(x).requires_grad_()
+numpy.testing.assert_array_equal(y, x)  # of a group of one
+y = torch.ops.lamella.all_reduce(tensor, group=group.handle)
+numpy.testing.assert_array_equal(y.detach().numpy(), x)
 group.close()
 calls = {
     "torch": lambda: torch.ops.lamella.all_reduce(tensor, group=group.handle),
@@ -144,6 +150,13 @@ def said(bare, python, tmp_path_factory):
 def test_torch_and_jax_compute_with_the_wheels_own_onednn(said):
     products = re.findall(r"onednn_verbose,exec,cpu,matmul,.*,(\d+x\d+:\d+x\d+:\d+x\d+),", said)
     assert products == ["37x129:129x65:37x65", "41x131:131x67:41x67"], said
+
+
+def test_torch_and_jax_share_one_library_and_its_groups(said, python):
+    """Both have called the same group by then: `said` is there."""
+    [line] = re.findall("^library (.*)$", said, re.M)
+    [loaded] = line.split()
+    assert Path(loaded).is_relative_to(python.parents[1] / "lib")
 
 
 def test_failures_have_the_class_of_their_status(said):
