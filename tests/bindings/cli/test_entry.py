@@ -66,7 +66,9 @@ def test_what_the_demo_lacks_is_installed_at_once(monkeypatch):
 @pytest.mark.parametrize(
     "missing, order", [([], ["test"]), (["torch"], ["build", "building", "test", "built"])]
 )
-def test_what_needs_no_python_package_is_built_while_those_are_loaded(monkeypatch, missing, order):
+def test_what_needs_no_python_package_is_built_while_those_are_loaded(
+    monkeypatch, capsys, missing, order
+):
     done = []
 
     @contextlib.contextmanager
@@ -80,3 +82,4 @@ def test_what_needs_no_python_package_is_built_while_those_are_loaded(monkeypatc
     monkeypatch.setattr(bazel, "building", building)
     test.prepare()
     assert done == order
+    assert ("building" in capsys.readouterr().err) == bool(missing)
