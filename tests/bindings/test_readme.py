@@ -52,7 +52,9 @@ def test_foreign_function_example_runs(library, tmp_path):
 # a phrase of each Python program -> what it imports, on how many ranks it runs, what each rank prints
 PYTHON = {
     "ParallelFFN(16": (["torch"], [1, 2], "True"),
-    "parallelize(model": (["torch", "transformers"], [4], r"True \(4, 12\)"),
+    "split.generate(": (["torch", "transformers"], [4], r"True \(4, 12\)"),
+    "torch.load(model": (["torch", "transformers"], [4], r"unknown \[\] files 2"),
+    "torch.Family(": (["torch"], [3], "True"),
     "lamella.torch.Pipeline(": (["torch"], [1, 2], r"loss 1\.1334"),
     "ffn.pack()": (["torch"], [1], r"torch.float32 None \['w1', 'w2'\]"),
     "operators.run": (["numpy"], [1], r"\[3. 3. 3. 3.\] \(2, 4\)"),
@@ -82,6 +84,7 @@ def test_python_examples_print_what_the_readme_says(phrase, ranks, warm_python, 
 
 
 def test_every_python_example_is_run():
+    assert not programs("py")
     for source in programs("python"):
         assert sum(phrase in source for phrase in PYTHON) == 1, source
 
