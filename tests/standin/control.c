@@ -231,6 +231,7 @@ void standin_reset(void) {
   si_streams_forget();
   si_handles_forget();
   si_memory_forget();
+  si_peers_forget();
   forget_reports();
   memset(lost, 0, sizeof lost);
   memset(until_failure, 0, sizeof until_failure);

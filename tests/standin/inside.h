@@ -61,6 +61,12 @@ int64_t si_handles_alive(si_kind kind);
 bool si_handle_at(si_kind kind, int64_t i, void **out_object);
 void si_handles_forget(void);
 
+/* -- reach.c -- */
+
+bool si_peers(int device, int peer);
+bool si_peers_enable(int device, int peer); /* false: it does not reach it */
+void si_peers_forget(void);
+
 /* -- memory.c -- */
 
 enum { SI_PINNED = -1, SI_PAGEABLE = -2 };
@@ -81,8 +87,6 @@ void si_memory_audit(void); /* reports writes beside allocations */
 int64_t si_memory_alive(void);
 void si_memory_forget(void);
 extern _Thread_local const char *si_running; /* the work that this thread runs; NULL: none */
-bool si_peers(int device, int peer);
-bool si_peers_enable(int device, int peer); /* false: it does not reach it */
 uint64_t si_memory_used(int device);
 
 /* What a process tells another of memory that it shows: fits a cudaIpcMemHandle_t. */

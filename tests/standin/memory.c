@@ -51,7 +51,7 @@ static uint64_t used_bytes[SI_MAX_DEVICES];
 static allocation *allocations;
 static int64_t n_allocations;
 static int nothing_fd = -1, poison_fd = -1;
-static bool is_open[SI_MAX_DEVICES], peers[SI_MAX_DEVICES][SI_MAX_DEVICES];
+static bool is_open[SI_MAX_DEVICES];
 _Thread_local const char *si_running;
 
 /* -- traps -- */
@@ -527,28 +527,9 @@ void si_memory_forget(void) {
   free(allocations);
   allocations = NULL;
   n_allocations = 0;
-  memset(peers, 0, sizeof peers);
 }
 
 /* -- checks -- */
-
-bool si_peers(int device, int peer) { return device == peer || peers[device][peer]; }
-
-bool si_peers_enable(int device, int peer) {
-  if (device != peer && si_machine_is.cards_apart) return false;
-  peers[device][peer] = true;
-  return true;
-}
-
-cudaError_t CUDARTAPI cudaDeviceEnablePeerAccess(int peer, unsigned int flags) {
-  si_enter();
-  if (flags != 0) return si_leave(cudaErrorInvalidValue);
-  if (peer < 0 || peer >= si_machine_is.n_devices || peer == si_device)
-    return si_leave(cudaErrorInvalidDevice);
-  if (peers[si_device][peer]) return si_leave(cudaErrorPeerAccessAlreadyEnabled);
-  return si_leave(si_peers_enable(si_device, peer) ? cudaSuccess
-                                                   : cudaErrorPeerAccessUnsupported);
-}
 
 cudaError_t si_memory_check(const void *p, uint64_t bytes, int device, const char *who,
                             const char *what) {
