@@ -40,6 +40,13 @@ class Count:
         )
 
 
+def total(counts):
+    together = Count()
+    for count in counts:
+        together.add(count)
+    return together
+
+
 def judge(name, log, ended_well, how):
     """Counts one test program's cases; prints what it said where one failed."""
     count = Count(*[len(re.findall("^%s " % word, log, re.M)) for word in ("ok", "FAIL", "skip")])
@@ -65,20 +72,25 @@ def in_short(name, lines):
 
 
 def read_junit(path):
-    count = Count()
+    """A Count for each file, by its path in the tree ("" where pytest names none)."""
+    counts = {}
     try:
-        cases = ElementTree.parse(path).iter("testcase")
+        cases = list(ElementTree.parse(path).iter("testcase"))
     except ElementTree.ParseError:
-        return count
+        return counts
     for case in cases:
-        skip, failure = case.find("skipped"), case.find("failure")
-        failure = case.find("error") if failure is None else failure
-        if failure is not None:
-            name = "python: %s.%s" % (case.get("classname"), case.get("name"))
-            count.add(Count(failed=1, failures=[in_short(name, (failure.text or "").splitlines())]))
-        elif skip is not None:
-            count.skipped += 1
-            count.skips.append("skip %s: %s" % (case.get("name"), skip.get("message")))
-        else:
-            count.passed += 1
+        counts.setdefault(case.get("file", ""), Count()).add(judge_case(case))
+    return counts
+
+
+def judge_case(case):
+    skip, failure = case.find("skipped"), case.find("failure")
+    failure = case.find("error") if failure is None else failure
+    if failure is not None:
+        name = "python: %s.%s" % (case.get("classname"), case.get("name"))
+        return Count(failed=1, failures=[in_short(name, (failure.text or "").splitlines())])
+    if skip is None:
+        return Count(passed=1)
+    count = Count(skipped=1)
+    count.skips = ["skip %s: %s" % (case.get("name"), skip.get("message"))]
     return count

@@ -3,7 +3,7 @@
 The C tests run through Bazel three times: as built for use, with the address and undefined
 behaviour sanitizers, and (those that use threads) with the thread sanitizer; clang must build
 everything too. Then the Python tests run under pytest, in .venv. What did not change is answered
-from Bazel's cache, and counts too.
+from Bazel's cache, or for Python from kept.py's, and counts too.
 Invariant: the last line is `N passed, N failed[, N skipped]`, and what could not be built or ended
 early counts as failed; whatever failed is named right above that line, however long ago it was.
 """
@@ -15,9 +15,9 @@ import tempfile
 import time
 from collections import namedtuple
 
-from bindings.cli import bazel, gpu_test, packages, venv
+from bindings.cli import bazel, gpu_test, packages, python_tests, venv
 from bindings.cli.common import ROOT, say
-from bindings.cli.counting import LOG_LINES, Count, in_short, judge, read_junit
+from bindings.cli.counting import Count, judge
 
 Config = namedtuple("Config", "name options")
 CONFIGS = [
@@ -36,6 +36,9 @@ def add_arguments(parser):
     )
     parser.add_argument("--fast", action="store_true", help="no sanitizers")
     parser.add_argument(
+        "--again", action="store_true", help="also what passed and has not changed since"
+    )
+    parser.add_argument(
         "--gpu", action="store_true", help="what ./lamella pack-gpu packed, on this machine's GPU"
     )
     parser.add_argument("--json", metavar="FILE", help="with --gpu: also write what was found to FILE")
@@ -50,10 +53,10 @@ def main(args):
         total.add(run_filtered(args.filter))
     else:
         for config in CONFIGS[:1] if args.fast else CONFIGS:
-            total.add(run_config(config))
+            total.add(run_config(config, args.again))
         if not args.fast:
             total.add(build_with_clang())
-    total.add(run_python(args.filter))
+    total.add(python_tests.run(args.filter, args.again))
     total.show()
     return 1 if total.failed else 0
 
@@ -70,10 +73,12 @@ def prepare():
         say("building goes on")
 
 
-def run_config(config):
+def run_config(config, again=False):
     began, count = time.monotonic(), Count()
     print("%s: building and testing" % config.name, flush=True)
-    outcome = bazel.test(["//..."], [*config.options, *AT_ONCE, "--jobs=%d" % jobs()])
+    options = [*config.options, *AT_ONCE, "--jobs=%d" % jobs()]
+    options += ["--nocache_test_results"] if again else []
+    outcome = bazel.test(["//..."], options)
     for test in outcome.tests:
         name = "%s: %s" % (config.name, test.target)
         count.add(judge(name, test.log, test.status == "PASSED", test.status.lower()))
@@ -145,41 +150,4 @@ def run_filtered(wanted):
         for line in re.findall("^ok .*", done.stdout, re.M):
             print(line)
         count.add(judge(label, done.stdout, done.returncode == 0, "status %d" % done.returncode))
-    return count
-
-
-def run_python(wanted):
-    began = time.monotonic()
-    with tempfile.NamedTemporaryFile(suffix=".xml") as report:
-        done = subprocess.run(
-            [
-                venv.python(),
-                "-B",
-                "-m",
-                "pytest",
-                "-q",
-                "-p",
-                "no:cacheprovider",
-                # one more than processors: many tests wait for a deadline or for a program to start
-                "--numprocesses=%d" % (len(os.sched_getaffinity(0)) + 1),
-                "--dist=loadfile",
-                "--no-loadscope-reorder",  # tests/conftest.py knows which files take long
-                "--junitxml=" + report.name,
-                *(["-k", wanted] if wanted else []),
-                "tests",
-            ],
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-        count = read_junit(report.name)
-    lines = done.stdout.splitlines()
-    if done.returncode not in (0, 5) and not count.failed:  # 5: no test was selected
-        count.add(Count(failed=1, failures=[in_short("python", lines)]))
-    if count.failed:
-        print("\n".join(lines[-LOG_LINES:]))
-    print("python: %s; %.0f s" % (count.line(), time.monotonic() - began))
     return count

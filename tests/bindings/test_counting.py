@@ -57,6 +57,16 @@ def test_what_does_not_build_counts_as_failed(monkeypatch, outcome, failed):
     assert test.run_config(test.CONFIGS[0]).failed == failed
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_bazels_cache_is_left_out_when_asked(monkeypatch, again):
+    asked = []
+    monkeypatch.setattr(
+        bazel, "test", lambda targets, options: asked.extend(options) or bazel.Outcome(0, [], [], "")
+    )
+    test.run_config(test.CONFIGS[0], again)
+    assert ("--nocache_test_results" in asked) == again
+
+
 def test_the_last_line_adds_everything_up():
     total = counting.Count()
     for part in [counting.Count(1, 0, 0), counting.Count(2, 1, 0)]:
@@ -87,24 +97,28 @@ def test_the_end_names_what_failed_long_before(capsys):
 
 
 REPORT = """<testsuites><testsuite>
-<testcase classname="tests.a" name="good"/>
-<testcase classname="tests.a" name="bad"><failure message="no">def bad():
+<testcase classname="tests.a" name="good" file="tests/a.py"/>
+<testcase classname="tests.a" name="bad" file="tests/a.py"><failure message="no">def bad():
 E   assert 1 == 2</failure></testcase>
 <testcase classname="tests.b" name="broken"><error message="no">E   no fixture</error></testcase>
-<testcase classname="tests.b" name="left"><skipped message="no GPU"/></testcase>
+<testcase classname="tests.b" name="left" file="tests/b.py"><skipped message="no GPU"/></testcase>
 </testsuite></testsuites>"""
 
 
 def test_pythons_report_is_counted_and_names_what_failed(tmp_path):
     (tmp_path / "report.xml").write_text(REPORT)
-    count = counting.read_junit(tmp_path / "report.xml")
+    found = counting.read_junit(tmp_path / "report.xml")
+    assert counts(found["tests/a.py"]) == (1, 1, 0)
+    assert counts(found["tests/b.py"]) == (0, 0, 1)
+    assert counts(found[""]) == (0, 1, 0)
+    count = counting.total(found.values())
     assert counts(count) == (1, 2, 1)
-    assert count.failures == [
+    assert sorted(count.failures) == [
         "---- python: tests.a.bad\ndef bad():\nE   assert 1 == 2",
         "---- python: tests.b.broken\nE   no fixture",
     ]
     (tmp_path / "report.xml").write_text("")
-    assert counts(counting.read_junit(tmp_path / "report.xml")) == (0, 0, 0)
+    assert counting.read_junit(tmp_path / "report.xml") == {}
 
 
 @pytest.mark.parametrize("code, said", [(1, ""), (146, "; it was stopped from outside")])
