@@ -1,8 +1,10 @@
 """Collectives and transfers between two ranks in torch: Lamella's against gloo's, f32.
 
-Sizes are of the result; one_way is half of a message there and back. Both sides write into tensors
-that are there: gloo always does, Lamella's overload `out` does; `functional` is the operator itself,
-whose result is new memory. Prints `name/bytes/side figure unit spread`, gloo's line first.
+Sizes are of the whole operand or result; one_way is half of a message there and back. Both sides
+write into tensors that are there: gloo always does, Lamella's overload `out` does; `functional` is the
+operator itself, whose result is new memory. Gloo's reduce_scatter is torch's: a copy of the operand,
+its all-reduce, a copy of the share.
+Prints `name/bytes/side figure unit spread`, gloo's line first.
 
     ./lamella run --no-prefix -n 2 python torch_comm.py [rounds]
 """
@@ -36,6 +38,33 @@ def all_gather(x, group):
     }
 
 
+def reduce_scatter(x, group):
+    share = torch.empty_like(x.chunk(group.size)[group.rank])
+    return {
+        "gloo": lambda: dist.reduce_scatter_tensor(share, x),
+        "lamella": lambda: ops.reduce_scatter.out(x, group=group.handle, y=share),
+        "functional": lambda: ops.reduce_scatter(x, group=group.handle),
+    }
+
+
+def broadcast(x, group):
+    mine, y = x.clone(), torch.empty_like(x)  # gloo's root keeps its operand, Lamella's writes y too
+    return {
+        "gloo": lambda: dist.broadcast(mine, 0),
+        "lamella": lambda: ops.broadcast.out(x, group=group.handle, y=y),
+        "functional": lambda: ops.broadcast(x, group=group.handle),
+    }
+
+
+def reduce(x, group):
+    mine, y = x.clone(), torch.empty_like(x)
+    return {
+        "gloo": lambda: dist.reduce(mine, 0),
+        "lamella": lambda: ops.reduce.out(x, group=group.handle, y=y),
+        "functional": lambda: ops.reduce(x, group=group.handle),
+    }
+
+
 def one_way(x, group):
     peer, got, token, shape = 1 - group.rank, torch.empty_like(x), torch.zeros(1), [x.numel()]
     there = dict(group=group.handle, peer=peer)
@@ -61,11 +90,14 @@ def one_way(x, group):
     return {"gloo": gloo, "lamella": lamella, "functional": functional}
 
 
+KINDS = (all_reduce, all_gather, reduce_scatter, broadcast, reduce, one_way)
+
+
 def main():
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 11
     group = connect()
     with torch.inference_mode():
-        for kind in (all_reduce, all_gather, one_way):
+        for kind in KINDS:
             for size in SIZES:
                 sides = kind(torch.zeros(size // 4), group)
                 calls = max(8, min(50, (4 << 20) // size))

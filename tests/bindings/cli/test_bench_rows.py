@@ -31,7 +31,8 @@ FFN_CASES = ("bf16_m512", "bf16_m1", "f32_m512", "f32_m1")
 PRODUCTS = [f"{dtype}_{size}" for size in ("m512", "m64") for dtype in ("f32", "bf16")]
 JAX_CASES = [f"{dtype}_m{m}" for dtype in ("bf16", "f32") for m in (512, 1)]
 CROSSED = (64, 4096, 65536, 1 << 20, 4 << 20, 16 << 20)
-CROSSINGS = named(["all_reduce", "all_gather", "one_way"], CROSSED)
+COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "reduce")
+CROSSINGS = named([*COLLECTIVES, "one_way"], CROSSED)
 
 
 ACTIONS = ("action_p1", "action_local", "action_p2", "overhead_p2", "turn_p2", "clock")
@@ -156,6 +157,8 @@ def test_each_group_has_its_goals(printed, group):
         ("call", "above_linear"),
         ("calls from torch", "linear_above_grad"),
         ("transfers in torch", "one_way/64/gloo"),
+        ("transfers in torch", "reduce_scatter/64/gloo"),
+        ("transfers in torch", "broadcast/16777216/gloo"),
         ("calls from JAX", "linear_above"),
         ("ffn by XLA", "ffn_f32_m512"),
         ("train step", "idle/lamella_1f1b"),
@@ -238,8 +241,24 @@ def test_torch_is_slow_where_its_product_takes_twice_onednns_time(ratios, slow):
     assert bench_hosts.is_slow(ratios) == slow
 
 
+def test_each_collective_that_torch_has_is_among_the_rows():
+    """Collectives are the rows of ids 16 to 23 in the operator table."""
+    listed = re.findall(r"LAM_OP\((\d+), (\w+),", (ROOT / "abi/lamella_ops.def").read_text())
+    assert sorted(name for number, name in listed if 16 <= int(number) < 24) == sorted(COLLECTIVES)
+
+
+def test_a_row_says_what_its_peer_does_instead(printed):
+    notes = {row.name: row.note for row in bench_hosts.torch_comm(3)}
+    assert notes["torch reduce_scatter/64"].startswith("gloo has none")
+    assert notes["torch all_reduce/64"] == ""
+
+
+def source(program):
+    return (ROOT / "tests/bench" / program).read_text()
+
+
 def literals(program):
-    return set(re.findall(r'"([^"\n]*)"', (ROOT / "tests/bench" / program).read_text()))
+    return set(re.findall(r'"([^"\n]*)"', source(program)))
 
 
 def test_the_programs_print_these_names():
@@ -261,6 +280,8 @@ def test_the_programs_print_these_names():
     assert {"gloo", "packed", "plain", "ffn_%s_m%d", "%s_%s", "bf16", "f32"} <= literals("hosts/torch_ffn.py")
     assert bench_hosts.SLOWNESS in literals("hosts/peers.py")
     assert {"gloo", "lamella", "functional", "%s/%d/%s"} <= literals("hosts/torch_comm.py")
+    crossed = re.search(r"^KINDS = \((.*)\)$", source("hosts/torch_comm.py"), re.M)[1].split(", ")
+    assert sorted(crossed) == sorted({crossing.split("/")[0] for crossing in CROSSINGS})
     assert {"wheel", "debian", "m512", "m64", "f32", "bf16", "product_%s_%s"} <= literals("hosts/wheel_onednn.py")
     assert {*FROM_TORCH, "doubled", "%s_above"} <= literals("hosts/jax_call.py")
     assert {"bf16", "f32", "ffn_%s_m%d", "lamella", "xla"} <= literals("hosts/jax_ffn.py")
