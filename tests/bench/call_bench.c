@@ -4,8 +4,7 @@
  *
  *   call_bench [rounds]
  *
- * Prints `name figure unit spread`: the median of rounds, and the width of their middle half
- * over it.
+ * Prints `name figure unit spread`: the median of rounds (spread.h).
  * Invariant: both sides are measured in the same round. Leaves the gemm itself to
  * kernels_bench.c. */
 #include <stdio.h>
@@ -13,6 +12,7 @@
 #include <time.h>
 
 #include "plugin/core/context.h"
+#include "tests/bench/spread.h"
 
 enum { MOST_ROUNDS = 1001, CALLS = 200 }; /* rounds shorter than a time slice */
 
@@ -81,15 +81,9 @@ static double now_ns(void) {
   return 1e9 * (double)t.tv_sec + (double)t.tv_nsec;
 }
 
-static int by_size(const void *a, const void *b) {
-  const double d = *(const double *)a - *(const double *)b;
-  return (d > 0) - (d < 0);
-}
-
 static void print(const char *name, double *times, int n) {
-  qsort(times, (size_t)n, sizeof *times, by_size);
-  const double median = times[n / 2];
-  printf("%s %.1f ns %.2f\n", name, median, (times[n * 3 / 4] - times[n / 4]) / median);
+  printf("%s %.1f ns", name, median_of(times, n));
+  end_line(times, n);
 }
 
 /* A row's kernel: one product, or two of which the second reads what the first wrote. */

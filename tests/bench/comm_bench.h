@@ -2,8 +2,7 @@
  * measure alike.
  *
  * Two ranks, each pinned to its own CPU, do `calls` calls in a row, SAMPLES times; a sample is
- * the mean time of a call. Printed per case: `name/bytes median us spread` (half of what lies
- * between the quartiles, over the median).
+ * the mean time of a call. Printed per case: `name/bytes median us spread` (spread.h).
  * Invariant: the same sizes, buffers and numbers of calls on both sides. Leaves the calls to the
  * two programs. */
 #ifndef LAMELLA_TESTS_BENCH_COMM_BENCH_H_
@@ -13,6 +12,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
+
+#include "tests/bench/spread.h"
 
 enum { SAMPLES = 21, WARM_SAMPLES = 3 };
 
@@ -37,17 +38,10 @@ static inline int calls_for(int64_t bytes) {
   return n > 2000 ? 2000 : n < 2 ? 2 : (int)n;
 }
 
-static int by_value(const void *a, const void *b) {
-  const double d = *(const double *)a - *(const double *)b;
-  return d < 0 ? -1 : d > 0;
-}
-
 static inline void print_median(const char *name, int64_t bytes, int rank, double *samples) {
-  qsort(samples, SAMPLES, sizeof *samples, by_value);
-  const double median = samples[SAMPLES / 2],
-               spread = (samples[SAMPLES * 3 / 4] - samples[SAMPLES / 4]) / 2 / median;
-  if (rank == 0)
-    printf("%s/%lld %.4f us %.3f\n", name, (long long)bytes, median, spread), fflush(stdout);
+  if (rank != 0) return;
+  printf("%s/%lld %.4f us", name, (long long)bytes, median_of(samples, SAMPLES));
+  end_line(samples, SAMPLES);
 }
 
 /* One case on this rank: run(user, bytes, calls) does the calls. Rank 0 prints. */

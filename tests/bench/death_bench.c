@@ -1,7 +1,8 @@
 /* death_bench.c: how soon a rank that waits for a killed one is told. Rank 1 is killed by SIGKILL
  * while rank 0 sleeps in an operation with it; the time runs from the kill until the operation
- * gives LAM_PEER_DEAD. Prints `killed/op median ms spread` and `killed_worst/op worst ms 0` of
- * TRIALS new pairs; argv[1] keeps the operations whose name contains it.
+ * gives LAM_PEER_DEAD. Prints `killed/op median ms spread` and `killed_worst/op worst ms` of TRIALS
+ * new pairs (the worst of one run has no spread); argv[1] keeps the operations whose name contains
+ * it.
  * Invariant: rank 0 is asleep when the kill comes, each time another while since it fell asleep. */
 #include <pthread.h>
 #include <signal.h>
@@ -14,6 +15,7 @@
 #include <unistd.h>
 
 #include "plugin/comm/group.h"
+#include "tests/bench/spread.h"
 
 enum { TRIALS = 15, STEP_US = 1300 }; /* rank 0 has slept for 0 to 18 ms */
 
@@ -121,21 +123,14 @@ static double trial(lam_status (*run)(const member *m), int pause_us) {
   return end - k.killed;
 }
 
-static int by_value(const void *a, const void *b) {
-  const double d = *(const double *)a - *(const double *)b;
-  return d < 0 ? -1 : d > 0;
-}
-
 int main(int argc, char **argv) {
   for (size_t i = 0; i < sizeof operations / sizeof *operations; i++) {
     double took[TRIALS];
     if (argc > 1 && !strstr(operations[i].name, argv[1])) continue;
     for (int t = 0; t < TRIALS; t++) took[t] = trial(operations[i].run, t * STEP_US);
-    qsort(took, TRIALS, sizeof *took, by_value);
-    const double median = took[TRIALS / 2];
-    printf("killed/%s %.3f ms %.3f\n", operations[i].name, median,
-           (took[TRIALS * 3 / 4] - took[TRIALS / 4]) / 2 / median);
-    printf("killed_worst/%s %.3f ms 0\n", operations[i].name, took[TRIALS - 1]);
+    printf("killed/%s %.3f ms", operations[i].name, median_of(took, TRIALS));
+    end_line(took, TRIALS);
+    printf("killed_worst/%s %.3f ms\n", operations[i].name, took[TRIALS - 1]);
   }
   return 0;
 }

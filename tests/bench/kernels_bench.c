@@ -16,6 +16,7 @@
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/parallel.h"
 #include "plugin/core/context.h"
+#include "tests/bench/spread.h"
 
 enum { ROUNDS_MAX = 101, REPEATS_BELOW_NS = 2000000 };
 
@@ -36,17 +37,6 @@ static double now(void) {
   clock_gettime(CLOCK_MONOTONIC, &t);
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
-
-static int by_value(const void *a, const void *b) {
-  const double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
-/* Of sorted times. */
-static double median(const double *t, int n) { return t[n / 2]; }
-
-/* Half of what lies between the quartiles, over the median; of sorted times. */
-static double quartiles(const double *t, int n) { return (t[n * 3 / 4] - t[n / 4]) / 2 / t[n / 2]; }
 
 /* -- workers, and matrices of random numbers -- */
 
@@ -203,7 +193,6 @@ static void measure(contestant *c, int n) {
       for (int r = 0; r < repeats; r++) c[i].run(c[i].arg);
       c[i].times[round] = (now() - t) / repeats;
     }
-  for (int i = 0; i < n; i++) qsort(c[i].times, (size_t)n_rounds, sizeof(double), by_value);
 }
 
 static void compare_products(int64_t m, int64_t n, int64_t k, lam_dtype dtype) {
@@ -222,11 +211,11 @@ static void compare_products(int64_t m, int64_t n, int64_t k, lam_dtype dtype) {
                     {.name = "plain_c", .run = run_product, .arg = &in_c}};
   const int count = m > LAM_FEW_ROWS ? 5 : 4;
   measure(c, count);
-  for (int i = 0; i < count; i++)
-    printf("gemm_%s_%lldx%lldx%lld/%s %.2f us %.3f\n", lam_dtype_name(dtype), (long long)m,
-           (long long)n, (long long)k, c[i].name, median(c[i].times, n_rounds) * 1e6,
-           quartiles(c[i].times, n_rounds));
-  fflush(stdout);
+  for (int i = 0; i < count; i++) {
+    printf("gemm_%s_%lldx%lldx%lld/%s %.2f us", lam_dtype_name(dtype), (long long)m, (long long)n,
+           (long long)k, c[i].name, median_of(c[i].times, n_rounds) * 1e6);
+    end_line(c[i].times, n_rounds);
+  }
   free_peer(&p);
   free(a.data), free(w.data), free(d.data), free(w_packed.data), free(w_cols.data);
 }
@@ -291,10 +280,11 @@ static void compare_vectors(int64_t rows, int64_t cols, lam_dtype dtype) {
     const int count = act == LAM_ACT_GELU ? 5 : 3;
     v.act = (lam_act)act;
     measure(c, count);
-    for (int i = 0; i < count; i++)
-      printf("%s_%s_%s %.1f GB/s %.3f\n", c[i].name, names[act], lam_dtype_name(dtype),
-             1e-9 * n * bytes[i] / median(c[i].times, n_rounds), quartiles(c[i].times, n_rounds));
-    fflush(stdout);
+    for (int i = 0; i < count; i++) {
+      printf("%s_%s_%s %.1f GB/s", c[i].name, names[act], lam_dtype_name(dtype),
+             1e-9 * n * bytes[i] / median_of(c[i].times, n_rounds));
+      end_line(c[i].times, n_rounds);
+    }
   }
   free(v.z.data), free(v.y.data), free(v.dy.data), free(v.dz.data), free(v.parts[0].data),
       free(v.parts[1].data);
@@ -358,9 +348,11 @@ static void compare_vocabulary(int64_t T, int64_t K, int64_t V, lam_dtype dtype)
                     {.name = "cross_entropy_bwd", .run = run_cross_entropy_bwd, .arg = &v}};
   const double bytes[] = {2 * row, 3 * row, scores, 2 * scores};
   measure(c, 4);
-  for (int i = 0; i < 4; i++)
-    printf("%s_%s %.1f GB/s %.3f\n", c[i].name, lam_dtype_name(dtype),
-           1e-9 * bytes[i] / median(c[i].times, n_rounds), quartiles(c[i].times, n_rounds));
+  for (int i = 0; i < 4; i++) {
+    printf("%s_%s %.1f GB/s", c[i].name, lam_dtype_name(dtype),
+           1e-9 * bytes[i] / median_of(c[i].times, n_rounds));
+    end_line(c[i].times, n_rounds);
+  }
   free(v.w.data), free(v.x.data), free(v.ids.data), free(v.logits.data), free(v.dlogits.data);
   free(v.loss.data), free(v.lse.data), free(v.parts), free(v.links);
 }

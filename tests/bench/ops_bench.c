@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "abi/lamella.h"
+#include "tests/bench/spread.h"
 
 enum { H = 4096, F = 11008, MOST_ROUNDS = 101, P = 2 };
 enum { PEER, PACKED, PLAIN, UNCHUNKED, N_WAYS }; /* unchunked: packed, its sum after all of it */
@@ -243,20 +244,13 @@ static double run_peer(const gemm *up, const gemm *down, int calls) {
   return us;
 }
 
-static int by_value(const void *a, const void *b) {
-  const double d = *(const double *)a - *(const double *)b;
-  return (d > 0) - (d < 0);
-}
-
 /* The median of the rounds' ratios to the peer is steadier than a ratio of medians. */
 static void print_case(const task *t, double times[][MOST_ROUNDS], int way, int rounds) {
   double sorted[MOST_ROUNDS];
   memcpy(sorted, times[way], sizeof(double) * (size_t)rounds);
-  qsort(sorted, (size_t)rounds, sizeof *sorted, by_value);
-  const double median = sorted[rounds / 2];
-  printf("ffn_%s_m%d_%s %.1f us %.3f\n", t->bf16 ? "bf16" : "f32", t->m, ways[way], median,
-         (sorted[rounds * 3 / 4] - sorted[rounds / 4]) / 2 / median);
-  fflush(stdout);
+  printf("ffn_%s_m%d_%s %.1f us", t->bf16 ? "bf16" : "f32", t->m, ways[way],
+         median_of(sorted, rounds));
+  end_line(sorted, rounds);
 }
 
 static void run_case(task *t, const gemm *up, const gemm *down, int rounds) {

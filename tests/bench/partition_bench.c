@@ -6,14 +6,14 @@
  *   partition_1000_64_short    the same under a cap that is too small: what is missing
  *   partition_1000_64_loop     on 32 ranks, two stages each: a search
  * Layers are random, the same in every run; an exact cut that is not proven ends it with status 1.
- * Prints `name median unit spread`; spread is half of
- * what lies between the quartiles, over the median.
+ * Prints `name median unit spread` (spread.h).
  * Leaves rows and goals to ./lamella bench. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
 
 #include "plugin/pipeline/schedule/schedule.h"
+#include "tests/bench/spread.h"
 
 enum { LAYERS = 1000, STAGES = 64, ROUNDS = 9 };
 
@@ -72,11 +72,6 @@ static double time_once(const bench *b, const lam_partition_desc *desc) {
   return ms;
 }
 
-static int by_value(const void *a, const void *b) {
-  const double d = *(const double *)a - *(const double *)b;
-  return d < 0 ? -1 : d > 0;
-}
-
 static void run(bench b) {
   static lam_layer layers[LAYERS];
   uint64_t caps[STAGES];
@@ -88,9 +83,8 @@ static void run(bench b) {
   desc.schedule = schedule_of(&b);
   desc.caps = b.cap ? caps : NULL;
   for (int i = 0; i < ROUNDS; i++) ms[i] = time_once(&b, &desc);
-  qsort(ms, ROUNDS, sizeof *ms, by_value);
-  printf("%s %.1f ms %.3f\n", b.name, ms[ROUNDS / 2],
-         (ms[ROUNDS * 3 / 4] - ms[ROUNDS / 4]) / 2 / ms[ROUNDS / 2]);
+  printf("%s %.1f ms", b.name, median_of(ms, ROUNDS));
+  end_line(ms, ROUNDS);
   lam_schedule_destroy((lam_schedule *)desc.schedule);
 }
 

@@ -7,8 +7,7 @@
  *   pipeline_overhead_p2      two ranks, 1F1B: neither in a function nor waiting, by action
  *   pipeline_turn_p2          two ranks, 1F1B: the step's time by action, waits included
  *   pipeline_clock            one reading of the clock, of which an action takes up to five
- * Prints `name median unit spread`; spread is half of what lies between the quartiles, over the
- * median.
+ * Prints `name median unit spread` (spread.h).
  * Leaves rows and goals to ./lamella bench. */
 #include <pthread.h>
 #include <sched.h>
@@ -19,6 +18,7 @@
 #include <time.h>
 
 #include "plugin/pipeline/schedule/schedule.h"
+#include "tests/bench/spread.h"
 
 enum { MICRO = 64, WARM = 200, STEPS = 2001 };
 
@@ -46,16 +46,9 @@ static lam_status nothing(void *user, const lam_stage_io *io) {
   return LAM_OK;
 }
 
-static int by_value(const void *a, const void *b) {
-  const double d = *(const double *)a - *(const double *)b;
-  return d < 0 ? -1 : d > 0;
-}
-
 static void print_samples(const char *name, double *samples, int n) {
-  qsort(samples, (size_t)n, sizeof *samples, by_value);
-  const double median = samples[n / 2], spread = (samples[n * 3 / 4] - samples[n / 4]) / 2 / median;
-  printf("%s %.3f us %.3f\n", name, median, spread);
-  fflush(stdout);
+  printf("%s %.3f us", name, median_of(samples, n));
+  end_line(samples, n);
 }
 
 static lam_schedule *two_on_one(void) {

@@ -6,14 +6,15 @@
  *   lower/131072      transfers written out, and proven again
  *   refuse/131072     two actions swapped: the deadlock found, its shortest circle shown
  *   parse/131072      the text read
- * Prints `name median unit spread`, of the thread's CPU time, as nothing here waits; spread is half
- * of what lies between the quartiles, over the median.
+ * Prints `name median unit spread`, of the thread's CPU time, as nothing here waits
+ * (spread.h).
  * Leaves rows and goals to ./lamella bench. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
 
 #include "plugin/pipeline/schedule/schedule.h"
+#include "tests/bench/spread.h"
 
 enum { RANKS = 64, STAGES = 2 * RANKS, MOST_SAMPLES = 201 };
 
@@ -89,11 +90,6 @@ static double now_us(void) {
   return (double)t.tv_sec * 1e6 + (double)t.tv_nsec / 1e3;
 }
 
-static int by_value(const void *a, const void *b) {
-  const double d = *(const double *)a - *(const double *)b;
-  return d < 0 ? -1 : d > 0;
-}
-
 static void measure(const char *name, void (*run)(bench *b), bench *b, int n) {
   static double samples[MOST_SAMPLES];
   run(b); /* memory is there from now on */
@@ -102,10 +98,8 @@ static void measure(const char *name, void (*run)(bench *b), bench *b, int n) {
     run(b);
     samples[i] = now_us() - start;
   }
-  qsort(samples, (size_t)n, sizeof *samples, by_value);
-  const double median = samples[n / 2], spread = (samples[n * 3 / 4] - samples[n / 4]) / 2 / median;
-  printf("%s %.1f us %.3f\n", name, median, spread);
-  fflush(stdout);
+  printf("%s %.1f us", name, median_of(samples, n));
+  end_line(samples, n);
 }
 
 static void swap_two(lam_schedule *s) { /* the last rank's first forward and its backward */

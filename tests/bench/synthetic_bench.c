@@ -9,8 +9,9 @@
  * predicts from the stages' own measured times. A rank has two stages of half the work where the
  * schedule takes two, so a rank's work is the same under every schedule.
  * Prints `synthetic_<schedule>_p<ranks>_m<micro-batches>_{measured,simulated} us`; measured is the
- * median of the steps; and `_metering %`: what the runtime's own measuring takes of a step, on the
- * rank where that is most.
+ * median of the steps, with their spread (spread.h), simulated one figure for all of them; and
+ * `_metering %`, by steps again: what the runtime's own measuring takes of a step, on the rank
+ * where that is most.
  * Invariant: costs are medians over all steps, never the figure that they stand beside.
  * Leaves rows and goals to ./lamella bench. */
 #include <errno.h>
@@ -23,6 +24,7 @@
 #include <time.h>
 
 #include "plugin/pipeline/schedule/schedule.h"
+#include "tests/bench/spread.h"
 
 enum { MOST_RANKS = 8, MOST_V = 2, MOST_STAGES = MOST_RANKS * MOST_V, MOST_STEPS = 50, WARM = 1 };
 enum { FORWARD_NS = 4000000, EDGE_FLOATS = 1024 }; /* of all stages of a rank */
@@ -47,7 +49,8 @@ typedef struct bench {
   samples work[MOST_STAGES][N_WORK];          /* of a stage, so of one rank's thread */
   double first[MOST_RANKS], last[MOST_RANKS]; /* ns: this step's first start and last end */
   double length[MOST_STEPS];
-  double metering[MOST_RANKS]; /* the part of the last step that measuring took */
+  double metering[MOST_RANKS]; /* the part of this step that measuring took */
+  double most_metering[MOST_STEPS];
 } bench;
 
 typedef struct rank {
@@ -69,17 +72,6 @@ static void add_sample(samples *s, double ns) {
     if (!s->ns) exit(1);
   }
   s->ns[s->n++] = ns;
-}
-
-static int by_value(const void *a, const void *b) {
-  const double d = *(const double *)a - *(const double *)b;
-  return (d > 0) - (d < 0);
-}
-
-static double median(double *values, int n) {
-  if (n == 0) return 0;
-  qsort(values, (size_t)n, sizeof *values, by_value);
-  return values[n / 2];
 }
 
 /* -- a stage -- */
@@ -152,6 +144,24 @@ static double step_length(const bench *b) {
   return last - first;
 }
 
+static double largest(const double *x, int n) {
+  double most = 0;
+  for (int i = 0; i < n; i++) most = x[i] > most ? x[i] : most;
+  return most;
+}
+
+static double metering_of(lam_pipeline *p) {
+  lam_explained told = LAM_EXPLAINED_INIT;
+  MUST(lam_pipeline_explain(p, &told));
+  return told.metering;
+}
+
+/* Of step i, by rank 0, while all wait. */
+static void note_step(bench *b, int i) {
+  b->length[i] = step_length(b);
+  b->most_metering[i] = largest(b->metering, b->p);
+}
+
 static void *run_rank(void *arg) {
   rank *r = arg;
   bench *b = r->b;
@@ -166,13 +176,11 @@ static void *run_rank(void *arg) {
     b->first[r->rank] = 0;
     pthread_barrier_wait(&b->step);
     MUST(lam_pipeline_run(p, i + WARM, NULL));
+    b->metering[r->rank] = metering_of(p);
     pthread_barrier_wait(&b->step);
-    if (i >= 0 && r->rank == 0) b->length[i] = step_length(b);
+    if (i >= 0 && r->rank == 0) note_step(b, i);
     pthread_barrier_wait(&b->step);
   }
-  lam_explained told = LAM_EXPLAINED_INIT;
-  MUST(lam_pipeline_explain(p, &told));
-  b->metering[r->rank] = told.metering;
   lam_pipeline_destroy(p);
   lam_group_destroy(g);
   return NULL;
@@ -185,11 +193,11 @@ static double simulate(bench *b) {
   double forward[MOST_STAGES], input[MOST_STAGES], weight[MOST_STAGES], pair[MOST_STAGES];
   for (int s = 0; s < b->schedule->n_stages; s++) {
     samples *of = b->work[s];
-    const double full = median(of[B].ns, of[B].n);
-    forward[s] = median(of[F].ns, of[F].n);
-    input[s] = of[I].n ? median(of[I].ns, of[I].n) : full / 2;
-    weight[s] = of[W].n ? median(of[W].ns, of[W].n) : full / 2;
-    pair[s] = median(of[PAIR].ns, of[PAIR].n);
+    const double full = median_of(of[B].ns, of[B].n);
+    forward[s] = median_of(of[F].ns, of[F].n);
+    input[s] = of[I].n ? median_of(of[I].ns, of[I].n) : full / 2;
+    weight[s] = of[W].n ? median_of(of[W].ns, of[W].n) : full / 2;
+    pair[s] = median_of(of[PAIR].ns, of[PAIR].n);
   }
   lam_costs costs = LAM_COSTS_INIT;
   lam_simulated out = LAM_SIMULATED_INIT;
@@ -200,21 +208,14 @@ static double simulate(bench *b) {
   return out.makespan;
 }
 
-static double largest(const double *x, int n) {
-  double most = 0;
-  for (int i = 0; i < n; i++) most = x[i] > most ? x[i] : most;
-  return most;
-}
-
 static void print(bench *b) {
-  const double simulated = simulate(b), measured = median(b->length, b->steps);
-  const double spread = (b->length[b->steps * 3 / 4] - b->length[b->steps / 4]) / 2 / measured;
-  printf("synthetic_%s_p%d_m%d_measured %.1f us %.4f\n", b->name, b->p, b->m, measured / 1e3,
-         spread);
-  printf("synthetic_%s_p%d_m%d_simulated %.1f us 0\n", b->name, b->p, b->m, simulated / 1e3);
-  printf("synthetic_%s_p%d_m%d_metering %.6f %% 0\n", b->name, b->p, b->m,
-         100 * largest(b->metering, b->p));
-  fflush(stdout);
+  const double measured = median_of(b->length, b->steps);
+  const double metering = median_of(b->most_metering, b->steps);
+  printf("synthetic_%s_p%d_m%d_measured %.1f us", b->name, b->p, b->m, measured / 1e3);
+  end_line(b->length, b->steps);
+  printf("synthetic_%s_p%d_m%d_simulated %.1f us\n", b->name, b->p, b->m, simulate(b) / 1e3);
+  printf("synthetic_%s_p%d_m%d_metering %.6f %%", b->name, b->p, b->m, 100 * metering);
+  end_line(b->most_metering, b->steps);
 }
 
 /* With the most stages a rank that the builder takes; NULL where it takes none of them. */

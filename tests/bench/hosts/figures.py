@@ -22,8 +22,10 @@ def in_turn(functions, rounds, calls=1):
 
 
 def show(name, values, unit="us"):
-    """One line: the median, and the width of the middle half over it."""
+    """One line: the median, and the width of the middle half over it; of one value there is none."""
     middle = statistics.median(values)
-    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (middle,) * 3
-    spread = (high - low) / abs(middle) if middle else 0
-    print("%s %.4g %s %.3f" % (name, middle, unit, spread), flush=True)
+    spread = ""
+    if len(values) > 1 and middle:
+        low, _, high = statistics.quantiles(values, n=4)
+        spread = " %.3f" % ((high - low) / abs(middle))
+    print("%s %.4g %s%s" % (name, middle, unit, spread), flush=True)

@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import subprocess
+import sys
 
 import pytest
 
 from bindings.cli import bench, bench_figures, bench_rows, bench_table
-from bindings.cli.common import Problem
+from bindings.cli.common import ROOT, Problem
 
 ROUNDS = [1.0, 1.2, 1.1]
 
@@ -139,3 +141,39 @@ def test_pairs_of_schedules_in_another_order_are_counted_where_they_differ():
     assert bench_rows.misordered([(120, 90), (100, 100), (140, 80)]) == 3
     row = bench_rows.ordered("order", [([100, 100, 100], [100, 100, 100]), ([120, 120, 120], [90, 90, 110])])
     assert (row.figure, row.met) == (1, False)
+
+
+# Programs that measured 1, 2, 3 and 4 us, then 5 us once, -4, -2 and -1 us, and then nothing but 0.
+IN_C = """
+#include "tests/bench/spread.h"
+static void show(const char *name, double *values, int n) {
+  printf("%s %g us", name, median_of(values, n));
+  end_line(values, n);
+}
+int main(void) {
+  show("four", (double[]){4, 2, 3, 1}, 4), show("one", (double[]){5}, 1);
+  show("below", (double[]){-1, -4, -2}, 3), show("zero", (double[]){0, 0}, 2);
+}
+"""
+IN_PYTHON = """
+from figures import show
+show("four", [4, 2, 3, 1]), show("one", [5]), show("below", [-1, -4, -2]), show("zero", [0, 0])
+"""
+
+
+def test_a_program_in_c_tells_the_spread_of_what_it_measured_more_than_once(tmp_path):
+    (tmp_path / "program.c").write_text(IN_C)
+    strict = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-pedantic", "-Werror"]
+    subprocess.run(["gcc", *strict, f"-I{ROOT}", "program.c", "-o", "program"], cwd=tmp_path, check=True)
+    figures = bench_figures.measure([str(tmp_path / "program")])
+    assert figures == {"four": 3, "one": 5, "below": -2, "zero": 0}
+    spreads = {name: figure.spread for name, figure in figures.items()}
+    assert spreads == {"four": 0.667, "one": None, "below": 1.5, "zero": None}
+
+
+def test_a_program_in_python_tells_the_spread_of_what_it_measured_more_than_once():
+    path = f"PYTHONPATH={ROOT / 'tests/bench/hosts'}"
+    figures = bench_figures.measure(["env", path, sys.executable, "-B", "-c", IN_PYTHON])
+    assert figures == {"four": 2.5, "one": 5, "below": -2, "zero": 0}
+    assert {name for name, figure in figures.items() if figure.spread} == {"four", "below"}
+    assert figures["one"].spread is None and figures["four"].spread == 1  # (3.75 - 1.25) / 2.5
