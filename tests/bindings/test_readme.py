@@ -5,18 +5,11 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from bindings.cli import bazel
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def programs(language="c"):
-    """The README's blocks in a language, in order."""
-    return re.findall(r"^```%s\n(.*?)^```$" % language, (ROOT / "README.md").read_text(), re.M | re.S)
+from readme_programs import PYTHON, ROOT, programs
 
 
 @pytest.fixture(scope="module")
@@ -47,20 +40,6 @@ def test_foreign_function_example_runs(library, tmp_path):
     done = subprocess.run([example], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == re.search(r"prints `([^`]*)` \(foreign\)", (ROOT / "README.md").read_text()).group(1)
-
-
-# a phrase of each Python program -> what it imports, on how many ranks it runs, what each rank prints
-PYTHON = {
-    "ParallelFFN(16": (["torch"], [1, 2], "True"),
-    "split.generate(": (["torch", "transformers"], [4], r"True \(4, 12\)"),
-    "torch.load(model": (["torch", "transformers"], [4], r"unknown \[\] files 2"),
-    "torch.Family(": (["torch"], [3], "True"),
-    "lamella.torch.Pipeline(": (["torch"], [1, 2], r"loss 1\.1334"),
-    "ffn.pack()": (["torch"], [1], r"torch.float32 None \['w1', 'w2'\]"),
-    "operators.run": (["numpy"], [1], r"\[3. 3. 3. 3.\] \(2, 4\)"),
-    "linear_col(x, up": (["jax"], [1, 2], "True"),
-    "lj.PipelineStage": (["jax"], [1, 2], "True"),
-}
 
 
 @pytest.mark.parametrize("phrase, ranks", [(p, n) for p, (_, sizes, _) in PYTHON.items() for n in sizes])

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from test_readme import PYTHON, programs
+from readme_programs import PYTHON, programs
 from wheel_commands import run
 
 THE_WHEELS = """
