@@ -88,7 +88,8 @@ typedef struct lam_context_stats {
 
 /* desc NULL = defaults */
 LAM_API lam_status lam_context_create(const lam_context_desc *desc, lam_context **out_ctx);
-LAM_API void lam_context_destroy(lam_context *ctx); /* after its groups and pipelines */
+/* After its groups and pipelines, and their calls. */
+LAM_API void lam_context_destroy(lam_context *ctx);
 /* ctx NULL = the process's default context. */
 LAM_API lam_status lam_context_get_stats(const lam_context *ctx, lam_context_stats *out_stats);
 
@@ -330,7 +331,11 @@ LAM_API void lam_group_poison(lam_group *g, lam_status why, const char *message)
 /* Waits for no other rank. Where its operands lay on a device it waits for the work that it has
  * queued there, which uses its memory: a kernel that waits for a rank ends when that comes, at the
  * deadline, or with the world; and, a second at most, until other processes have read what lies for
- * them in this one's device memory. */
+ * them in this one's device memory.
+ * Where calls of other threads use it (or this thread's own, whose hook destroys it), they end the
+ * world: those that wait for a rank give LAM_CANCELLED, here and on the other ranks. What they use is
+ * freed by the last of them, so its context stays until they are back. Calls that come later find no
+ * such handle: LAM_NOT_FOUND. Pipelines over it are destroyed before. */
 LAM_API void lam_group_destroy(lam_group *g);
 
 /* ---- Schedules, pipelines, layers onto stages ---- */

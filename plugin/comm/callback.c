@@ -9,6 +9,7 @@
  * peers are its own to notice, and channel numbers are any 32 bits. A failure poisons this
  * rank's groups only.
  * Leaves poisoning to calls.c. */
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,7 +20,8 @@
 typedef struct callback_world {
   lam_callbacks cb;
   int refs;
-  lam_status poison;
+  atomic_bool is_ending;     /* someone writes the message */
+  _Atomic lam_status poison; /* after it */
   char message[LAM_MESSAGE_BYTES];
 } callback_world;
 
@@ -148,14 +150,15 @@ static lam_status callback_split(lam_group *parent, const int *members, int n, l
 
 static void callback_poison(lam_group *g, lam_status why, const char *message) {
   callback_world *w = own(g)->world;
-  if (w->poison != LAM_OK) return;
-  w->poison = why;
+  if (atomic_exchange(&w->is_ending, true)) return;
   strncpy(w->message, message, sizeof w->message - 1);
+  atomic_store(&w->poison, why);
 }
 
 static lam_status callback_check(const lam_group *g) {
   const callback_world *w = own(g)->world;
-  return w->poison == LAM_OK ? LAM_OK : lam_fail(w->poison, "%s", w->message);
+  const lam_status poison = atomic_load(&w->poison);
+  return poison == LAM_OK ? LAM_OK : lam_fail(poison, "%s", w->message);
 }
 
 /* ---- Collectives ----------------------------------------------------------------------------- */

@@ -54,7 +54,10 @@ void lam_group_id_derive(const uint8_t secret[32], lam_group_id *out_id);
 uint64_t lam_mix(uint64_t a, uint64_t b); /* a well mixed hash of both, never 0 */
 int64_t lam_group_handle_make(uint64_t of_world, uint64_t which); /* > 0, below 2^53 */
 lam_status lam_group_register(lam_group *g);                      /* by g->handle and this thread */
-void lam_group_unregister(const lam_group *g);
+/* It is found no more; the use that is left is the caller's to leave. Whether calls use it too. */
+bool lam_group_unregister(lam_group *g);
+void lam_group_hold(lam_group *g);   /* one more use, of a group that is not destroyed yet */
+void lam_group_finish(lam_group *g); /* group.c: nobody uses it any more */
 
 /* ---- Operands on a device (peer/) ------------------------------------------------------------- */
 bool lam_peer_takes(const lam_group *g); /* the present call's lie on a device that queues its work */

@@ -1,7 +1,7 @@
 /* group.c: the life of a group: made, split, asked about, poisoned, destroyed.
  * Invariant: a group that is handed out is registered under its handle and open in its engine;
- * destroy undoes both and waits for nobody. Leaves operations to calls.c, the launcher's
- * environment to launch.c, how bytes travel to the engines. */
+ * destroy undoes the one, the last that uses the group the other; neither waits for a rank. Leaves
+ * operations to calls.c, the launcher's environment to launch.c, how bytes travel to the engines. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -133,13 +133,10 @@ static lam_status gather_seats(lam_group *g, int32_t color, int32_t key, seat *s
   return lam_group_gather_rows(g, &op, &mine, sizeof mine, seats);
 }
 
-lam_status lam_group_split(lam_group *g, int32_t color, int32_t key, lam_group **out_sub) {
+static lam_status split(lam_group *g, int32_t color, int32_t key, lam_group **out_sub) {
   seat seats[LAM_GROUP_RANKS];
   int members[LAM_GROUP_RANKS];
   lam_group *sub = NULL;
-  if (!g || !out_sub)
-    return lam_fail(LAM_INVALID_ARGUMENT, "lam_group_split: %s is NULL", g ? "out_sub" : "g");
-  *out_sub = NULL;
   LAM_TRY(gather_seats(g, color, key, seats));
   if (color < 0) return LAM_OK;
   lam_group_desc d = {.deadline_ms = g->deadline_ms, .first_deadline_ms = g->first_deadline_ms};
@@ -148,6 +145,16 @@ lam_status lam_group_split(lam_group *g, int32_t color, int32_t key, lam_group *
   LAM_TRY(group_alloc(g->ctx, g->engine, &d, &sub));
   const lam_status status = hand_out(sub, g->engine->split(g, members, d.size, sub), out_sub);
   return status == LAM_OK ? LAM_OK : lam_group_end(g, "split", status);
+}
+
+lam_status lam_group_split(lam_group *g, int32_t color, int32_t key, lam_group **out_sub) {
+  if (!g || !out_sub)
+    return lam_fail(LAM_INVALID_ARGUMENT, "lam_group_split: %s is NULL", g ? "out_sub" : "g");
+  *out_sub = NULL;
+  lam_group_hold(g);
+  const lam_status status = split(g, color, key, out_sub);
+  lam_group_leave(g);
+  return status;
 }
 
 /* ---- Questions ------------------------------------------------------------------------------- */
@@ -197,13 +204,20 @@ static lam_status use_every_edge(lam_group *g) {
   return LAM_OK;
 }
 
-lam_status lam_group_warmup(lam_group *g) {
+static lam_status warm_up(lam_group *g) {
   float one = 1;
   const lam_comm_op op = {.op = LAM_COMM_WARMUP, .dtype = LAM_F32, .ndim = 1, .dims = {1}};
-  if (!g) return lam_fail(LAM_INVALID_ARGUMENT, "lam_group_warmup: g is NULL");
   LAM_TRY(lam_group_all_reduce(g, &op, &one, &one, 1, LAM_F32));
   if (g->nccl) LAM_TRY(lam_nccl_warm(g));
   return g->size > 1 ? use_every_edge(g) : LAM_OK;
+}
+
+lam_status lam_group_warmup(lam_group *g) {
+  if (!g) return lam_fail(LAM_INVALID_ARGUMENT, "lam_group_warmup: g is NULL");
+  lam_group_hold(g);
+  const lam_status status = warm_up(g);
+  lam_group_leave(g);
+  return status;
 }
 
 /* From any thread where the engine can tell the world; the group's own thread notices it then. */
@@ -220,11 +234,23 @@ void lam_group_poison(lam_group *g, lam_status why, const char *message) {
   lam_group_on_device(g)->end(g);
 }
 
-void lam_group_destroy(lam_group *g) {
-  if (!g) return;
-  lam_group_unregister(g);
+/* By the last that used it. */
+void lam_group_finish(lam_group *g) {
   lam_group_on_device(g)->leave(g);
   g->engine->destroy(g);
   group_free(g);
   lam_peer_sweep();
+}
+
+/* Calls of other threads that wait for a rank would keep it; so would this thread's own, where a
+ * host's callback destroys it. */
+void lam_group_destroy(lam_group *g) {
+  char why[80];
+  if (!g) return;
+  if (lam_group_unregister(g) && g->size > 1) {
+    snprintf(why, sizeof why, "rank %d of %d destroyed its group while a call used it", g->rank,
+             g->size);
+    lam_group_poison(g, LAM_CANCELLED, why);
+  }
+  lam_group_leave(g);
 }

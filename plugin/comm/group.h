@@ -127,6 +127,7 @@ struct lam_group {
   int32_t busy_sms; /* multiprocessors taken by what is under way beside the next product */
   struct lam_peer *peer;         /* over peers' device memory, once it was needed; peer/ */
   struct lam_nccl *nccl;         /* over NCCL; nccl/ */
+  struct lam_entry *entry;       /* its place in the table of handles; handles.c */
 };
 
 /* NULL cells: unsupported, except those marked optional, which group.c then makes from the
@@ -203,8 +204,10 @@ struct lam_engine {
 };
 extern const lam_engine lam_engine_shm, lam_engine_nccl, lam_engine_callback;
 
-/* A `group` attribute; with ranks as threads, this thread's. */
-lam_status lam_group_find(int64_t handle, lam_group **out);
+/* A `group` attribute; with ranks as threads, this thread's. It stays until it is left, though
+ * another thread destroys it. */
+lam_status lam_group_enter(int64_t handle, lam_group **out);
+void lam_group_leave(lam_group *g);
 
 /* Finds out, with all ranks, which way the operands of their present calls take, as their first
  * collective there would. Nothing where they lie in the host's memory. */

@@ -159,10 +159,11 @@ static lam_status bind_attrs(lam_binding *b) {
   return LAM_OK;
 }
 
+/* The last that may fail: from here on the group is the binding's to leave. */
 static lam_status bind_group(lam_binding *b) {
   b->op.group = NULL;
   if (b->op.attr.group == 0) return LAM_OK;
-  const lam_status s = lam_group_find(b->op.attr.group, &b->op.group);
+  const lam_status s = lam_group_enter(b->op.attr.group, &b->op.group);
   if (s != LAM_OK) return lam_fail_within(s, "%s: group", b->row->name);
   return LAM_OK;
 }
@@ -193,4 +194,8 @@ lam_status lam_bind_call(lam_binding *b, lam_context *ctx, const lam_call *call,
   LAM_TRY(bind_group(b));
   bind_context(b, ctx);
   return LAM_OK;
+}
+
+void lam_bind_close(lam_binding *b) {
+  if (b->op.group) lam_group_leave(b->op.group);
 }

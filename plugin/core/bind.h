@@ -19,7 +19,9 @@ typedef struct lam_binding {
   lam_op_call op;
 } lam_binding;
 
+/* Once it is bound, the call holds its group until it is closed. */
 lam_status lam_bind_call(lam_binding *b, lam_context *ctx, const lam_call *call, bool data);
+void lam_bind_close(lam_binding *b);
 lam_status lam_bind_shapes(lam_binding *b);
 lam_status lam_bind_outputs(lam_binding *b);
 lam_status lam_bind_inferred(lam_binding *b); /* outputs as they would be, without memory */

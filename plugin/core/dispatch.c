@@ -33,14 +33,20 @@ static lam_status run_queued(const lam_binding *b, const lam_op_entry *entry) {
   return status;
 }
 
+static lam_status run(lam_binding *b) {
+  const lam_op_entry *entry;
+  LAM_TRY(find_entry(b, &entry));
+  LAM_TRY(lam_bind_shapes(b));
+  LAM_TRY(lam_bind_outputs(b));
+  return b->op.device->order ? run_queued(b, entry) : entry->run(&b->op);
+}
+
 lam_status lam_dispatch_run(lam_context *ctx, const lam_call *call) {
   lam_binding b;
-  const lam_op_entry *entry;
   LAM_TRY(lam_bind_call(&b, ctx, call, true));
-  LAM_TRY(find_entry(&b, &entry));
-  LAM_TRY(lam_bind_shapes(&b));
-  LAM_TRY(lam_bind_outputs(&b));
-  return b.op.device->order ? run_queued(&b, entry) : entry->run(&b.op);
+  const lam_status status = run(&b);
+  lam_bind_close(&b);
+  return status;
 }
 
 /* Whether all that a call does is queued work: where its group needs the host, it is not. */
@@ -69,22 +75,28 @@ static void ask_needs(lam_op_call *call, const lam_op_entry *entry, char *why, l
   if (entry->needs) entry->needs(call, out);
 }
 
-lam_status lam_dispatch_infer(lam_context *ctx, const lam_call *call, lam_inferred *out) {
-  lam_binding b;
+static lam_status infer(lam_binding *b, lam_inferred *out) {
   const lam_op_entry *entry;
   lam_op_needs needs = {0, 1};
-  LAM_TRY(lam_bind_call(&b, ctx, call, false));
-  LAM_TRY(find_entry(&b, &entry));
-  LAM_TRY(check_room(&b, out));
-  LAM_TRY(lam_bind_shapes(&b));
-  LAM_TRY(lam_bind_inferred(&b));
-  ask_needs(&b.op, entry, out->chunks_why, &needs);
+  LAM_TRY(find_entry(b, &entry));
+  LAM_TRY(check_room(b, out));
+  LAM_TRY(lam_bind_shapes(b));
+  LAM_TRY(lam_bind_inferred(b));
+  ask_needs(&b->op, entry, out->chunks_why, &needs);
 
-  for (int i = 0; out->outputs && out->n_outputs && i < b.row->n_out; i++)
-    out->outputs[i] = b.shapes[i];
-  out->n_outputs = (uint32_t)b.row->n_out;
+  for (int i = 0; out->outputs && out->n_outputs && i < b->row->n_out; i++)
+    out->outputs[i] = b->shapes[i];
+  out->n_outputs = (uint32_t)b->row->n_out;
   out->scratch_bytes = lam_scratch_bytes(needs.scratch_bytes);
   out->n_chunks = needs.n_chunks;
-  out->capturable = is_capturable(&b.op);
+  out->capturable = is_capturable(&b->op);
   return LAM_OK;
+}
+
+lam_status lam_dispatch_infer(lam_context *ctx, const lam_call *call, lam_inferred *out) {
+  lam_binding b;
+  LAM_TRY(lam_bind_call(&b, ctx, call, false));
+  const lam_status status = infer(&b, out);
+  lam_bind_close(&b);
+  return status;
 }

@@ -486,12 +486,18 @@ TEST(engine, leaving_is_noticed) { on_every_engine("leaving_is_noticed", 2, leav
 
 /* ---- Handles --------------------------------------------------------------------------------- */
 
+static lam_status find(int64_t handle, lam_group **out) {
+  LAM_TRY(lam_group_enter(handle, out));
+  lam_group_leave(*out);
+  return LAM_OK;
+}
+
 static void handles(lam_group *g) {
   lam_group *found = NULL, *sub = NULL;
   int64_t first[MAX_RANKS + 1], all[MAX_RANKS];
   const int64_t mine = lam_group_handle(g);
   CHECK(mine > 0);
-  CHECK_OK(lam_group_find(mine, &found));
+  CHECK_OK(find(mine, &found));
   CHECK(found == g);
   for (int r = 0; r <= g->size; r++) first[r] = r;
   const lam_comm_op op = op_of(LAM_OP_all_gather, LAM_I64, g->size);
@@ -501,13 +507,13 @@ static void handles(lam_group *g) {
   CHECK_OK(lam_group_split(g, 0, 0, &sub));
   REQUIRE(sub != NULL);
   const int64_t gone = lam_group_handle(sub);
-  CHECK_OK(lam_group_find(gone, &found));
+  CHECK_OK(find(gone, &found));
   CHECK(found == sub);
   lam_group_destroy(sub);
   /* All have destroyed theirs: the last one left would be found by every thread. */
   CHECK_OK(lam_group_all_gather(g, &op, &(lam_parts){1, 1, first, LAM_I64}, &mine, all));
-  CHECK_STATUS(lam_group_find(gone, &found), LAM_NOT_FOUND);
-  CHECK_OK(lam_group_find(mine, &found));
+  CHECK_STATUS(find(gone, &found), LAM_NOT_FOUND);
+  CHECK_OK(find(mine, &found));
   CHECK(found == g);
 }
 TEST(engine, handles_are_equal_on_all_ranks_and_find_this_threads_group) {
