@@ -1,7 +1,8 @@
 """Groups: ordered sets of ranks, as operators name them.
 
 Invariant: `places` knows every open group of this process by its handle, for hosts that trace
-(shapes depend on a rank's place in its group).
+(shapes depend on a rank's place in its group). A call that has found a group keeps it, whoever
+closes it meanwhile.
 Leaves communication to the library.
 """
 
@@ -9,11 +10,14 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from collections.abc import Callable
 
 from lamella import errors, interrupt, library
 
 ID_BYTES = ctypes.sizeof(library.GroupId)
 places: dict[int, tuple[int, int]] = {0: (0, 1)}  # handle -> (rank, size); 0 = alone
+# Of hosts that run calls later than Python makes them: each waits for this thread's calls so far.
+settle: list[Callable[[], None]] = []
 
 
 def place(handle: int) -> tuple[int, int]:
@@ -27,10 +31,10 @@ def place(handle: int) -> tuple[int, int]:
 class Group:
     """An open group. `handle` is what operators take as `group`; it is equal on all ranks.
 
-    A group lives until `close` (or the end of a `with`); closing never blocks. Calls that wait for
-    peers raise lamella.Error: PeerDead within 0.1 s of a peer's death, PeerStalled after the
-    deadline, Mismatch where ranks call different things; then Poisoned. On the main thread they end
-    on Ctrl-C, with KeyboardInterrupt.
+    A group lives until `close`, or the end of a `with`. Calls that wait for peers raise
+    lamella.Error: PeerDead within 0.1 s of a peer's death, PeerStalled after the deadline, Mismatch
+    where ranks call different things; then Poisoned. On the main thread they end on Ctrl-C, with
+    KeyboardInterrupt.
     """
 
     rank: int
@@ -153,19 +157,36 @@ class Group:
         library.check(library.native().lam_group_warmup(self.pointer))
 
     def close(self) -> None:
-        """Ends the group on this rank; a second time does nothing."""
+        """Ends the group on this rank; a second time does nothing.
+
+        The calls that this thread gave JAX to do come to their end first: peers come, or the
+        deadline, or the world's end. Calls that other threads have under way end at once, with
+        lamella.Error (CANCELLED) if they wait for a peer, and the world with them; those that come
+        later raise NotFound. An exception that leaves a `with` waits for nothing: JAX's calls end
+        as other threads' do.
+        """
+        try:
+            for wait in settle if self._pointer else ():
+                wait()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
         for pipeline in list(self.pipelines):
             pipeline.close()
-        if self._pointer:
+        pointer, self._pointer = self._pointer, None
+        if pointer:
             places.pop(self.handle, None)
-            library.native().lam_group_destroy(self._pointer)
-            self._pointer = None
+            library.native().lam_group_destroy(pointer)
 
     def __enter__(self) -> Group:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind:
+            self._end()
+        else:
+            self.close()
 
     def __repr__(self) -> str:
         return "lamella.Group(rank %d of %d, handle %d)" % (self.rank, self.size, self.handle)

@@ -5,12 +5,15 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
-from lamella import errors, group, library
+import lamella.torch  # noqa: F401: the operators
+from lamella import errors, group, library, operators
 
 ROOT = Path(__file__).resolve().parents[3]
 HEAD = """
@@ -155,3 +158,45 @@ def test_every_status_has_a_class():
         assert issubclass(kind, errors.Error)
     assert type(errors.of_status(3 | 99 << 8, "x")) is errors.InvalidArgument
     assert type(errors.of_status(77, "x")) is errors.Error
+
+
+# -- closed by another thread --
+
+CALLS = {
+    "torch": lambda g: torch.ops.lamella.all_reduce(torch.ones(3), group=g.handle),
+    "host": lambda g: operators.run("all_reduce", [ONES], [ONES.copy()], group=g.handle),
+    "warmup": lambda g: g.warmup(),
+}
+ONES = numpy.ones(3, "f")
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_that_waits_for_a_peer_ends_with_its_group(name):
+    """Ranks are threads; rank 1 does not call."""
+    groups, raised = {}, []
+
+    def open_rank(rank):
+        groups[rank] = group.Group.create(id, rank, 2, 120000, 120000)  # would outlast the test
+
+    def wait():
+        open_rank(0)
+        slept.append(groups[0]._info().sleeps)
+        try:
+            CALLS[name](groups[0])
+        except errors.Error as error:
+            raised.append(error)
+
+    for _ in range(5):
+        slept, id = [], group.Group.new_id()
+        threads = [threading.Thread(target=wait), threading.Thread(target=open_rank, args=(1,))]
+        for thread in threads:
+            thread.start()
+        threads[1].join()
+        while threads[0].is_alive() and (not slept or groups[0]._info().sleeps == slept[0]):
+            pass
+        groups[0].close()
+        threads[0].join()
+        groups[1].close()
+        error = raised.pop()
+        assert error.status == 1, error
+        assert "rank 0 of 2 destroyed its group while a call used it" in str(error)

@@ -6,14 +6,17 @@ Leaves groups of other processes to lamella.Group.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
+from typing import Any
 
 import jax
 import numpy
 
 from lamella import Error, Group
 from lamella.errors import FailedPrecondition, InvalidArgument
+from lamella.group import settle
 
 
 class LocalGroup:
@@ -33,18 +36,29 @@ class LocalGroup:
         self.handle = self._ranks[0].handle
 
     def close(self) -> None:
-        """Ends the group; never waits. Compiled functions that name it fail from then on."""
+        """Ends the group, as lamella.Group's does: once the calls that this thread gave JAX to do
+        have ended. Compiled functions that name it fail from then on."""
         for group in self._ranks:
             group.close()
 
     def __enter__(self) -> LocalGroup:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, *error: Any) -> None:
+        for group in self._ranks:
+            group.__exit__(*error)
 
     def __repr__(self) -> str:
         return "lamella.jax.LocalGroup(%d ranks along %r)" % (self.size, self.axis)
+
+
+def await_effects():
+    """Until what this thread gave JAX to do has had its effects; how it ended, its results tell."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        jax.effects_barrier()
+
+
+settle.append(await_effects)
 
 
 def join(size, deadlines):
