@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lamella.torch  # noqa: F401
-from lamella.torch import autograd, edges, raises
+from lamella.torch import autograd, calls, edges, into
 
 ROOT = Path(__file__).resolve().parents[3]
 ops = torch.ops.lamella
@@ -172,7 +173,123 @@ def test_without_torchs_private_keys_its_own_registration_does_the_same(warm_pyt
 
 
 def test_this_torch_has_the_private_keys():
-    assert autograd.HAS_KEYS
+    assert autograd.HAS_KEYS and calls.HAS_KEYS
+
+
+def asks_autograd(function):
+    """Whether a call of Lamella's kernel for the Autograd key is in it."""
+    seen, kernels = set(), (autograd.__file__, into.__file__)
+    sys.setprofile(lambda frame, event, arg: seen.add(frame.f_code.co_filename))
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return bool(seen & set(kernels))
+
+
+def test_without_gradients_an_ordinary_call_passes_autograd_by():
+    x, w = pair()
+    one_of = {
+        "the packet": lambda: ops.linear(x, w),
+        "the overload": lambda: ops.linear.default(x, w, act="gelu"),
+        "a parameter": lambda: ops.linear(x, torch.nn.Parameter(w)),
+        "out": lambda: ops.all_reduce.out(x, y=torch.empty(3, 4)),
+    }
+    assert [name for name, function in one_of.items() if not asks_autograd(function)] == []
+    with torch.no_grad():
+        assert [name for name, function in one_of.items() if asks_autograd(function)] == []
+
+
+@pytest.mark.parametrize("x", [torch.randn(3, 4), torch.randn(3, 5)], ids=["right", "refused"])
+def test_autograd_is_asked_again_after_a_call_that_passed_it_by(x):
+    w = torch.randn(2, 4, requires_grad=True)
+    before = torch._C._dispatch_tls_local_exclude_set()
+    with torch.no_grad():
+        if x.shape[1] == 5:
+            with pytest.raises(lamella.errors.InvalidArgument):
+                ops.linear(x, w)
+        else:
+            assert not ops.linear(x, w)[0].requires_grad
+    assert torch._C._dispatch_tls_local_exclude_set() == before
+    assert ops.linear(torch.randn(3, 4), w)[0].requires_grad
+
+
+def test_below_autograd_a_call_leaves_it_excluded():
+    x, w = pair()
+    with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
+        before = torch._C._dispatch_tls_local_exclude_set()
+        ops.linear(x, w)
+        assert torch._C._dispatch_tls_local_exclude_set() == before
+
+
+def doubled(x):
+    with torch.enable_grad():
+        return x * 2
+
+
+class Differentiates(TorchDispatchMode):
+    """Uses autograd while it handles an operator."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        with torch.overrides.enable_reentrant_dispatch():
+            self.used = doubled(self.weight).requires_grad
+        return function(*args, **(kwargs or {}))
+
+
+class DifferentiatesEarly(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.used = self.used or doubled(self.weight).requires_grad
+        return function(*args, **(kwargs or {}))
+
+
+class Itself(torch.Tensor):
+    """A tensor of somebody's own that uses autograd while it handles an operator."""
+
+    @staticmethod
+    def __new__(cls, x):
+        return torch.Tensor._make_wrapper_subclass(cls, x.shape, dtype=x.dtype)
+
+    def __init__(self, x):
+        self.x = x
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        with torch.overrides.enable_reentrant_dispatch():
+            cls.used = doubled(cls.weight).requires_grad
+        return function(*(a.x if isinstance(a, cls) else a for a in args), **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", [Differentiates, DifferentiatesEarly])
+def test_a_mode_may_use_autograd_while_a_call_without_gradients_is_made(kind):
+    x, w = pair()
+    mode = kind()
+    mode.weight, mode.used = torch.ones(2, requires_grad=True), False
+    with torch.no_grad(), mode:
+        ops.linear(x, w)
+    assert mode.used
+
+
+def test_a_tensor_of_somebodys_own_may_use_autograd_too():
+    x, w = pair()
+    Itself.weight, Itself.used = torch.ones(2, requires_grad=True), False
+    with torch.no_grad():
+        y, _ = ops.linear(Itself(x), w=w)
+        assert Itself.used
+        Itself.used = False
+        ops.linear(x, w=Itself(w))
+    assert Itself.used
+    torch.testing.assert_close(y, x @ w.t())
+
+
+def test_under_a_transform_a_call_goes_as_torch_sends_it():
+    def loss(x):
+        with torch.no_grad():
+            assert asks_autograd(lambda: ops.all_reduce(x))
+            scale = ops.all_reduce(x)
+        return (scale * x).sum()
+
+    x = torch.randn(3)
+    assert torch.equal(torch.func.grad(loss)(x), x)
 
 
 def test_a_torch_whose_objects_are_other_ones_is_left_as_it_is():
@@ -187,7 +304,7 @@ def test_a_torch_whose_objects_are_other_ones_is_left_as_it_is():
     packet, plain = Fixed(), types.SimpleNamespace(default=None)
     packet._op = packet.default = print
     for one in (packet, plain):
-        raises.own_errors(one)
+        calls.own(one, True)
     assert type(packet) is Fixed and type(plain) is types.SimpleNamespace
 
 

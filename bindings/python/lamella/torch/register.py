@@ -1,7 +1,8 @@
 """Loads the native adapter and gives each of its operators a fake, a gradient and its order.
 
 Invariant: done once per process, at import; the adapter's schemas are the rows' own (compared).
-Leaves shapes to lamella.shapes, gradients to gradients.py, order to order.py, errors to raises.py.
+Leaves shapes to lamella.shapes, gradients to gradients.py, order to order.py, calls from Python to
+calls.py.
 """
 
 import atexit
@@ -11,7 +12,7 @@ import torch
 
 from lamella import errors, group, library, rows, shapes
 from lamella.describe import row as document
-from lamella.torch import autocast, dtypes, gradients, into, order, raises
+from lamella.torch import autocast, calls, dtypes, gradients, into, order
 
 
 def load():
@@ -80,7 +81,7 @@ def register(row):
             "lamella_torch.so was built for another operator table: %s takes %s there, %s here"
             % (row.name, names, row.arguments)
         )
-    raises.own_errors(packet)
+    calls.own(packet, row.name in gradients.BACKWARD)
     packet.__doc__ = document(row, hidden=("acc",))
     torch.library.register_fake(operator, fake_of(row))
     gradients.register(row, operator)
