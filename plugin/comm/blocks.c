@@ -33,6 +33,6 @@ void lam_blocks_put(const lam_blocks *b, void *whole, int64_t first, int64_t n, 
   int64_t place = 0;
   for (int64_t done = 0, got = 0; done < n; done += got) {
     got = piece_at(b, first + done, n - done, &place);
-    memcpy((char *)whole + place, (const char *)from + done, (size_t)got);
+    lam_copy_result((char *)whole + place, (const char *)from + done, got, b->count * b->stride);
   }
 }

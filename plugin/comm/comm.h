@@ -26,6 +26,13 @@ bool lam_add_supported(lam_dtype t);
  * may be one of parts. */
 void lam_add(lam_dtype t, const void *const *parts, int n_parts, int64_t n, void *y);
 
+/* ---- Copies (copy.c) ------------------------------------------------------------------------- */
+#define LAM_STREAM_FROM (8 << 20)
+static inline bool lam_streams(int64_t result_bytes) { return result_bytes >= LAM_STREAM_FROM; }
+void lam_copy_streaming(void *to, const void *from, size_t bytes);
+/* Into the host's memory: a part of a result of `result_bytes`. */
+void lam_copy_result(void *to, const void *from, int64_t bytes, int64_t result_bytes);
+
 /* ---- Strides (blocks.c) ---------------------------------------------------------------------- */
 /* A rank's share of a whole operand, as bytes: `count` blocks of `bytes`, `stride` apart, from
  * `offset`. */

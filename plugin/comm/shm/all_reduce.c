@@ -24,6 +24,8 @@ static void *y_at(const shm_pass *p, int64_t element) {
   return (char *)p->y + element * lam_dtype_bytes(p->dtype);
 }
 
+static int64_t result_bytes(const shm_pass *p) { return p->total * lam_dtype_bytes(p->dtype); }
+
 /* ---- One-shot -------------------------------------------------------------------------------- */
 
 static void fill_all(const shm_pass *p, int64_t piece, unsigned char *own) {
@@ -73,8 +75,13 @@ static void fold_share(const shm_pass *p, int64_t piece) {
   void *y = y_at(p, piece * p->piece + mine.first);
   for (int r = 0; r < s->g->size; r++) parts[r] = shm_slot_data(p, r, piece) + mine.first * bytes;
   parts[s->g->rank] = x_at(p, piece * p->piece + mine.first);
-  lam_add(p->dtype, parts, s->g->size, mine.n, y);
-  lam_shm_fill(p->s->world, own, y, mine.n * bytes);
+  if (lam_streams(result_bytes(p)) && !shm_peers_are_far(s->world)) {
+    lam_add(p->dtype, parts, s->g->size, mine.n, own);
+    lam_copy_streaming(y, own, (size_t)(mine.n * bytes));
+  } else {
+    lam_add(p->dtype, parts, s->g->size, mine.n, y);
+    lam_shm_fill(s->world, own, y, mine.n * bytes);
+  }
 }
 
 static void drain_shares(const shm_pass *p, int64_t piece) {
@@ -82,8 +89,9 @@ static void drain_shares(const shm_pass *p, int64_t piece) {
   for (int r = 0; r < p->s->g->size; r++) {
     const share theirs = share_of(p, piece, r);
     if (r != p->s->g->rank)
-      memcpy(y_at(p, piece * p->piece + theirs.first),
-             shm_slot_data(p, r, piece) + theirs.first * bytes, (size_t)(theirs.n * bytes));
+      lam_copy_result(y_at(p, piece * p->piece + theirs.first),
+                      shm_slot_data(p, r, piece) + theirs.first * bytes, theirs.n * bytes,
+                      result_bytes(p));
   }
 }
 

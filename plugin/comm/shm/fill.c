@@ -9,8 +9,7 @@
  * 49 from 1 MiB on; hence four slots of 256 KiB, and pieces that take turns within them); far,
  * streaming does: 1 MiB all-reduce 89 us against 470. So plain copies are timed; two slow ones
  * in a row, and copies stream until a new try 20 ms later.
- * Invariant: when a copy returns, a release store that follows it covers it too (streaming
- * stores are fenced).
+ * Invariant: when a copy returns, a release store that follows it covers it too.
  * Leaves telling the peer to the caller. */
 #include "plugin/comm/shm/shm.h"
 
@@ -19,36 +18,17 @@
 #define SLOW_BYTES_PER_NS 6
 #define RETRY_NS 20000000
 
-#if defined(__x86_64__)
-#include <emmintrin.h>
-
-static void copy_streaming(char *to, const char *from, size_t bytes) {
-  enum { LINE = 64 };
-  size_t at = -(uintptr_t)to & (LINE - 1);
-  if (at > bytes) at = bytes;
-  memcpy(to, from, at);
-  for (; at + LINE <= bytes; at += LINE)
-    for (size_t i = at; i < at + LINE; i += 16)
-      _mm_stream_si128((__m128i *)(void *)(to + i),
-                       _mm_loadu_si128((const __m128i *)(const void *)(from + i)));
-  memcpy(to + at, from + at, bytes - at);
-  _mm_sfence();
-}
-#else
-static void copy_streaming(char *to, const char *from, size_t bytes) { memcpy(to, from, bytes); }
-#endif
-
 void lam_shm_fill(lam_world *w, void *to, const void *from, int64_t bytes) {
   if (bytes < TIMED_FROM) {
     if (shm_peers_are_far(w) && bytes >= STREAM_FROM)
-      copy_streaming(to, from, (size_t)bytes);
+      lam_copy_streaming(to, from, (size_t)bytes);
     else
       shm_copy(to, from, bytes);
     return;
   }
   const int64_t start = lam_clock_ns();
   if (start < w->probe_at) {
-    copy_streaming(to, from, (size_t)bytes);
+    lam_copy_streaming(to, from, (size_t)bytes);
     return;
   }
   memcpy(to, from, (size_t)bytes);

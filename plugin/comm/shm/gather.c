@@ -116,7 +116,7 @@ static void drain_from_root(const shm_pass *p, int64_t piece) {
   const int64_t n = piece_bytes(p, piece, p->total, &first);
   const void *from = p->s->g->rank == p->root ? (const char *)p->x + first
                                               : (const char *)shm_slot_data(p, p->root, piece);
-  if (from != (char *)p->y + first) shm_copy((char *)p->y + first, from, n);
+  if (from != (char *)p->y + first) lam_copy_result((char *)p->y + first, from, n, p->total);
 }
 
 lam_status lam_shm_broadcast(lam_group *g, const void *x, void *y, uint64_t bytes, int root) {

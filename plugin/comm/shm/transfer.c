@@ -200,7 +200,8 @@ static bool copy_next(shm_message *m, char *to, const char *from) {
       (uint64_t)atomic_fetch_add_explicit(&m->claimed, 1, memory_order_relaxed) * TOGETHER_PIECE;
   if (at >= m->bytes) return false;
   const uint64_t left = m->bytes - at;
-  memcpy(to + at, from + at, left < TOGETHER_PIECE ? left : TOGETHER_PIECE);
+  lam_copy_result(to + at, from + at, left < TOGETHER_PIECE ? (int64_t)left : TOGETHER_PIECE,
+                  (int64_t)m->bytes);
   return true;
 }
 
@@ -344,7 +345,8 @@ static lam_status copy_together(const shm_ring *r, shm_message *m, void *to, con
 }
 
 /* out_bytes: 0 where the sender took its offer back and pieces follow. */
-static lam_status copy_piece(const shm_ring *r, shm_message *m, void *to, uint64_t *out_bytes) {
+static lam_status copy_piece(const shm_ring *r, shm_message *m, void *to, uint64_t whole,
+                             uint64_t *out_bytes) {
   const uint32_t offer = take_offer(m);
   *out_bytes = offer == OFFER_IN_PIECES ? 0 : m->bytes;
   if (offer == OFFER_IN_PIECES) return LAM_OK;
@@ -352,7 +354,7 @@ static lam_status copy_piece(const shm_ring *r, shm_message *m, void *to, uint64
   if (writable_there(r, m, to))
     LAM_TRY(copy_together(r, m, to, piece_data(r, m)));
   else
-    shm_copy(to, piece_data(r, m), (int64_t)m->bytes);
+    lam_copy_result(to, piece_data(r, m), (int64_t)m->bytes, (int64_t)whole);
   /* After a failure its sender has the memory back, and may have written to it meanwhile. */
   return offer == OFFER_TAKEN ? lam_shm_world_check(r->s->world) : LAM_OK;
 }
@@ -372,7 +374,7 @@ lam_status lam_shm_recv(lam_group *g, int peer, int kind, lam_wire *header, void
     if (m->bytes > header->bytes - done)
       return lam_fail(LAM_INTERNAL, "message from rank %d: it is longer than its header says",
                       peer);
-    const lam_status status = copy_piece(&e->ring, m, (char *)data + done, &bytes);
+    const lam_status status = copy_piece(&e->ring, m, (char *)data + done, header->bytes, &bytes);
     shm_flag_raise(e->ring.freed, ++e->ring.moved); /* also after an error: see await_reader */
     LAM_TRY(status);
   }
