@@ -17,8 +17,8 @@ CROSSINGS = {  # collectives and transfers, and what is to be said of a row's pe
     "all_reduce": "",
     "all_gather": "",
     "reduce_scatter": "gloo has none: torch copies the operand, reduces that on all ranks, copies the share",
-    "broadcast": "in place with gloo; Lamella's root writes its result too",
-    "reduce": "in place with gloo",
+    "broadcast": "in place on both sides",
+    "reduce": "in place on both sides",
     "one_way": "",
 }
 ONE_THREAD = ["OMP_NUM_THREADS=1", "MKL_NUM_THREADS=1"]

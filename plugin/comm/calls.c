@@ -211,13 +211,20 @@ lam_status lam_group_reduce_scatter(lam_group *g, const lam_comm_op *op, const l
   return done(g, op, way(g)->reduce_scatter(g, p, whole, mine));
 }
 
-/* All of it is the root's share. */
+/* All of it is the root's share, which an all_gather takes from memory that it does not write. */
 static lam_status broadcast_by_gather(lam_group *g, const void *x, void *y, uint64_t bytes,
                                       int root) {
   int64_t first[LAM_GROUP_RANKS + 1];
   for (int r = 0; r <= g->size; r++) first[r] = r > root ? (int64_t)bytes : 0;
   const lam_parts parts = {.outer = 1, .inner = 1, .first = first, .dtype = LAM_U8};
-  return g->engine->all_gather(g, &parts, x, y);
+  if (x != y || g->rank != root) return g->engine->all_gather(g, &parts, x, y);
+  lam_scratch scratch;
+  LAM_TRY(lam_scratch_open(g->ctx, NULL, 0, bytes + 64, &scratch));
+  void *mine = lam_scratch_take(&scratch, bytes);
+  memcpy(mine, x, bytes);
+  const lam_status status = g->engine->all_gather(g, &parts, mine, y);
+  lam_scratch_close(&scratch);
+  return status;
 }
 
 lam_status lam_group_broadcast(lam_group *g, const lam_comm_op *op, const void *x, void *y,

@@ -69,12 +69,14 @@ lam_status lam_shm_all_gather(lam_group *g, const lam_parts *parts, const void *
 
 /* ---- Reduce-scatter: slot r of the slot holds a piece of rank r's share ---------------------- */
 
+/* Of the own share only what does not lie in one run: add_mine reads the operand otherwise. */
 static void fill_shares(const shm_pass *p, int64_t piece, unsigned char *own) {
   for (int r = 0; r < p->s->g->size; r++) {
     int64_t first = 0;
     const lam_blocks b = lam_parts_of(p->parts, r, p->s->g->size);
     const int64_t n = piece_bytes(p, piece, b.count * b.bytes, &first);
-    if (n > 0) lam_blocks_take(&b, p->x, first, n, own + r * p->piece);
+    if (n > 0 && (r != p->s->g->rank || b.count > 1))
+      lam_blocks_take(&b, p->x, first, n, own + r * p->piece);
   }
 }
 
@@ -83,7 +85,9 @@ static void add_mine(const shm_pass *p, int64_t piece) {
   const int me = p->s->g->rank;
   int64_t first = 0;
   const int64_t n = piece_bytes(p, piece, share_bytes(p, me), &first);
+  const lam_blocks mine = lam_parts_of(p->parts, me, p->s->g->size);
   for (int r = 0; r < p->s->g->size; r++) parts[r] = shm_slot_data(p, r, piece) + me * p->piece;
+  if (mine.count == 1) parts[me] = (const char *)p->x + mine.offset + first;
   if (n > 0)
     lam_add(p->dtype, parts, p->s->g->size, n / lam_dtype_bytes(p->dtype), (char *)p->y + first);
 }

@@ -48,19 +48,19 @@ def reduce_scatter(x, group):
 
 
 def broadcast(x, group):
-    mine, y = x.clone(), torch.empty_like(x)  # gloo's root keeps its operand, Lamella's writes y too
+    mine = x.clone()  # on both sides the result takes the operand's place
     return {
         "gloo": lambda: dist.broadcast(mine, 0),
-        "lamella": lambda: ops.broadcast.out(x, group=group.handle, y=y),
+        "lamella": lambda: ops.broadcast.out(x, group=group.handle, y=x),
         "functional": lambda: ops.broadcast(x, group=group.handle),
     }
 
 
 def reduce(x, group):
-    mine, y = x.clone(), torch.empty_like(x)
+    mine = x.clone()
     return {
         "gloo": lambda: dist.reduce(mine, 0),
-        "lamella": lambda: ops.reduce.out(x, group=group.handle, y=y),
+        "lamella": lambda: ops.reduce.out(x, group=group.handle, y=x),
         "functional": lambda: ops.reduce(x, group=group.handle),
     }
 

@@ -171,34 +171,40 @@ TEST(engine, reduce_scatter_splits_any_dimension_unevenly) {
 
 /* ---- One root -------------------------------------------------------------------------------- */
 
+static void broadcast_once(lam_group *g, int root, int64_t n, bool in_place) {
+  float *x = malloc((size_t)n * 4 + 4), *y = in_place ? x : malloc((size_t)n * 4 + 4);
+  lam_comm_op op = op_of(LAM_OP_broadcast, LAM_F32, n);
+  op.extra = root;
+  fill(x, LAM_F32, n, 700, g->rank);
+  CHECK_OK(lam_group_broadcast(g, &op, x, y, (uint64_t)n * 4, root));
+  for (int i = 0; i < n; i++)
+    if (y[i] != value_of(700, root, i) && !CHECK(y[i] == value_of(700, root, i))) break;
+  free(x);
+  if (!in_place) free(y);
+}
+
 static void broadcasts(lam_group *g) {
-  for (int root = 0; root < g->size; root++) FOR_EACH(n, 0, 1, 1000, 150001) {
-      float *x = malloc((size_t)n * 4 + 4), *y = malloc((size_t)n * 4 + 4);
-      lam_comm_op op = op_of(LAM_OP_broadcast, LAM_F32, n);
-      op.extra = root;
-      fill(x, LAM_F32, n, 700, g->rank);
-      CHECK_OK(lam_group_broadcast(g, &op, x, y, (uint64_t)n * 4, root));
-      for (int i = 0; i < n; i++)
-        if (y[i] != value_of(700, root, i) && !CHECK(y[i] == value_of(700, root, i))) break;
-      free(x);
-      free(y);
-    }
+  for (int root = 0; root < g->size; root++)
+    FOR_EACH(n, 0, 1, 1000, 150001) FOR_EACH(in_place, 0, 1) broadcast_once(g, root, n, in_place);
 }
 TEST(engine, broadcast_hands_out_the_roots_operand) {
   on_every_engine("broadcast_hands_out_the_roots_operand", 1, broadcasts);
 }
 
+static void reduce_at(lam_group *g, int root, int64_t n, bool in_place) {
+  float *x = malloc((size_t)n * 4 + 4), *y = in_place ? x : malloc((size_t)n * 4 + 4);
+  lam_comm_op op = op_of(LAM_OP_reduce, LAM_F32, n);
+  op.extra = root;
+  fill(x, LAM_F32, n, 800, g->rank);
+  CHECK_OK(lam_group_reduce(g, &op, x, g->rank == root ? y : NULL, n, LAM_F32, root));
+  if (g->rank == root) check_sums(y, LAM_F32, 0, n, 800, g->size);
+  free(x);
+  if (!in_place) free(y);
+}
+
 static void reduces(lam_group *g) {
-  for (int root = 0; root < g->size; root++) FOR_EACH(n, 0, 1, 1000, 100001) {
-      float *x = malloc((size_t)n * 4 + 4), *y = malloc((size_t)n * 4 + 4);
-      lam_comm_op op = op_of(LAM_OP_reduce, LAM_F32, n);
-      op.extra = root;
-      fill(x, LAM_F32, n, 800, g->rank);
-      CHECK_OK(lam_group_reduce(g, &op, x, g->rank == root ? y : NULL, n, LAM_F32, root));
-      if (g->rank == root) check_sums(y, LAM_F32, 0, n, 800, g->size);
-      free(x);
-      free(y);
-    }
+  for (int root = 0; root < g->size; root++)
+    FOR_EACH(n, 0, 1, 1000, 100001) FOR_EACH(in_place, 0, 1) reduce_at(g, root, n, in_place);
 }
 TEST(engine, reduce_sums_at_the_root) { on_every_engine("reduce_sums_at_the_root", 1, reduces); }
 

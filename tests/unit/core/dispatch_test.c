@@ -280,8 +280,13 @@ TEST(call, a_row_that_allows_it_works_in_place) {
   HOST(&l.x, l.x_data, F32, 1, 3);
   l.out[0] = &l.y.t;
   CHECK_LINEAR_REFUSED(&l, "all_reduce: y: its memory overlaps that of x");
-  l.call.op = LAM_OP_broadcast, l.out[0] = &l.x.t;
-  CHECK_LINEAR_REFUSED(&l, "broadcast: y: its memory overlaps that of x");
+  l.out[0] = &l.x.t;
+  FOR_EACH(op, LAM_OP_all_reduce, LAM_OP_broadcast, LAM_OP_reduce, LAM_OP_copy_to_group) {
+    l.call.op = (uint32_t)op;
+    CHECK_OK(lam_run(NULL, &l.call));
+  }
+  l.call.op = LAM_OP_all_gather;
+  CHECK_LINEAR_REFUSED(&l, "all_gather: y: its memory overlaps that of x");
 }
 
 TEST(call, bytes_that_are_no_packed_weight_are_refused) {
