@@ -4,9 +4,10 @@
  *
  * Invariant: a card is passed on only after its bearer's user id and secret were checked; every
  * message is 256 bytes, and a connection that does not speak in time is dropped without holding
- * up the others. The socket has no file and ends with rank 0. What a stranger does (wrong user,
- * wrong secret, silence) costs only its own connection; a member that contradicts the others
- * (size, a rank claimed twice) ends the meeting for all with one text.
+ * up the others (a member that was dropped so comes again). The socket has no file and ends with
+ * rank 0. What a stranger does (wrong user, wrong secret, silence) costs only its own connection; a
+ * member that contradicts the others (size, a rank claimed twice) ends the meeting for all with one
+ * text.
  * Leaves what a card says to the engine. */
 #include <errno.h>
 #include <poll.h>
@@ -26,6 +27,7 @@
 #define LINGER_MS 500 /* after a failure: for members who are on their way */
 #define GRACE_MS 1000
 #define SLICE_MS 20
+#define TRIES 3 /* a member that rank 0 sent away unheard: it slept longer than SPEAK_MS */
 
 enum { KIND_HELLO = 1, KIND_CARD, KIND_REFUSED };
 
@@ -175,6 +177,7 @@ typedef struct meeting {
   lam_card *cards;
   int64_t deadline; /* ns */
   uint64_t tag;
+  bool cut_off; /* rank 0 closed the connection without a word */
 } meeting;
 
 static lam_status still_time(const meeting *m, const char *what) {
@@ -411,8 +414,16 @@ static lam_status host_run(meeting *m) {
 
 /* ---- The others ------------------------------------------------------------------------------ */
 
-/* Rank 0 may not be there yet. */
-static lam_status guest_connect(const meeting *m, int *out_sock) {
+static lam_status host_ended(void) {
+  return lam_fail(LAM_PEER_DEAD, "meeting: rank 0 ended before all had come");
+}
+static lam_status cut_off(meeting *m) {
+  m->cut_off = true;
+  return host_ended();
+}
+
+/* Rank 0 may not be there yet, unless it was before. */
+static lam_status guest_connect(const meeting *m, bool again, int *out_sock) {
   struct sockaddr_un name;
   unsigned uid = 0;
   const socklen_t bytes = socket_name(&m->id, &name);
@@ -422,6 +433,7 @@ static lam_status guest_connect(const meeting *m, int *out_sock) {
        pause += pause < 20000 ? pause : 0) {
     const int error = errno;
     lam_status status = still_time(m, "rank 0");
+    if (status == LAM_OK && error == ECONNREFUSED && again) status = host_ended();
     if (status == LAM_OK && error != ECONNREFUSED && error != EAGAIN && error != EINTR)
       status =
           lam_fail(LAM_UNAVAILABLE, "meeting: socket %s: %s", name.sun_path + 1, strerror(error));
@@ -447,7 +459,7 @@ static lam_status next_card(meeting *m, int sock) {
     LAM_TRY(still_time(m, "the others"));
     (void)poll(&ready, 1, SLICE_MS);
   }
-  if (got < 0) return lam_fail(LAM_PEER_DEAD, "meeting: rank 0 ended before all had come");
+  if (got < 0) return cut_off(m);
   if (card.kind == KIND_CARD && card.rank >= 0 && card.rank < m->desc->size &&
       card.rank != m->desc->rank) {
     memcpy(m->cards[card.rank].data, card.data, LAM_CARD_BYTES);
@@ -461,23 +473,40 @@ static lam_status next_card(meeting *m, int sock) {
   return lam_fail(card.status, "%.*s", LAM_CARD_BYTES, (const char *)card.data);
 }
 
-static lam_status guest_run(meeting *m) {
+static lam_status guest_speak(meeting *m, int sock) {
+  int sent = 0;
   note hello = {.magic = MAGIC, .kind = KIND_HELLO, .rank = m->desc->rank, .size = m->desc->size};
-  int sock = -1, sent = 0;
-  lam_status status = guest_connect(m, &sock);
-  if (status != LAM_OK) return status;
   memcpy(hello.secret, m->id.secret, SECRET_BYTES);
   memcpy(hello.data, m->cards[m->desc->rank].data, LAM_CARD_BYTES);
-  m->deadline = lam_clock_ns() + (m->desc->first_deadline_ms + GRACE_MS) *
-                                     1000000ll; /* rank 0 says first who is missing */
-  while (status == LAM_OK &&
-         (sent = note_send(sock, &hello, m->cards[m->desc->rank].fds, LAM_CARD_FDS)) == 0) {
-    status = still_time(m, "rank 0 to listen");
+  while ((sent = note_send(sock, &hello, m->cards[m->desc->rank].fds, LAM_CARD_FDS)) == 0) {
+    LAM_TRY(still_time(m, "rank 0 to listen"));
     usleep(1000);
   }
-  if (sent < 0) status = lam_fail(LAM_PEER_DEAD, "meeting: rank 0 ended before all had come");
-  for (int i = 1; i < m->desc->size && status == LAM_OK; i++) status = next_card(m, sock);
+  return sent > 0 ? LAM_OK : cut_off(m);
+}
+
+/* out_n: how many cards have come. */
+static lam_status guest_meet(meeting *m, bool again, int *out_n) {
+  int sock = -1;
+  LAM_TRY(guest_connect(m, again, &sock));
+  if (!again) /* rank 0 says first who is missing */
+    m->deadline = lam_clock_ns() + (m->desc->first_deadline_ms + GRACE_MS) * 1000000ll;
+  lam_status status = guest_speak(m, sock);
+  while (status == LAM_OK && *out_n < m->desc->size - 1) {
+    status = next_card(m, sock);
+    *out_n += status == LAM_OK;
+  }
   close(sock);
+  return status;
+}
+
+static lam_status guest_run(meeting *m) {
+  int n = 0;
+  lam_status status = guest_meet(m, false, &n);
+  for (int i = 1; i < TRIES && m->cut_off && n == 0; i++) {
+    m->cut_off = false;
+    status = guest_meet(m, true, &n);
+  }
   return status;
 }
 

@@ -28,12 +28,17 @@ static void fresh_id(void) {
 }
 
 /* The socket that id names: its bytes 8 to 15, in hex. */
+static socklen_t name_of(struct sockaddr_un *a) {
+  *a = (struct sockaddr_un){.sun_family = AF_UNIX};
+  int n = snprintf(a->sun_path + 1, sizeof a->sun_path - 1, "lamella-");
+  for (int i = 8; i < 16; i++) n += snprintf(a->sun_path + 1 + n, 3, "%02x", id->bytes[i]);
+  return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)n);
+}
+
 static int connect_as_stranger(void) {
-  struct sockaddr_un a = {.sun_family = AF_UNIX};
-  int n = snprintf(a.sun_path + 1, sizeof a.sun_path - 1, "lamella-");
-  for (int i = 8; i < 16; i++) n += snprintf(a.sun_path + 1 + n, 3, "%02x", id->bytes[i]);
+  struct sockaddr_un a;
+  const socklen_t bytes = name_of(&a);
   const int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-  const socklen_t bytes = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)n);
   for (int64_t start = await_start(); connect(sock, (struct sockaddr *)&a, bytes) != 0;)
     if (!await_more(start)) return close(sock), -1;
   return sock;
@@ -156,6 +161,48 @@ TEST(meet, a_death_is_noticed) {
   FOR_EACH(victim, 0, 1) {
     fresh_id();
     run_processes_doomed(3, 1u << victim, dies_waiting, &victim);
+  }
+}
+
+enum { TRIES = 3 };
+
+/* Stands in for rank 0: sends the first `drops` who come away, and tells the next one why. */
+static void send_away(int drops) {
+  struct sockaddr_un a;
+  const socklen_t bytes = name_of(&a);
+  const int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+  /* "LAM1", a refusal, rank, size, status; the text from byte 56 on */
+  const int32_t head[] = {0x314d414c, 3, 0, 0, LAM_UNAVAILABLE};
+  char note[256] = {0}, hello[256];
+  memcpy(note, head, sizeof head);
+  strcpy(note + 56, "heard at last");
+  REQUIRE(bind(sock, (struct sockaddr *)&a, bytes) == 0 && listen(sock, 8) == 0);
+  for (int i = 0; i <= drops && i < TRIES; i++) {
+    const int guest = accept(sock, NULL, NULL);
+    REQUIRE(guest >= 0);
+    CHECK_EQ(recv(guest, hello, sizeof hello, 0), (int)sizeof hello);
+    if (i == drops) CHECK_EQ(send(guest, note, sizeof note, MSG_NOSIGNAL), (int)sizeof note);
+    close(guest);
+  }
+  close(sock);
+}
+
+static void unheard(int rank, int size, void *arg) {
+  lam_group *g = NULL;
+  const int drops = *(int *)arg;
+  if (rank == 0) {
+    send_away(drops);
+    return;
+  }
+  CHECK_STATUS(rank_open(id, rank, size, 20000, &g),
+               drops < TRIES ? LAM_UNAVAILABLE : LAM_PEER_DEAD);
+  CHECK_CONTAINS(lam_last_error(), drops < TRIES ? "heard at last" : "rank 0 ended");
+}
+/* A machine that stood still for long enough looks like it. */
+TEST(meet, who_was_sent_away_unheard_comes_again) {
+  FOR_EACH(drops, 0, 1, TRIES - 1, TRIES) {
+    fresh_id();
+    run_processes(2, unheard, &drops);
   }
 }
 
