@@ -162,7 +162,7 @@ static lam_status find_slots(peer_channel *c, const channel_note *n) {
     LAM_TRY(open_data(c, false));
     return make_slots(c, g->peer);
   }
-  LAM_TRY(lam_peer_find(g, c->peer, &n->slots, &memory));
+  LAM_TRY(lam_peer_find_sent(g, c->peer, &n->slots, &memory));
   c->slots = memory;
   return LAM_OK;
 }

@@ -144,6 +144,8 @@ void lam_peer_try_offers(lam_group *g);   /* what others have offered so far */
 bool lam_peer_goes_by_host(lam_group *g, int peer); /* what this rank sends there now */
 lam_status lam_peer_place_of(const lam_peer *p, void *data, peer_place *out);
 lam_status lam_peer_find(lam_group *g, int rank, const peer_place *at, void **out);
+/* Of memory that a peer has sent from: where it opens no more since that died, LAM_PEER_DEAD. */
+lam_status lam_peer_find_sent(lam_group *g, int rank, const peer_place *at, void **out);
 void lam_peer_unmap_all(lam_peer *p);
 
 /* kept.c: memory, until the last of its readers has gone */

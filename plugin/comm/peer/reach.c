@@ -9,10 +9,12 @@
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "plugin/comm/peer/peer.h"
 
 #define ANSWER_NS 100000000ll /* how long a sender waits for a peer that may be at other things */
+#define DEATH_NS 100000000ll
 
 /* -- maps -- */
 
@@ -62,6 +64,23 @@ lam_status lam_peer_find(lam_group *g, int rank, const peer_place *at, void **ou
   if (!g->engine->is_thread(g, rank)) return map_of(g->peer, rank, at, out);
   *out = (void *)(uintptr_t)at->there;
   return lam_peer_reach(g->device, at->device_id);
+}
+
+/* Memory of a process that was killed opens no more, a moment before its death shows. */
+static lam_status or_its_death(lam_group *g, lam_status status) {
+  char why[LAM_MESSAGE_BYTES];
+  const int64_t start = lam_clock_ns();
+  snprintf(why, sizeof why, "%s", lam_last_error());
+  while (g->engine->life && lam_clock_ns() - start < DEATH_NS) {
+    LAM_TRY(g->engine->life(g));
+    usleep(1000);
+  }
+  return lam_fail(status, "%s", why);
+}
+
+lam_status lam_peer_find_sent(lam_group *g, int rank, const peer_place *at, void **out) {
+  const lam_status status = lam_peer_find(g, rank, at, out);
+  return status == LAM_OK ? LAM_OK : or_its_death(g, status);
 }
 
 /* -- offers -- */

@@ -132,7 +132,7 @@ static bool is_first(const lam_group *g, int peer, int kind) {
 
 static lam_status box_of(lam_group *g, int peer, const note *n, lam_peer_box *out) {
   void *memory = NULL;
-  LAM_TRY(lam_peer_find(g, peer, &n->box, &memory));
+  LAM_TRY(lam_peer_find_sent(g, peer, &n->box, &memory));
   *out = lam_peer_box_at(memory);
   return LAM_OK;
 }

@@ -339,6 +339,28 @@ TEST(processes, read_what_a_rank_sent_before_it_left) {
   in_processes(&(world){.chance = seed()}, 2, leaves_early, new_scene());
 }
 
+/* Its message has come, what it lies in has not been opened yet. */
+static void killed_when_it_has_sent(rank *r) {
+  float x = 5;
+  lam_wire h = {.bytes = 4, .dtype = LAM_U8, .ndim = 1, .shape = {4}};
+  CHECK_OK(reduce_once(r, 3));
+  void *dx = to_card(r, &x, 4);
+  use_card(r);
+  if (r->rank == 1) {
+    CHECK_OK(lam_group_send(r->g, 0, 0, &h, dx));
+    kill(getpid(), SIGKILL);
+  }
+  const int64_t start = await_start();
+  while (r->g->engine->life(r->g) == LAM_OK && await_more(start)) continue;
+  CHECK_STATUS(lam_group_recv(r->g, 1, 0, &h, dx, 4), LAM_PEER_DEAD);
+  CHECK_CONTAINS(lam_last_error(), "rank 1 died");
+  r->g->device = NULL;
+}
+
+TEST(processes, that_died_with_what_they_sent_are_named) {
+  in_processes(&(world){.chance = seed(), .doomed = 2}, 2, killed_when_it_has_sent, NULL);
+}
+
 /* ---- Codes -------------------------------------------------------------------------------------- */
 
 enum { ROWS = 5, COLS = 300 };
